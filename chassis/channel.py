@@ -1,0 +1,139 @@
+"""A gRPC channel with keepalive, deadlines, retry policy and interceptors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from chassis import log, status, telemetry
+from netra import errors
+from netra.auth.v1 import auth_pb2, auth_pb2_grpc
+
+_log = log.get(__name__)
+DEFAULT_TIMEOUT_S = 10.0
+# kept back from a forwarded deadline, so that the answer of a late callee still reaches the caller
+_MARGIN_S = 0.05
+_RETRY = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 4, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}  # fmt: skip
+_OPTIONS = (
+    ("grpc.service_config", json.dumps(_RETRY)),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.http2.lookahead_bytes", 65536),
+    ("grpc.http2.bdp_probe", 0),
+)
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+Metadata = tuple[tuple[str, str], ...]
+Authorize = Callable[[], Awaitable[Metadata]]
+
+
+def bind_deadline(remaining_s: float | None) -> None:
+    """Give the current task the time that its caller has left; calls it makes get no more."""
+    _deadline.set(None if remaining_s is None else time.monotonic() + remaining_s)
+
+
+def timeout(wanted_s: float | None) -> float | None:
+    """The wanted timeout, or what the caller's deadline leaves, less a margin, whichever is shorter."""
+    deadline = _deadline.get()
+    if deadline is None:
+        return wanted_s
+    left = max(deadline - time.monotonic() - _MARGIN_S, 0.001)
+    return left if wanted_s is None else min(wanted_s, left)
+
+
+class _Interceptor:
+    """On every call, in this order: deadline, correlation and trace, identity."""
+
+    def __init__(self, authorize: Authorize | None) -> None:
+        self._authorize = authorize
+
+    async def _details(self, details: Any, default_timeout: float | None) -> grpc.aio.ClientCallDetails:
+        metadata = [*(details.metadata or ())]
+        metadata += telemetry.carrier().items()
+        if self._authorize is not None and not any(key == "authorization" for key, _ in metadata):
+            metadata += await self._authorize()
+        return grpc.aio.ClientCallDetails(
+            details.method, timeout(details.timeout or default_timeout), grpc.aio.Metadata(*metadata), details.credentials,
+            details.wait_for_ready,
+        )  # fmt: skip
+
+
+class _UnaryUnary(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(await self._details(client_call_details, DEFAULT_TIMEOUT_S), request)
+
+
+class _UnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(await self._details(client_call_details, None), request)
+
+
+class _StreamStream(_Interceptor, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await continuation(await self._details(client_call_details, None), request_iterator)
+
+
+def connect(target: str, authorize: Authorize | None = None) -> grpc.aio.Channel:
+    """A channel to `host:port`. With `authorize`, calls without an `authorization` of their own get its metadata."""
+    kinds = (_UnaryUnary, _UnaryStream, _StreamStream)
+    interceptors: list[grpc.aio.ClientInterceptor] = [kind(authorize) for kind in kinds]
+    return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
+
+
+def bearer(token: str) -> Metadata:
+    """Metadata that makes a call in the name of the token."""
+    return (("authorization", f"Bearer {token}"),)
+
+
+class ServiceCredentials:
+    """The service token of this process (client credentials), renewed at half of its life."""
+
+    def __init__(self, name: str, secret: str, stub: auth_pb2_grpc.AuthServiceAsyncStub) -> None:
+        self._name, self._secret, self._stub = name, secret, stub
+        self._token = ""
+        self._renew_at = self._ends_at = 0.0
+        self._renewing = asyncio.Lock()
+
+    async def __call__(self) -> Metadata:
+        """Metadata with a valid token. Raises `Unavailable` when there is none and auth cannot be reached."""
+        if time.monotonic() >= self._renew_at:
+            async with self._renewing:
+                if time.monotonic() >= self._renew_at:
+                    await self._renew()
+        return bearer(self._token)
+
+    async def _renew(self) -> None:
+        grant = auth_pb2.ClientCredentialsGrant(client_id=self._name, client_secret=self._secret)
+        try:
+            with status.translated():
+                answer = await self._stub.IssueToken(auth_pb2.IssueTokenRequest(client_credentials=grant), timeout=5.0)
+        except errors.NetraError as error:
+            if time.monotonic() < self._ends_at:
+                self._renew_at = time.monotonic() + 5.0
+                _log.warning("the service token could not be renewed; going on with the old one", code=error.code)
+                return
+            raise
+        self._token = answer.tokens.access_token
+        lifetime = answer.tokens.expires_in.ToTimedelta().total_seconds()
+        self._renew_at = time.monotonic() + lifetime / 2
+        self._ends_at = time.monotonic() + lifetime

@@ -1,0 +1,202 @@
+"""A gRPC server with interceptors, health and reflection in one fixed order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from chassis import channel, identity, log, status, telemetry
+from netra import errors
+from netra.access.v1 import access_pb2
+
+_log = log.get(__name__)
+_OPEN = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
+_MAX_MESSAGE = 4 * 1024 * 1024
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    # small windows: a stalled reader must not pile up megabytes
+    ("grpc.http2.lookahead_bytes", 65536),
+    ("grpc.http2.bdp_probe", 0),
+    # both ends of keepalive are set, or eager clients get GOAWAY
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+_seconds = telemetry.meter.create_histogram("netra.rpc.server.duration", unit="s", description="Calls by method and code.")
+
+
+class MissingAccessRule(Exception):
+    """An RPC has no access rule, so nobody can say who may call it."""
+
+
+class _Malformed:
+    """Stands for a request that is not the protobuf it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: str
+    rule: access_pb2.Rule
+    metadata: dict[str, str]
+
+
+def rules(descriptor: ServiceDescriptor) -> dict[str, access_pb2.Rule]:
+    """Full method name -> access rule. Raises `MissingAccessRule` naming each method without one."""
+    found, missing = {}, []
+    for method in descriptor.methods:
+        rule = method.GetOptions().Extensions[access_pb2.rule]
+        if not (rule.public or rule.permission or rule.services):
+            missing.append(f"{descriptor.full_name}/{method.name}")
+        found[f"/{descriptor.full_name}/{method.name}"] = rule
+    if missing:
+        raise MissingAccessRule(f"no access rule: {', '.join(missing)}. Add option (netra.access.v1.rule) to each in its .proto")
+    return found
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):
+    """Around every call, from outside in: deadline, correlation and trace, error mapping, identity and access rule, metrics."""
+
+    def __init__(self, known: dict[str, access_pb2.Rule], authenticator: identity.Authenticator) -> None:
+        self._rules = known
+        self._authenticator = authenticator
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        rule = self._rules.get(details.method)
+        if handler is None or (rule is None and details.method.rpartition("/")[0][1:] in _OPEN):
+            return handler
+        # a method without a rule cannot be here; an empty rule admits nobody all the same
+        call = _Call(details.method, rule or access_pb2.Rule(), _text(details.invocation_metadata))
+        return self._wrapped(handler, call)
+
+    def _wrapped(self, handler: Any, call: _Call) -> Any:
+        kind = ("stream" if handler.request_streaming else "unary") + "_" + ("stream" if handler.response_streaming else "unary")
+        behaviour = getattr(handler, kind)
+        around = self._streaming(behaviour, call) if handler.response_streaming else self._single(behaviour, call)
+        make: Callable[..., Any] = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            around,
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+    def _single(self, behaviour: Any, call: _Call) -> Any:
+        async def around(request: Any, context: Any) -> Any:
+            channel.bind_deadline(context.time_remaining())
+            with telemetry.span(call.method[1:], call.metadata, "SERVER") as span:
+                began = time.perf_counter()
+                code = "OK"
+                try:
+                    await self._admit(call, request)
+                    return await behaviour(request, context)
+                except Exception as error:
+                    known = status.as_netra(error)
+                    code = known.code
+                    telemetry.failed(span, code)
+                    await status.abort(context, known)
+                finally:
+                    _seconds.record(time.perf_counter() - began, {"method": call.method, "code": code})
+
+        return around
+
+    def _streaming(self, behaviour: Any, call: _Call) -> Any:
+        async def around(request: Any, context: Any) -> AsyncIterator[Any]:
+            channel.bind_deadline(context.time_remaining())
+            with telemetry.span(call.method[1:], call.metadata, "SERVER") as span:
+                began = time.perf_counter()
+                code = "OK"
+                try:
+                    await self._admit(call, request)
+                    async with contextlib.aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            yield response
+                except Exception as error:
+                    known = status.as_netra(error)
+                    code = known.code
+                    telemetry.failed(span, code)
+                    await status.abort(context, known)
+                finally:
+                    _seconds.record(time.perf_counter() - began, {"method": call.method, "code": code})
+
+        return around
+
+    async def _admit(self, call: _Call, request: Any) -> None:
+        caller = await self._authenticator.admit(call.rule, call.metadata)
+        identity.bind(caller)
+        if caller.principal is not None or caller.context is not None:
+            log.bind(user_id=caller.user_id)
+        if isinstance(request, _Malformed):
+            raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
+
+
+def _text(metadata: Any) -> dict[str, str]:
+    return {key: value for key, value in metadata or () if isinstance(value, str)}
+
+
+def _tolerant(deserialize: Any) -> Any:
+    # grpc answers a request it cannot decode with UNKNOWN before any interceptor runs
+    def decode(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Malformed()
+
+    return decode
+
+
+class Server:
+    """One listening gRPC server. It is NOT_SERVING until `serving(True)`."""
+
+    def __init__(self, host: str, port: int, authenticator: identity.Authenticator, drain_s: float) -> None:
+        self._address = f"{host}:{port}"
+        self._authenticator = authenticator
+        self._drain_s = drain_s
+        self._health = health.aio.HealthServicer()
+        self._known: dict[str, access_pb2.Rule] = {}
+        self._adders: list[Callable[[grpc.aio.Server], None]] = []
+        self._server: grpc.aio.Server | None = None
+        self.draining = asyncio.Event()
+        self.port = port
+
+    def add(self, descriptor: ServiceDescriptor, adder: Callable[[Any, Any], None], servicer: object) -> None:
+        """Mount a servicer. Raises `MissingAccessRule` when one of its methods has no rule."""
+        self._known |= rules(descriptor)
+        self._adders.append(lambda server: adder(servicer, server))
+
+    async def start(self) -> None:
+        """Listen. Raises `OSError` when the address is taken."""
+        server = grpc.aio.server(interceptors=[_Interceptor(self._known, self._authenticator)], options=_OPTIONS)
+        for adder in self._adders:
+            adder(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = {name.rpartition("/")[0][1:] for name in self._known}
+        reflection.enable_server_reflection((*sorted(names), *sorted(_OPEN)), server)
+        await self.serving(False)
+        try:
+            self.port = server.add_insecure_port(self._address)
+        except RuntimeError:
+            raise OSError(f"{self._address} is in use. Stop what listens there, or set another port.") from None
+        await server.start()
+        self._server = server
+
+    async def serving(self, ready: bool) -> None:
+        """Say over grpc.health.v1 whether calls are welcome."""
+        state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set("", state)
+
+    async def drain(self) -> None:
+        """NOT_SERVING first, then streams are asked to end, then open calls get their time, then the rest is cut."""
+        await self._health.enter_graceful_shutdown()
+        self.draining.set()
+        if self._server is not None:
+            await self._server.stop(self._drain_s)

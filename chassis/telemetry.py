@@ -1,0 +1,107 @@
+"""OpenTelemetry set-up; the correlation id in metadata, spans and log lines."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+
+from opentelemetry import metrics, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.exporter.otlp.json.file.trace_exporter import FileSpanExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import start_http_server
+
+from chassis import log
+from chassis import settings as settings_
+from netra import ids
+
+CORRELATION_HEADER = "x-correlation-id"
+_correlation: ContextVar[str] = ContextVar("correlation_id", default="")
+_propagator = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
+tracer = trace.get_tracer("netra")
+meter = metrics.get_meter("netra")
+
+
+def _exporting(service: str, settings: settings_.ProcessSettings) -> TracerProvider:
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    if settings.trace_dir is not None:
+        provider.add_span_processor(BatchSpanProcessor(_file_exporter(settings.trace_dir, service), schedule_delay_millis=500))
+    if settings.otlp_endpoint:
+        exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=settings.otlp_endpoint.startswith("http://"))
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
+
+
+def _file_exporter(folder: Path, service: str) -> FileSpanExporter:
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSpanExporter(str(folder / f"{service}.jsonl"))
+
+
+def set_up(service: str, settings: settings_.ProcessSettings) -> TracerProvider:
+    """Export spans to the trace folder and, when an endpoint is set, over OTLP; serve metrics when a port is set.
+
+    The caller shuts the returned provider down at the end, which writes what is still pending.
+    """
+    provider = _exporting(service, settings)
+    trace.set_tracer_provider(provider)
+    metrics.set_meter_provider(MeterProvider(metric_readers=[PrometheusMetricReader()]))
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr=settings.host)
+    return provider
+
+
+def correlation_id() -> str:
+    """The correlation id of the request at hand; empty outside of one."""
+    return _correlation.get()
+
+
+def trace_id() -> str:
+    """The trace id of the current span: 32 hex digits, zeros outside of one."""
+    return f"{trace.get_current_span().get_span_context().trace_id:032x}"
+
+
+def correlate(value: str) -> str:
+    """Take over a correlation id, or make one when there is none or it is malformed; returns the one in force."""
+    chosen = value if ids.is_correlation_id(value) else ids.CorrelationId.new()
+    _correlation.set(chosen)
+    log.bind(correlation_id=chosen)
+    trace.get_current_span().set_attribute("netra.correlation_id", chosen)
+    return chosen
+
+
+def carrier() -> dict[str, str]:
+    """What travels with a call: traceparent, baggage, correlation id."""
+    headers: dict[str, str] = {}
+    _propagator.inject(headers)
+    if _correlation.get():
+        headers[CORRELATION_HEADER] = _correlation.get()
+    return headers
+
+
+@contextlib.contextmanager
+def span(name: str, headers: Mapping[str, str] | None = None, kind: str = "INTERNAL") -> Iterator[trace.Span]:
+    """A span, joined to the trace in `headers` when given (as a server does), else to the current one.
+
+    Sets the correlation id from the headers for the time of the span.
+    """
+    parent = None if headers is None else _propagator.extract(dict(headers))
+    with tracer.start_as_current_span(name, context=parent, kind=trace.SpanKind[kind], record_exception=False) as current:
+        if headers is not None:
+            correlate(headers.get(CORRELATION_HEADER, ""))
+        elif _correlation.get():
+            current.set_attribute("netra.correlation_id", _correlation.get())
+        yield current
+
+
+def failed(current: trace.Span, code: str) -> None:
+    """Mark a span as failed with a reason; never with a message, which may hold a user's words."""
+    current.set_status(trace.StatusCode.ERROR, code)
