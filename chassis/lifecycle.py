@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -60,10 +61,20 @@ async def _until_signal(name: str, service: Callable[[], AbstractAsyncContextMan
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with service():
-        _log.info("started", process=name)
-        await stop.wait()
+    async with contextlib.AsyncExitStack() as stack:
+        if await _entered(stack, service(), stop):
+            _log.info("started", process=name)
+            await stop.wait()
         _log.info("stopping", process=name)
+
+
+async def _entered(stack: contextlib.AsyncExitStack, service: AbstractAsyncContextManager[object], stop: asyncio.Event) -> bool:
+    """Whether the service came up before a signal did: one that still waits for its database ends on a signal too."""
+    tasks = Tasks(on_failure=lambda _error: None)
+    entering = tasks.spawn(stack.enter_async_context(service), name="start")
+    await asyncio.wait({entering, tasks.spawn(stop.wait(), name="signal")}, return_when=asyncio.FIRST_COMPLETED)
+    await tasks.close()
+    return not entering.cancelled() and entering.result() is not None
 
 
 def run(name: str, load: Callable[[], Any], build: Callable[[Any], AbstractAsyncContextManager[object]]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from pathlib import Path
 
 from chassis import log, postgres
+from netra import errors
 
 _log = log.get(__name__)
 _NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
@@ -59,3 +61,15 @@ async def apply(dsn: str, schema: str, folder: Path) -> list[str]:
                 await database.execute(insert, version, name, digest)
             applied.append(f"{schema}/{version:04d}_{name}")
     return applied
+
+
+async def awaited(database: postgres.DatabaseManager, schema: str, folder: Path) -> None:
+    """Returns when every file of the folder has been applied to the database by the job that does so."""
+    wanted = latest(folder)
+    while True:
+        try:
+            if await postgres.schema_version(database, schema) >= wanted:
+                return
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            _log.warning("waiting for the database", schema=schema)
+        await asyncio.sleep(0.1)

@@ -18,8 +18,20 @@ Row = asyncpg.Record
 _TRANSIENT = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.InterfaceError, TimeoutError)
 
 
+# the server goes down, comes up, is full, or chose this transaction as a victim: the same again may succeed
+_AWAY = (
+    OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError,
+    asyncpg.InsufficientResourcesError, asyncpg.TransactionRollbackError, asyncpg.ReadOnlySQLTransactionError,
+)  # fmt: skip
+_UNFIT = (asyncpg.DataError, asyncpg.exceptions._base.DataError, asyncpg.IntegrityConstraintViolationError)
+
+
 class Conflict(Exception):
     """A unique constraint was violated; its name is the argument."""
+
+
+class Unfit(Exception):
+    """A value does not fit the database; the same again would fail again."""
 
 
 class _Connection(asyncpg.Connection):
@@ -66,7 +78,7 @@ class Transaction:
 
 
 class DatabaseManager:
-    """The pool of one role. Errors of the driver leave as `Unavailable`, `DeadlineExceeded` or `Conflict`."""
+    """The pool of one role. Errors of the driver leave as `Unavailable`, `DeadlineExceeded`, `Conflict` or `Unfit`."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
@@ -97,7 +109,9 @@ def translated() -> Iterator[None]:
         raise Conflict(error.constraint_name or "") from None
     except (asyncpg.QueryCanceledError, TimeoutError):
         raise errors.DeadlineExceeded("The database did not answer in time.") from None
-    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError, OSError) as error:
+    except _UNFIT as error:
+        raise Unfit(type(error).__name__) from error
+    except _AWAY as error:
         _log.warning("database not reachable", error=type(error).__name__)
         raise errors.Unavailable("The database is not reachable just now. Try again.") from None
 
@@ -107,10 +121,15 @@ async def open_pool(dsn: str, name: str, *, size: int = 8) -> DatabaseManager:
     async for attempt in stamina.retry_context(on=_retryable, attempts=None, timeout=None, wait_initial=0.1, wait_max=2.0):
         with attempt:
             pool = await asyncpg.create_pool(
-                dsn, min_size=1, max_size=size, connection_class=_Connection, timeout=5.0,
+                dsn, min_size=1, max_size=size, connection_class=_Connection, timeout=5.0, init=_ids_as_text,
                 server_settings={"application_name": name, "statement_timeout": "15s"},
             )  # fmt: skip
     return DatabaseManager(pool)
+
+
+async def _ids_as_text(connection: Any) -> None:
+    # the driver's own codec refuses subclasses of str, which our typed ids are
+    await connection.set_type_codec("uuid", schema="pg_catalog", encoder=str, decoder=str, format="text")
 
 
 def _retryable(error: Exception) -> bool:
@@ -136,7 +155,10 @@ async def _connected(dsn: str) -> Any:
 
 async def schema_version(database: DatabaseManager, schema: str) -> int:
     """The highest migration applied to a schema; 0 when there is none."""
-    async with database.transaction() as transaction:
-        if await transaction.value("SELECT to_regclass($1)", f"{schema}.migrations") is None:
-            return 0
-        return int(await transaction.value(f"SELECT coalesce(max(version), 0) FROM {schema}.migrations"))  # noqa: S608 - a constant of ours
+    try:
+        async with database.transaction() as transaction:
+            if await transaction.value("SELECT to_regclass($1)", f"{schema}.migrations") is None:
+                return 0
+            return int(await transaction.value(f"SELECT coalesce(max(version), 0) FROM {schema}.migrations"))  # noqa: S608 - a constant of ours
+    except asyncpg.InsufficientPrivilegeError:
+        return 0  # the schema was made a moment ago; its grants come with the first migration

@@ -95,7 +95,7 @@ class Streams:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose()
+        await self._redis.aclose(close_connection_pool=True)
 
 
 def _flat(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

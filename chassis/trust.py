@@ -13,6 +13,7 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from chassis import log
+from netra import errors
 from netra.auth.v1 import auth_pb2
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class Trust:
     def key(self, issuer: str, kid: str) -> Ed25519PublicKey | None:
         """The verification key of an issuer, if published."""
         return self._keys.get((issuer, kid))
+
+    async def awaited(self) -> None:
+        """Returns when keys and policy are known."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.ready)
 
     async def awaited_key(self, issuer: str, kid: str, patience_s: float = 2.0) -> Ed25519PublicKey | None:
         """The key, waiting a little for one that was published a moment ago."""
@@ -129,7 +135,8 @@ async def follow(
             async for update in stub.WatchTrust(auth_pb2.WatchTrustRequest(), metadata=await authorized()):
                 await trust.apply(update)
                 delay = 0.1
-        except grpc.aio.AioRpcError as error:
-            _log.warning("auth is not reachable; going on with what is known", status=error.code().name)
+        except (grpc.aio.AioRpcError, errors.NetraError) as error:
+            code = error.code if isinstance(error, errors.NetraError) else error.code().name
+            _log.warning("auth is not reachable; going on with what is known", status=code)
         await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
         delay = min(delay * 2, 2.0)

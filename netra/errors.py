@@ -9,7 +9,12 @@ NetraError
 │   │   ├── PlaceholderValue   a value that was never meant
 │   │   ├── ReservedKey        a key that only the platform sets
 │   │   └── DepthExceeded      more than 10 generations
-│   └── TooLarge               over a limit; names it
+│   ├── TooLarge               over a limit; names it
+│   ├── BadJson                not RFC 8259 JSON
+│   ├── DuplicateKey           an object names a key twice
+│   ├── NotAnObject            JSON, but not an object
+│   ├── UnknownType            a frame of a type that does not exist
+│   └── BinaryNotSupported     only text frames are read
 ├── AlreadyExists              same id, other payload
 ├── Busy                       the thread has an active run
 ├── RateLimited                too many, too fast; says when to come back
@@ -89,6 +94,36 @@ class TooLarge(InvalidPayload):
     """Something is larger than its limit."""
 
     code = "FRAME_TOO_LARGE"
+
+
+class BadJson(InvalidPayload):
+    """This is not JSON as RFC 8259 describes it."""
+
+    code = "BAD_JSON"
+
+
+class DuplicateKey(InvalidPayload):
+    """A JSON object names the same key twice."""
+
+    code = "DUPLICATE_KEY"
+
+
+class NotAnObject(InvalidPayload):
+    """The JSON must be an object."""
+
+    code = "NOT_AN_OBJECT"
+
+
+class UnknownType(InvalidPayload):
+    """There is no frame of this type."""
+
+    code = "UNKNOWN_TYPE"
+
+
+class BinaryNotSupported(InvalidPayload):
+    """Binary frames are not read. Send text frames."""
+
+    code = "BINARY_NOT_SUPPORTED"
 
 
 class AlreadyExists(NetraError):

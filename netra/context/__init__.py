@@ -1,13 +1,5 @@
 """The frozen frame a run executes in."""
 
-from __future__ import annotations
+from netra.context.execution import UserExecutionContext
 
-from netra import ids
-
-
-class UserExecutionContext:
-    user_id: ids.UserId
-
-    @classmethod
-    def from_claims(cls, claims: dict[str, object]) -> UserExecutionContext:
-        return cls()
+__all__ = ["UserExecutionContext"]

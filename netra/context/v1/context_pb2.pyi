@@ -131,7 +131,7 @@ class OpenContextRequest(_message.Message):
     access_token: _builtins.str
     """The user's access token, verified here; identity comes from nowhere else."""
     run_id: _builtins.str
-    """The run, chosen by the dispatcher (UUIDv7)."""
+    """The run, proposed by the dispatcher (UUIDv7); it counts only when the request id is new."""
     thread_id: _builtins.str
     """The thread to go on with; empty makes a new one."""
     connection_id: _builtins.str

@@ -83,7 +83,8 @@ class ContextServiceServicer:
 
     def OpenContext(self, request, context):
         """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
-        The user comes from the access token inside the request, verified here. The same request id returns the same context.
+        The user comes from the access token inside the request, verified here. The same request id returns the same context,
+        with the run id of the first: so all who bring one request id mean one run.
         NOT_FOUND: the thread does not exist or is not the user's. INVALID_PAYLOAD: a placeholder or reserved value.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

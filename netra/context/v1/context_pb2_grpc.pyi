@@ -35,7 +35,8 @@ class ContextServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ContextServiceAsyncStub: ...
     OpenContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.OpenContextRequest, _context_pb2.OpenContextResponse]
     """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
-    The user comes from the access token inside the request, verified here. The same request id returns the same context.
+    The user comes from the access token inside the request, verified here. The same request id returns the same context,
+    with the run id of the first: so all who bring one request id mean one run.
     NOT_FOUND: the thread does not exist or is not the user's. INVALID_PAYLOAD: a placeholder or reserved value.
     """
     RenewContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.RenewContextRequest, _context_pb2.RenewContextResponse]
@@ -66,7 +67,8 @@ class ContextServiceAsyncStub(ContextServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenContext: _aio.UnaryUnaryMultiCallable[_context_pb2.OpenContextRequest, _context_pb2.OpenContextResponse]  # type: ignore[assignment]
     """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
-    The user comes from the access token inside the request, verified here. The same request id returns the same context.
+    The user comes from the access token inside the request, verified here. The same request id returns the same context,
+    with the run id of the first: so all who bring one request id mean one run.
     NOT_FOUND: the thread does not exist or is not the user's. INVALID_PAYLOAD: a placeholder or reserved value.
     """
     RenewContext: _aio.UnaryUnaryMultiCallable[_context_pb2.RenewContextRequest, _context_pb2.RenewContextResponse]  # type: ignore[assignment]
@@ -100,7 +102,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.OpenContextResponse, _abc.Awaitable[_context_pb2.OpenContextResponse]]:
         """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
-        The user comes from the access token inside the request, verified here. The same request id returns the same context.
+        The user comes from the access token inside the request, verified here. The same request id returns the same context,
+        with the run id of the first: so all who bring one request id mean one run.
         NOT_FOUND: the thread does not exist or is not the user's. INVALID_PAYLOAD: a placeholder or reserved value.
         """
 

@@ -1,0 +1,56 @@
+# Everything is explained by `make help`.
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+COMPOSE := docker compose
+IMAGE ?= netra:local
+WORKERS ?= 2
+
+.PHONY: help bootstrap run demo up down test check protos bench image clean reset doctor
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+bootstrap:
+	@scripts/bootstrap.sh
+
+run: bootstrap ## everything on this machine, one analysis as proof, then serve until Ctrl-C
+	@exec $(PYTHON) -m standalone run
+
+demo: bootstrap ## the same, and exit after the proof
+	@exec $(PYTHON) -m standalone demo
+
+up: ## everything in containers (docker compose)
+	$(COMPOSE) up -d --build --wait
+
+down: ## stop the containers
+	$(COMPOSE) down
+
+test: bootstrap ## unit, integration, system against real services
+	$(PYTHON) -m pytest -n $(WORKERS)
+
+check: bootstrap ## format, lint, types, import rules, protos
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-cache
+	scripts/buf.sh lint protos
+	scripts/protos.sh --check
+
+protos: bootstrap ## regenerate the stubs
+	scripts/protos.sh
+
+bench: bootstrap ## measurements, with the peers
+	@for file in bench/*.py; do [ -e "$$file" ] || continue; $(PYTHON) $$file || exit 1; done
+
+image: ## the one image
+	docker build -t $(IMAGE) .
+
+clean: ## remove caches, build results and tools (not the data: see reset)
+	rm -rf .venv .tools build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage coverage.xml
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+reset: bootstrap ## stop and delete .netra with all data (FORCE=1 does not ask)
+	@$(PYTHON) -m standalone reset $(if $(FORCE),--force)
+
+doctor: bootstrap ## look for problems on this machine, each with its remedy
+	@$(PYTHON) -m standalone doctor

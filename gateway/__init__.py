@@ -1,0 +1,1 @@
+"""The edge: WebSocket frames outside, gRPC inside."""

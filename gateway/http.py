@@ -1,0 +1,236 @@
+"""The HTTP resources and server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chassis import channel, identity, log, status
+from gateway import frames, problems, router, session, sse, upstreams, views
+from netra import errors, ids
+from netra.auth.v1 import auth_pb2
+from netra.context.v1 import context_pb2
+from netra.dispatcher.v1 import dispatcher_pb2
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+_Id = TypeVar("_Id", bound=ids.Id)
+_MAX_SIGN_IN_BYTES = 16 * 1024
+
+
+def _answer(value: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(value), code, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
+
+
+def _in_path(request: Request, name: str, kind: type[_Id]) -> _Id:
+    try:
+        return kind(request.path_params[name])
+    except errors.InvalidPayload:
+        raise errors.NotFound from None
+
+
+class Api:
+    """One method per resource: read, call in the caller's name, show."""
+
+    def __init__(self, edge: session.Edge, services: upstreams.Upstreams) -> None:
+        self._edge = edge
+        self._services = services
+        self._events = sse.Events(edge, services)
+
+    def routes(self) -> list[tuple[str, str, Endpoint]]:
+        """Method, path, endpoint."""
+        return [
+            ("GET", "/", self.index),
+            ("GET", "/healthz", self.healthz),
+            ("GET", "/readyz", self.readyz),
+            ("GET", "/metrics", self.metrics),
+            ("GET", "/.well-known/jwks.json", self.jwks),
+            ("GET", "/ws", self.socket),
+            ("POST", "/auth/login", self.login),
+            ("POST", "/auth/refresh", self.refresh),
+            ("POST", "/auth/logout", self.logout),
+            ("GET", "/v1/me", self.me),
+            ("POST", "/v1/runs", self.start_run),
+            ("GET", "/v1/runs", self.list_runs),
+            ("POST", "/v1/runs/{run_id}:cancel", self.cancel_run),
+            ("GET", "/v1/runs/{run_id}/events", self.run_events),
+            ("GET", "/v1/runs/{run_id}", self.get_run),
+            ("GET", "/v1/threads", self.list_threads),
+            ("GET", "/v1/threads/{thread_id}/messages", self.list_messages),
+            ("GET", "/v1/tools", self.list_tools),
+            ("GET", "/v1/agents", self.list_agents),
+        ]
+
+    async def _caller(self, request: Request) -> identity.Principal:
+        token = problems.bearer(request.headers)
+        if not token:
+            raise errors.Unauthenticated("Send an access token as Authorization: Bearer <token>. POST /auth/login gives one.")
+        who = await self._edge.verifier.principal(token)
+        log.bind(user_id=who.user_id)
+        return who
+
+    async def index(self, _request: Request) -> Response:
+        """What there is."""
+        endpoints = [f"{method} {path}" for method, path, _ in self.routes() if path != "/ws"]
+        return _answer({"name": "netra", "socket": "GET /ws (subprotocols netra.v1, bearer.<access token>)", "endpoints": endpoints})
+
+    async def socket(self, _request: Request) -> Response:
+        """A plain GET of the socket's address."""
+        raise errors.FailedPrecondition("This is a WebSocket. Connect with the subprotocols netra.v1 and bearer.<access token>.")
+
+    async def healthz(self, _request: Request) -> Response:
+        """Alive."""
+        return _answer({"status": "alive"})
+
+    async def readyz(self, _request: Request) -> Response:
+        """Whether every upstream serves, the tail is up, and keys are known."""
+        parts = await self._services.serving()
+        parts |= {"trust": self._edge.verifier.trust.ready, "accepting": not self._edge.open.draining.is_set()}
+        ready = all(parts.values())
+        return _answer({"ready": ready, "parts": parts}, 200 if ready else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        """Prometheus text."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    async def jwks(self, _request: Request) -> Response:
+        """The published keys."""
+        with status.translated():
+            found = await self._services.auth.GetKeys(auth_pb2.GetKeysRequest())
+        return _answer(views.jwks(found), headers={"Cache-Control": "public, max-age=60"})
+
+    async def login(self, request: Request) -> Response:
+        """Exchange a password for tokens."""
+        body = await problems.body_of(request, _MAX_SIGN_IN_BYTES)
+        grant = auth_pb2.PasswordGrant(email=problems.required(body, "email", 254), password=problems.required(body, "password", 1024))
+        device = request.headers.get("user-agent", "")[:200]
+        with status.translated():
+            answer = await self._services.auth.IssueToken(auth_pb2.IssueTokenRequest(password=grant, device=device))
+        return _answer(views.tokens(answer.tokens))
+
+    async def refresh(self, request: Request) -> Response:
+        """Exchange a refresh token for a new pair."""
+        body = await problems.body_of(request, _MAX_SIGN_IN_BYTES)
+        wanted = auth_pb2.RefreshTokenRequest(refresh_token=problems.required(body, "refresh_token"))
+        with status.translated():
+            answer = await self._services.auth.RefreshToken(wanted)
+        return _answer(views.tokens(answer.tokens))
+
+    async def logout(self, request: Request) -> Response:
+        """End the session everywhere."""
+        who = await self._caller(request)
+        with status.translated():
+            answer = await self._services.auth.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=channel.bearer(who.token))
+        return _answer({"session_id": answer.session_id})
+
+    async def me(self, request: Request) -> Response:
+        """Who the token says I am, and my limits here."""
+        who = await self._caller(request)
+        with status.translated():
+            found = await self._services.auth.GetPermissions(auth_pb2.GetPermissionsRequest(), metadata=channel.bearer(who.token))
+        limits = self._edge.settings
+        sockets = {"open": self._edge.open.open_for(who.user_id), "limit": limits.sockets_per_user}
+        allowed = {"sockets": sockets, "frames_per_minute": limits.frames_per_minute, "max_frame_bytes": limits.max_frame_bytes}
+        return _answer({**views.caller(found), "limits": allowed})
+
+    async def start_run(self, request: Request) -> Response:
+        """START_AGENT over HTTP; the idempotency key is the request id."""
+        who = await self._caller(request)
+        payload = await problems.body_of(request, self._edge.settings.max_body_bytes)
+        frames.refuse_identity(payload, "payload.")
+        request_id = ids.RequestId(request.headers["idempotency-key"]) if "idempotency-key" in request.headers else ids.RequestId.new()
+        wanted = router.start_run(payload, "", request_id)
+        with status.translated():
+            answer = await self._services.dispatcher.StartRun(wanted, metadata=channel.bearer(who.token))
+        found = {"run_id": answer.run_id, "thread_id": answer.thread_id, "message_id": answer.message_id}
+        return _answer(found, 202, {"Location": f"/v1/runs/{answer.run_id}"})
+
+    async def list_runs(self, request: Request) -> Response:
+        """The caller's runs, newest first."""
+        who, query = await self._caller(request), request.query_params
+        wanted_state = views.state_named(query.get("state", ""))
+        if query.get("state") and not wanted_state:
+            raise frames.wrong("query.state", "is not a state of a run")
+        wanted = dispatcher_pb2.ListRunsRequest(
+            page_size=problems.number(query, "page_size", 1, 200, 0),
+            page_token=query.get("page_token", ""),
+            thread_id=frames.optional_id(query.get("thread_id"), "query.thread_id"),
+            state=wanted_state or dispatcher_pb2.RUN_STATE_UNSPECIFIED,
+        )
+        with status.translated():
+            found = await self._services.dispatcher.ListRuns(wanted, metadata=channel.bearer(who.token))
+        return _answer({"runs": [views.run(one) for one in found.runs], "next_page_token": found.next_page_token})
+
+    async def get_run(self, request: Request) -> Response:
+        """One run of the caller."""
+        who = await self._caller(request)
+        wanted = dispatcher_pb2.GetRunRequest(run_id=_in_path(request, "run_id", ids.RunId))
+        with status.translated():
+            found = await self._services.dispatcher.GetRun(wanted, metadata=channel.bearer(who.token))
+        return _answer(views.run(found.run))
+
+    async def cancel_run(self, request: Request) -> Response:
+        """Ask a run to stop."""
+        who = await self._caller(request)
+        run_id = _in_path(request, "run_id", ids.RunId)
+        with status.translated():
+            wanted = dispatcher_pb2.CancelRunRequest(run_id=run_id)
+            found = await self._services.dispatcher.CancelRun(wanted, metadata=channel.bearer(who.token))
+        return _answer({"run_id": run_id, "state": views.state(found.state)})
+
+    async def run_events(self, request: Request) -> Response:
+        """The record of one run: server-sent events, or one page."""
+        who = await self._caller(request)
+        run_id = _in_path(request, "run_id", ids.RunId)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return await self._events.stream(who, run_id, self._last_seen(request))
+        after = problems.number(request.query_params, "after", 0, 2**62, 0)
+        size = problems.number(request.query_params, "limit", 1, 1000, 100)
+        page = await self._events.page(who, run_id, after, size)
+        return _answer({"events": [orjson.Fragment(event.frame) for event in page.events], "next_after": page.next_after or after})
+
+    def _last_seen(self, request: Request) -> int:
+        last = request.headers.get("last-event-id", "")
+        if last:
+            return problems.number({"Last-Event-ID": last}, "Last-Event-ID", 0, 2**62, 0)
+        return problems.number(request.query_params, "after", 0, 2**62, 0)
+
+    async def list_threads(self, request: Request) -> Response:
+        """The caller's threads, newest first."""
+        who, query = await self._caller(request), request.query_params
+        size = problems.number(query, "page_size", 1, 200, 0)
+        wanted = context_pb2.ListThreadsRequest(page_size=size, page_token=query.get("page_token", ""))
+        with status.translated():
+            found = await self._services.context.ListThreads(wanted, metadata=channel.bearer(who.token))
+        return _answer({"threads": [views.thread(one) for one in found.threads], "next_page_token": found.next_page_token})
+
+    async def list_messages(self, request: Request) -> Response:
+        """What was said on a thread, oldest first."""
+        who, query = await self._caller(request), request.query_params
+        wanted = context_pb2.ListMessagesRequest(
+            thread_id=_in_path(request, "thread_id", ids.ThreadId),
+            page_size=problems.number(query, "page_size", 1, 200, 0),
+            page_token=query.get("page_token", ""),
+        )
+        with status.translated():
+            found = await self._services.context.ListMessages(wanted, metadata=channel.bearer(who.token))
+        return _answer({"messages": [views.message(one) for one in found.messages], "next_page_token": found.next_page_token})
+
+    async def list_tools(self, request: Request) -> Response:
+        """The tools the caller may call."""
+        who, query = await self._caller(request), request.query_params
+        wanted = dispatcher_pb2.ListToolsRequest(text=query.get("text", ""), tag=query.get("tag", ""))
+        with status.translated():
+            found = await self._services.dispatcher.ListTools(wanted, metadata=channel.bearer(who.token))
+        return _answer({"tools": [views.tool(one) for one in found.tools]})
+
+    async def list_agents(self, request: Request) -> Response:
+        """The agents the caller may start."""
+        who = await self._caller(request)
+        with status.translated():
+            found = await self._services.dispatcher.ListAgents(dispatcher_pb2.ListAgentsRequest(), metadata=channel.bearer(who.token))
+        return _answer({"agents": [views.agent(one) for one in found.agents]})

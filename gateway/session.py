@@ -1,0 +1,344 @@
+"""One WebSocket from accept to close: one reader, one writer, one owner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import datetime
+import time
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.websockets import WebSocket
+
+from chassis import identity, log, status, telemetry
+from gateway import close_codes, delivery, frames, pump, record, router, sockets, wire
+from gateway.settings import GatewaySettings
+from netra import errors, ids
+
+_log = log.get(__name__)
+_frames = telemetry.meter.create_counter("netra.gateway.frames", description="Frames of clients by type and outcome.")
+_RETRY_S = 0.2
+_MAX_WAITING = 32
+_MAX_UNSAID = 64
+_INLINE = frozenset({"PING", "AUTH", "RESUME"})
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What every session works with."""
+
+    settings: GatewaySettings
+    verifier: identity.Verifier
+    tail: pump.Pump
+    reader: record.Record
+    calls: router.Router
+    open: sockets.UnifiedWebSocketManager
+
+
+class _Allowance:
+    """A token bucket: a minute's worth at once, then as many as a minute allows."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._left = float(per_minute)
+        self._at = time.monotonic()
+        self.refusals = 0
+
+    def take(self) -> int:
+        """0 when a frame may pass, else the milliseconds until one may."""
+        now = time.monotonic()
+        self._left = min(self._per_minute, self._left + (now - self._at) * self._per_minute / 60)
+        self._at = now
+        if self._left >= 1:
+            self._left -= 1
+            self.refusals = 0
+            return 0
+        self.refusals += 1
+        return int((1 - self._left) * 60_000 / self._per_minute) + 1
+
+
+class Session:
+    """One socket of one user."""
+
+    def __init__(self, edge: Edge, principal: identity.Principal, client_id: str) -> None:
+        self.connection_id = ids.ConnectionId.new()
+        self.principal = principal
+        self.client_id = client_id
+        self._edge = edge
+        self._allowance = _Allowance(edge.settings.frames_per_minute)
+        self._inbox: deque[frames.Frame] = deque()
+        self._room = asyncio.Semaphore(_MAX_WAITING)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._timers: list[asyncio.TimerHandle] = []
+        self._wire: wire.Wire | None = None
+        self._closing: close_codes.Close | None = None
+        self._draining = self._over = False
+        self.delivery = self._owed(0, 0)
+
+    def _owed(self, last: int, tail: int) -> delivery.Delivery:
+        return delivery.Delivery(last, tail, self._edge.settings.queue_events, self._edge.settings.queue_bytes)
+
+    async def join(self, resume: int | None) -> None:
+        """Follow the user; from here on nothing is missed. Raises `NetraError`."""
+        feed = self._feed = await self._edge.tail.follow(self.principal)
+        try:
+            end = await self._end_of_record(resume or 0)
+        except BaseException:
+            self._edge.tail.give_up(feed, self.principal)
+            raise
+        tail = max(end, feed.cursor)
+        self.delivery = self._owed(tail if resume is None else min(resume, tail), tail)
+        self._edge.tail.attach(feed, self)
+        self.delivery.say(self._greeting(feed))
+        if resume is not None and resume > tail:
+            self.delivery.say(frames.dump({"type": "resync", "epoch": feed.epoch, "cursor": tail}))
+
+    async def _end_of_record(self, wanted: int) -> int:
+        """The last cursor known; the record itself is asked when a client has seen more than this gateway."""
+        if wanted <= self._feed.cursor:
+            return self._feed.cursor
+        return (await self._edge.reader.page(self.principal.token, wanted, 1)).last
+
+    def _greeting(self, feed: pump.Feed) -> bytes:
+        limits = self._edge.settings
+        return frames.dump(
+            {
+                "type": "connected",
+                "connection_id": self.connection_id,
+                "user_id": self.principal.user_id,
+                "cursor": self.delivery.tail,
+                "epoch": feed.epoch,
+                "heartbeat_s": limits.heartbeat_s,
+                "limits": {"max_frame_bytes": limits.max_frame_bytes, "frames_per_minute": limits.frames_per_minute},
+                "server_time": _iso(time.time()),
+            }
+        )
+
+    async def run(self, websocket: WebSocket) -> None:
+        """Serve the accepted socket until it closes."""
+        line: wire.Wire = websocket.scope["state"]["wire"]
+        self._wire = line
+        log.bind(user_id=self.principal.user_id, connection_id=self.connection_id)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._start("writer", self._write(line))
+                self._watch_token()
+                if self._closing is not None:
+                    self.end(self._closing)
+                await self._read(websocket)
+                self._over = True
+                for task in self._tasks.values():
+                    task.cancel()
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Forget everything about the socket; once is enough."""
+        for timer in self._timers:
+            timer.cancel()
+        self._edge.tail.detach(self)
+        self._edge.open.remove(self)
+
+    def end(self, close: close_codes.Close) -> None:
+        """Close it now."""
+        self._closing = self._closing or close
+        if self._wire is not None:
+            self._wire.end(close)
+
+    def drain(self) -> None:
+        """Send what is queued, say where to resume, close."""
+        self._draining = True
+        self.delivery.stop()
+
+    def resync(self, epoch: str, cursor: int) -> None:
+        """The record is another one now: say so and let the client come again."""
+        self.delivery.stop()
+        if self._wire is not None:
+            self._wire.put(frames.dump({"type": "resync", "epoch": epoch, "cursor": cursor}))
+        self.end(close_codes.RESYNC)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        # a context of its own: what it does later belongs to no frame's trace
+        task = self._group.create_task(work, name=name, context=contextvars.Context())
+        self._tasks[name] = task
+        task.add_done_callback(lambda _: self._finished(name))
+
+    def _finished(self, name: str) -> None:
+        self._tasks.pop(name, None)
+        self.delivery.wake.set()
+        # a frame may have come between the worker's last look and its end
+        if name == "worker" and self._inbox and not self._over:
+            self._start("worker", self._work())
+
+    # the reader
+
+    async def _read(self, websocket: WebSocket) -> None:
+        while True:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            if self._closing is None:
+                await self._hear(message.get("text"))
+            if self.delivery.unsaid > _MAX_UNSAID:
+                await self.delivery.quiet.wait()
+
+    async def _hear(self, text: str | None) -> None:
+        wait_ms = self._allowance.take()
+        if wait_ms:
+            self._slow_down(wait_ms)
+            return
+        try:
+            if text is None:
+                raise frames.Refused(errors.BinaryNotSupported(), None)
+            frame = frames.parse(text, self._edge.settings.max_frame_bytes)
+        except frames.Refused as refused:
+            self._refuse(refused.error, refused.frame_id)
+            return
+        if frame.type in _INLINE:
+            await self._answer(frame)
+            return
+        await self._room.acquire()
+        self._inbox.append(frame)
+        if "worker" not in self._tasks:
+            self._start("worker", self._work())
+
+    def _slow_down(self, wait_ms: int) -> None:
+        self._refuse(errors.RateLimited("Too many frames in a minute.", retry_after_ms=wait_ms), None)
+        if self._allowance.refusals > self._edge.settings.frames_per_minute:
+            self.end(close_codes.ABUSE)
+
+    def _refuse(self, error: errors.NetraError, frame_id: str | None) -> None:
+        with telemetry.span("ws refused", {}, "SERVER") as span:
+            telemetry.failed(span, error.code)
+            _frames.add(1, {"type": "refused", "code": error.code})
+            self.delivery.say(frames.error(frame_id, error, telemetry.correlation_id()))
+
+    # frames, in the order they came
+
+    async def _work(self) -> None:
+        log.bind(user_id=self.principal.user_id, connection_id=self.connection_id)
+        while self._inbox:
+            await self._answer(self._inbox.popleft())
+            self._room.release()
+
+    async def _answer(self, frame: frames.Frame) -> None:
+        with telemetry.span(f"ws {frame.type}", {}, "SERVER") as span:
+            correlation_id, code = telemetry.correlation_id(), "OK"
+            if frame.alias:
+                self.delivery.say(frames.deprecated(frame, correlation_id))
+            try:
+                await self._handle(frame, correlation_id)
+            except Exception as error:
+                known = status.as_netra(error)
+                code = known.code
+                telemetry.failed(span, code)
+                self.delivery.say(frames.error(frame.id or None, known, correlation_id))
+            _frames.add(1, {"type": frame.type, "code": code})
+
+    async def _handle(self, frame: frames.Frame, correlation_id: str) -> None:
+        request_id = frame.id or ids.RequestId.new()
+        if frame.type == "PING":
+            self.delivery.say(frames.dump({"type": "pong", "id": frame.id or None, "payload": frame.payload}))
+        elif frame.type == "RESUME":
+            await self._resume(frame, request_id, correlation_id)
+        else:
+            data = await self._renew(frame) if frame.type == "AUTH" else await self._call(frame, request_id)
+            self.delivery.say(frames.ack(request_id, data, correlation_id))
+
+    async def _call(self, frame: frames.Frame, request_id: str) -> dict[str, Any]:
+        if self._draining:
+            raise errors.Unavailable("This gateway is stopping. Reconnect and send it again.", retry_after_ms=100)
+        return await self._edge.calls.call(self.principal, frame, request_id, self.connection_id)
+
+    async def _resume(self, frame: frames.Frame, request_id: str, correlation_id: str) -> None:
+        after = frames.cursor_of(frame.fields, "after")
+        epoch = frame.fields.get("epoch")
+        if epoch is not None and epoch != self._feed.epoch:
+            self.delivery.say(frames.dump({"type": "resync", "epoch": self._feed.epoch, "cursor": self.delivery.tail}))
+            raise errors.FailedPrecondition("The record is another one now. Start from its epoch and cursor.", epoch=self._feed.epoch)
+        self.delivery.tail = max(self.delivery.tail, await self._end_of_record(after))
+        if after > self.delivery.tail:
+            raise frames.wrong("payload.after", f"is ahead of the record, which ends at {self.delivery.tail}")
+        self.delivery.rewind(after)
+        self.delivery.say(frames.ack(request_id, {"from": after, "to": self.delivery.tail}, correlation_id))
+
+    async def _renew(self, frame: frames.Frame) -> dict[str, Any]:
+        token = frame.fields.get("access_token")
+        if not isinstance(token, str) or not token:
+            raise frames.wrong("payload.access_token", "is required and must not be empty")
+        fresh = await self._edge.verifier.principal(token)
+        if fresh.user_id != self.principal.user_id:
+            raise errors.PermissionDenied("The token names another user. Open a socket of their own for them.")
+        self.principal = fresh
+        self._edge.tail.renewed(fresh.user_id)
+        self._watch_token()
+        return {"expires_at": _iso(fresh.expires_at)}
+
+    # the life of the token
+
+    def _watch_token(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        loop, limits = asyncio.get_running_loop(), self._edge.settings
+        left = self.principal.expires_at - time.time()
+        self._timers = [
+            loop.call_later(max(left - limits.expiring_s, 0), self._announce_expiry),
+            loop.call_later(max(left + limits.token_grace_s, 0), self.end, close_codes.TOKEN_EXPIRED),
+        ]
+
+    def _announce_expiry(self) -> None:
+        self.delivery.say(frames.dump({"type": "auth_expiring", "expires_at": _iso(self.principal.expires_at)}))
+
+    # the writer
+
+    async def _write(self, line: wire.Wire) -> None:
+        owed = self.delivery
+        while True:
+            while (frame := owed.take()) is not None:
+                if not line.put(frame):
+                    return
+                if not line.writable.is_set() and not await self._taken(line):
+                    self.end(close_codes.SLOW_READER)
+                    return
+            if self._draining:
+                line.put(frames.dump({"type": "draining", "cursor": owed.sent}))
+                self.end(close_codes.DRAINING)
+                return
+            if owed.behind and "feeder" not in self._tasks:
+                self._start("feeder", self._fetch())
+            owed.wake.clear()
+            await owed.wake.wait()
+
+    async def _taken(self, line: wire.Wire) -> bool:
+        """Wait until there is room again; false when the peer takes nothing at all."""
+        before = line.unwritten()
+        while True:
+            try:
+                async with asyncio.timeout(self._edge.settings.stall_s):
+                    await line.writable.wait()
+                return True
+            except TimeoutError:
+                now = line.unwritten()
+                if now >= before:
+                    return False
+                before = now
+
+    async def _fetch(self) -> None:
+        """One page of the record for a socket that is behind."""
+        generation, moved = self.delivery.generation, False
+        try:
+            size = min(self._edge.settings.queue_events, 1000)
+            page = await self._edge.reader.page(self.principal.token, self.delivery.last, size)
+            moved = self.delivery.fill(generation, page)
+        except errors.NetraError as error:
+            _log.info("the record cannot be read just now", code=error.code)
+        if not moved:
+            await asyncio.sleep(_RETRY_S)
+
+
+def _iso(at: float) -> str:
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

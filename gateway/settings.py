@@ -1,0 +1,43 @@
+"""GatewaySettings."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field
+
+from chassis.settings import ProcessSettings
+
+_LOOPBACK = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
+
+
+class GatewaySettings(ProcessSettings):
+    """What the gateway reads."""
+
+    port: int = Field(8080, ge=0, le=65535, validation_alias="NETRA_GATEWAY_PORT")
+    allowed_origins: str = Field("", description="Origins that browsers may come from, exact, separated by commas.")
+    sockets_per_user: int = Field(3, ge=1)
+    frames_per_minute: int = Field(120, ge=1, description="Frames that one socket may send.")
+    max_frame_bytes: int = Field(65536, ge=1024)
+    max_body_bytes: int = Field(256 * 1024, ge=1024, description="The largest HTTP body.")
+    heartbeat_s: float = Field(25.0, gt=0, description="How often a socket is pinged.")
+    pong_s: float = Field(10.0, gt=0, description="How long a pong may take.")
+    stall_s: float = Field(10.0, gt=0, description="How long a slow reader may take nothing at all.")
+    expiring_s: float = Field(60.0, ge=0, description="How long before its end a token is announced to end.")
+    token_grace_s: float = Field(25.0, ge=0, description="How long a socket outlives its token.")
+    queue_events: int = Field(256, ge=1, description="Events that wait for one socket before it is fed from the record.")
+    queue_bytes: int = Field(1024 * 1024, ge=1024)
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The exact allow-list."""
+        return frozenset(origin.strip() for origin in self.allowed_origins.split(",") if origin.strip())
+
+    @property
+    def origin_pattern(self) -> str | None:
+        """What else is allowed: pages of this machine, in development."""
+        return _LOOPBACK if self.env in ("dev", "test") else None
+
+    def allows(self, origin: str) -> bool:
+        """Whether a page of this origin may use the gateway."""
+        return origin in self.origins or (self.origin_pattern is not None and re.fullmatch(self.origin_pattern, origin) is not None)

@@ -1,0 +1,94 @@
+"""UnifiedWebSocketManager: the sockets of this process by user and session; limits; drain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from chassis import identity, log, telemetry
+from gateway import close_codes
+from netra import ids
+
+_log = log.get(__name__)
+_open = telemetry.meter.create_up_down_counter("netra.gateway.sockets", description="Open sockets.")
+
+
+class TooMany(Exception):
+    """The user has as many sockets as they may have."""
+
+
+class Socket(Protocol):
+    """What is known here of one socket."""
+
+    principal: identity.Principal
+    client_id: str
+
+    def end(self, close: close_codes.Close) -> None:
+        """Close it now."""
+
+    def drain(self) -> None:
+        """Send what is queued, say where to resume, close."""
+
+
+class UnifiedWebSocketManager:
+    """Every open socket of this process."""
+
+    def __init__(self, per_user: int) -> None:
+        self.per_user = per_user
+        self.draining = asyncio.Event()
+        self._by_user: dict[ids.UserId, list[Socket]] = {}
+        self._gone = asyncio.Event()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_user.values()))
+
+    def open_for(self, user_id: ids.UserId) -> int:
+        """How many sockets the user has here."""
+        return len(self._by_user.get(user_id, ()))
+
+    def admit(self, socket: Socket) -> None:
+        """Take a socket in; an older one of the same client makes room. Raises `TooMany`."""
+        mine = self._by_user.get(socket.principal.user_id, [])
+        older = next((one for one in mine if socket.client_id and one.client_id == socket.client_id), None)
+        if older is not None:
+            self.remove(older)
+            older.end(close_codes.REPLACED)
+        elif len(mine) >= self.per_user:
+            raise TooMany
+        self._by_user.setdefault(socket.principal.user_id, []).append(socket)
+        _open.add(1)
+
+    def remove(self, socket: Socket) -> None:
+        """Forget a socket; once is enough."""
+        mine = self._by_user.get(socket.principal.user_id, [])
+        if socket in mine:
+            mine.remove(socket)
+            _open.add(-1)
+        if not mine:
+            self._by_user.pop(socket.principal.user_id, None)
+        if not self._by_user:
+            self._gone.set()
+
+    def revoked(self, session_id: str) -> None:
+        """Close the sockets of a session that was ended."""
+        for socket in self._all():
+            if socket.principal.session_id == session_id:
+                socket.end(close_codes.REVOKED)
+
+    async def drain(self, patience_s: float) -> None:
+        """Refuse new sockets, send the open ones away with the cursor to resume from, and wait until they are gone."""
+        self.draining.set()
+        for socket in self._all():
+            socket.drain()
+        self._gone.clear()
+        try:
+            async with asyncio.timeout(patience_s):
+                while self._by_user:
+                    await self._gone.wait()
+        except TimeoutError:
+            _log.warning("sockets did not drain in time", open=len(self))
+            for socket in self._all():
+                socket.end(close_codes.DRAINING)
+
+    def _all(self) -> list[Socket]:
+        return [socket for mine in self._by_user.values() for socket in mine]

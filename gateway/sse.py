@@ -1,0 +1,120 @@
+"""The record of one run over HTTP: a page, or server-sent events that survive an outage of the record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import grpc
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from chassis import channel, identity, log, status
+from gateway import session, upstreams
+from netra import errors, ids
+from netra.dispatcher.v1 import dispatcher_pb2
+from netra.events.v1 import events_pb2
+
+if TYPE_CHECKING:
+    _Call = grpc.aio.UnaryStreamCall[events_pb2.SubscribeRequest, events_pb2.SubscribeResponse]
+
+_log = log.get(__name__)
+_KEEPALIVE_S = 15.0
+_RETRY_S = 0.2
+_LOOK_S = 0.1
+
+
+class Events:
+    """Reads in the caller's name."""
+
+    def __init__(self, edge: session.Edge, services: upstreams.Upstreams) -> None:
+        self._edge = edge
+        self._services = services
+
+    async def page(self, who: identity.Principal, run_id: ids.RunId, after: int, size: int) -> events_pb2.ListEventsResponse:
+        """What follows a cursor in one run. Raises `NotFound` when the run is not the caller's."""
+        wanted = events_pb2.ListEventsRequest(after=after, page_size=size, run_id=run_id)
+        try:
+            with status.translated():
+                return await self._services.events.ListEvents(wanted, metadata=channel.bearer(who.token))
+        except errors.NotFound:
+            # a run that was accepted a moment ago has no record yet; whose it is, the dispatcher knows
+            with status.translated():
+                await self._services.dispatcher.GetRun(dispatcher_pb2.GetRunRequest(run_id=run_id), metadata=channel.bearer(who.token))
+            return events_pb2.ListEventsResponse(next_after=after)
+
+    async def stream(self, who: identity.Principal, run_id: ids.RunId, after: int) -> Response:
+        """Everything after a cursor, then live, until the run has ended. Raises `NotFound` before anything is sent."""
+        await self.page(who, run_id, after, 1)
+        return _Stream(lambda cursor: self._subscribe(who, run_id, cursor), lambda: self._may_go_on(who), after)
+
+    def _subscribe(self, who: identity.Principal, run_id: ids.RunId, after: int) -> _Call:
+        wanted = events_pb2.SubscribeRequest(after=after, run_id=run_id)
+        return self._services.events.Subscribe(wanted, metadata=channel.bearer(who.token))
+
+    def _may_go_on(self, who: identity.Principal) -> bool:
+        ended = time.time() > who.expires_at + self._edge.settings.token_grace_s
+        return not (ended or self._edge.open.draining.is_set() or self._edge.verifier.trust.revoked(who.session_id))
+
+
+class _Stream(Response):
+    """One text/event-stream: until the run has ended, the client is gone, the token has ended, or the gateway stops."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, subscribe: Callable[[int], _Call], may_go_on: Callable[[], bool], after: int) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._subscribe, self._may_go_on, self._after = subscribe, may_go_on, after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await _put(send, b"retry: 500\n\n")
+        async with asyncio.TaskGroup() as group:
+            work = [group.create_task(one) for one in (self._feed(send), self._watch(send), _gone(receive))]
+            await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            for task in work:
+                task.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _feed(self, send: Send) -> None:
+        while True:
+            call = self._subscribe(self._after)
+            try:
+                async for batch in call:
+                    await _put(send, b"".join(map(_event, batch.events)))
+                    self._after = max([self._after, *(event.cursor for event in batch.events)])
+                return
+            except grpc.aio.AioRpcError as error:
+                known = status.from_rpc(error)
+                if not isinstance(known, errors.Unavailable | errors.NotFound | errors.Cancelled):
+                    _log.info("a stream of events ends early", code=known.code)
+                    return
+            finally:
+                call.cancel()
+            await asyncio.sleep(_RETRY_S)
+
+    async def _watch(self, send: Send) -> None:
+        said = time.monotonic()
+        while self._may_go_on():
+            await asyncio.sleep(_LOOK_S)
+            if time.monotonic() - said > _KEEPALIVE_S:
+                said = time.monotonic()
+                await _put(send, b": keepalive\n\n")
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _put(send: Send, body: bytes) -> None:
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _event(event: events_pb2.Event) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.cursor, event.type.encode(), event.frame)

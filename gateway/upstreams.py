@@ -1,0 +1,67 @@
+"""Typed stubs: auth, dispatcher, context, events."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chassis import channel
+from gateway.settings import GatewaySettings
+from netra.auth.v1 import auth_pb2_grpc
+from netra.context.v1 import context_pb2_grpc
+from netra.dispatcher.v1 import dispatcher_pb2_grpc
+from netra.events.v1 import events_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Upstreams:
+    """Every call is made in the name of a user, whose token goes along; only `tail` runs under the gateway's own."""
+
+    auth: auth_pb2_grpc.AuthServiceAsyncStub
+    dispatcher: dispatcher_pb2_grpc.DispatcherServiceAsyncStub
+    context: context_pb2_grpc.ContextServiceAsyncStub
+    events: events_pb2_grpc.EventsServiceAsyncStub
+    tail: events_pb2_grpc.EventsServiceAsyncStub
+    credentials: channel.ServiceCredentials
+    channels: dict[str, grpc.aio.Channel]
+
+    async def serving(self) -> dict[str, bool]:
+        """Which services say over grpc.health.v1 that they serve."""
+        names = ("auth", "context", "dispatcher", "events")
+        return dict(zip(names, await asyncio.gather(*(_serving(self.channels[name]) for name in names)), strict=True))
+
+    async def close(self) -> None:
+        """Close all channels."""
+        await asyncio.gather(*(one.close() for one in self.channels.values()))
+
+
+async def _serving(one: grpc.aio.Channel) -> bool:
+    try:
+        stub: Any = health_pb2_grpc.HealthStub(one)  # its types know only the synchronous one
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def connect(settings: GatewaySettings) -> Upstreams:
+    """Channels to the four services. Raises `MissingSecret` without the gateway's own secret."""
+    auth = channel.connect(settings.auth_target)
+    credentials = channel.ServiceCredentials("gateway", settings.secret("service").get_secret_value(), auth_pb2_grpc.AuthServiceStub(auth))
+    dispatcher = channel.connect(settings.dispatcher_target)
+    context = channel.connect(settings.context_target)
+    events = channel.connect(settings.events_target)
+    tail = channel.connect(settings.events_target, authorize=credentials)
+    return Upstreams(
+        auth=auth_pb2_grpc.AuthServiceStub(auth),
+        dispatcher=dispatcher_pb2_grpc.DispatcherServiceStub(dispatcher),
+        context=context_pb2_grpc.ContextServiceStub(context),
+        events=events_pb2_grpc.EventsServiceStub(events),
+        tail=events_pb2_grpc.EventsServiceStub(tail),
+        credentials=credentials,
+        channels={"auth": auth, "context": context, "dispatcher": dispatcher, "events": events, "tail": tail},
+    )

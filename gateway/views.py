@@ -1,0 +1,133 @@
+"""Messages of the services as the JSON that the edge shows; pure."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import orjson
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from netra.auth.v1 import auth_pb2
+from netra.context.v1 import context_pb2
+from netra.dispatcher.v1 import dispatcher_pb2
+
+_PREFIX = "RUN_STATE_"
+
+
+def state(value: dispatcher_pb2.RunState.ValueType) -> str:
+    """`completed` for RUN_STATE_COMPLETED."""
+    return dispatcher_pb2.RunState.Name(value).removeprefix(_PREFIX).lower()
+
+
+def state_named(name: str) -> dispatcher_pb2.RunState.ValueType | None:
+    """The state called `completed`, if there is one."""
+    written = _PREFIX + name.upper()
+    return dispatcher_pb2.RunState.Value(written) if name and written in dispatcher_pb2.RunState.keys() else None
+
+
+def _time(message: Any, field: str) -> str | None:
+    value: Timestamp = getattr(message, field)
+    return value.ToJsonString() if message.HasField(field) else None
+
+
+def _json(text: bytes) -> Any:
+    return orjson.Fragment(text) if text else None
+
+
+def tokens(found: auth_pb2.Tokens) -> dict[str, Any]:
+    """A sign-in."""
+    return {
+        "access_token": found.access_token,
+        "refresh_token": found.refresh_token,
+        "token_type": "Bearer",
+        "expires_in": int(found.expires_in.ToTimedelta().total_seconds()),
+        "user_id": found.user_id,
+    }
+
+
+def jwks(keys: auth_pb2.GetKeysResponse) -> dict[str, Any]:
+    """The keys that sign access tokens (RFC 8037). Other signers' keys stay inside: nobody outside may take their tokens."""
+    return {
+        "keys": [
+            {
+                "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": key.kid,
+                "x": base64.urlsafe_b64encode(key.public_key).rstrip(b"=").decode(),
+            }
+            for key in keys.keys
+            if key.issuer == "auth"
+        ]
+    }  # fmt: skip
+
+
+def caller(found: auth_pb2.GetPermissionsResponse) -> dict[str, Any]:
+    """Who somebody is."""
+    who = found.principal
+    return {
+        "user_id": who.user_id,
+        "email": found.email,
+        "tenant_id": who.tenant_id,
+        "session_id": who.session_id,
+        "roles": list(who.roles),
+        "tier": who.tier,
+        "permissions": list(found.permissions),
+    }
+
+
+def run(found: dispatcher_pb2.Run) -> dict[str, Any]:
+    """A run."""
+    return {
+        "run_id": found.run_id,
+        "thread_id": found.thread_id,
+        "request_id": found.request_id,
+        "kind": found.kind,
+        "agent": found.agent,
+        "state": state(found.state),
+        "created_at": _time(found, "created_at"),
+        "started_at": _time(found, "started_at"),
+        "ended_at": _time(found, "ended_at"),
+        "correlation_id": found.correlation_id,
+    }
+
+
+def thread(found: context_pb2.Thread) -> dict[str, Any]:
+    """A thread."""
+    return {
+        "thread_id": found.thread_id,
+        "created_at": _time(found, "created_at"),
+        "updated_at": _time(found, "updated_at"),
+        "messages": found.messages,
+    }
+
+
+def message(found: context_pb2.Message) -> dict[str, Any]:
+    """A message of a thread."""
+    return {
+        "message_id": found.message_id,
+        "thread_id": found.thread_id,
+        "position": found.position,
+        "role": found.role,
+        "content": found.content,
+        "run_id": found.run_id or None,
+        "created_at": _time(found, "created_at"),
+    }
+
+
+def tool(found: dispatcher_pb2.Tool) -> dict[str, Any]:
+    """A tool."""
+    return {
+        "name": found.name,
+        "version": found.version,
+        "description": found.description,
+        "input_schema": _json(found.input_schema),
+        "output_schema": _json(found.output_schema),
+        "tags": list(found.tags),
+        "permission": found.permission,
+        "side_effects": found.side_effects,
+        "timeout_s": found.timeout.ToNanoseconds() / 1e9 if found.HasField("timeout") else None,
+    }
+
+
+def agent(found: dispatcher_pb2.Agent) -> dict[str, Any]:
+    """An agent."""
+    return {"name": found.name, "version": found.version, "description": found.description}

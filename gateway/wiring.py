@@ -1,0 +1,97 @@
+"""Builds the gateway; the one place that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from chassis import identity, lifecycle, trust
+from gateway import app, http, pump, record, router, session, upstreams, wire
+from gateway import sockets as sockets_
+from gateway.settings import GatewaySettings
+
+# what a reader that has stalled may pile up in the kernel
+_SEND_BUFFER = 128 * 1024
+# frames above the limit are still read, up to this many times it, so that they get an answer
+_OVERSIZE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The gateway, listening."""
+
+    port: int
+    server: uvicorn.Server
+    edge: session.Edge
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"{host}:{port}: {error.strerror}. Stop what listens there, or set NETRA_GATEWAY_PORT.") from None
+    return listener
+
+
+def _server(settings: GatewaySettings, edge: session.Edge, services: upstreams.Upstreams) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app.build(edge, http.Api(edge, services), settings),
+        http="h11",
+        ws=wire.WireProtocol,
+        ws_max_size=settings.max_frame_bytes * _OVERSIZE,
+        ws_ping_interval=settings.heartbeat_s,
+        ws_ping_timeout=settings.pong_s,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(settings.drain_s) + 1,
+    )
+    return uvicorn.Server(config)
+
+
+@contextlib.asynccontextmanager
+async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
+    """Listen, follow auth and the record, serve; drain at the end."""
+    services = upstreams.connect(settings)
+    known = trust.Trust(settings.state_dir)
+    manager = sockets_.UnifiedWebSocketManager(settings.sockets_per_user)
+    known.on_revocation(manager.revoked)
+    edge = session.Edge(
+        settings=settings,
+        verifier=identity.Verifier(known),
+        tail=pump.Pump(services.tail),
+        reader=record.Record(services.events),
+        calls=router.Router(services.dispatcher),
+        open=manager,
+    )
+    listener = _listen(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    server = _server(settings, edge, services)
+    tasks = lifecycle.Tasks()
+    serving = tasks.spawn(server._serve([listener]), "serve")  # without uvicorn's own signal handlers
+    tasks.spawn(trust.follow(known, services.auth, services.credentials), "trust")
+    tasks.spawn(edge.tail.run(), "pump")
+    try:
+        while not server.started and not serving.done():
+            await asyncio.wait((serving,), timeout=0.01)
+        yield Service(port, server, edge)
+    finally:
+        await manager.drain(settings.drain_s)
+        server.should_exit = True
+        await asyncio.wait((serving,), timeout=settings.drain_s + 3)
+        await tasks.close()
+        await services.close()

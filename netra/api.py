@@ -1,0 +1,171 @@
+"""The gateway's HTTP resources: sign in, list, read the record of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from netra import errors
+
+Token = str | Callable[[], Awaitable[str]]
+TERMINAL = frozenset({"agent_completed", "agent_failed", "agent_cancelled", "agent_timed_out"})
+_TIMEOUT = httpx.Timeout(15.0, connect=5.0)
+_PAGE = 1000
+_ATTEMPTS = 40
+_PAUSE_S = 0.25
+
+
+def direct(url: str) -> bool:
+    """Whether the address is this machine, which no proxy can reach."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def error_of(frame: Mapping[str, Any]) -> errors.NetraError:
+    """The typed error that an error frame or a problem describes."""
+    kind = errors.by_code(str(frame.get("code", "")))
+    found = kind(str(frame.get("message") or ""), retry_after_ms=frame.get("retry_after_ms"))
+    found.details = {str(name): str(value) for name, value in (frame.get("details") or {}).items()}
+    if frame.get("correlation_id"):
+        found.details.setdefault("correlation_id", str(frame["correlation_id"]))
+    return found
+
+
+def error_of_response(status: int, body: bytes) -> errors.NetraError:
+    """The typed error of a response that is not a success."""
+    try:
+        problem = json.loads(body)
+    except ValueError:
+        problem = None
+    if isinstance(problem, dict) and "code" in problem:
+        return error_of(problem)
+    fallback = {401: errors.Unauthenticated, 403: errors.PermissionDenied, 404: errors.NotFound, 429: errors.RateLimited}
+    kind = fallback.get(status, errors.Unavailable if status >= 500 else errors.InvalidPayload)
+    return kind(f"The gateway answered {status}.")
+
+
+class Api:
+    """One gateway, in the name of one token (none for signing in)."""
+
+    def __init__(self, url: str, token: Token = "") -> None:
+        self.url = url.rstrip("/")
+        self._token = token
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, trust_env=not direct(url))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def token(self) -> str:
+        """The access token in force."""
+        return self._token if isinstance(self._token, str) else await self._token()
+
+    async def login(self, email: str, password: str) -> dict[str, Any]:
+        """Sign in. Returns access_token, refresh_token, expires_in, user_id; later calls use the access token."""
+        tokens = await self._call("POST", "/auth/login", body={"email": email, "password": password}, signed=False)
+        self._token = str(tokens["access_token"])
+        return tokens
+
+    async def refresh(self, refresh_token: str) -> dict[str, Any]:
+        """Exchange a refresh token for a new pair; the old one is used up."""
+        tokens = await self._call("POST", "/auth/refresh", body={"refresh_token": refresh_token}, signed=False)
+        self._token = str(tokens["access_token"])
+        return tokens
+
+    async def logout(self) -> None:
+        """End the session everywhere. Accepted runs go on."""
+        await self._call("POST", "/auth/logout")
+
+    async def me(self) -> dict[str, Any]:
+        """Who the token says I am."""
+        return await self._call("GET", "/v1/me")
+
+    async def get_run(self, run_id: str) -> dict[str, Any]:
+        """One run."""
+        return await self._call("GET", f"/v1/runs/{run_id}")
+
+    async def runs(self, page_size: int = 50, **filters: str) -> list[dict[str, Any]]:
+        """My runs, newest first; filters: state, thread_id, page_token."""
+        page = await self._call("GET", "/v1/runs", {"page_size": str(page_size), **filters})
+        return list(page["runs"])
+
+    async def tools(self, **filters: str) -> list[dict[str, Any]]:
+        """The tools I may call; filters: text, tag."""
+        return list((await self._call("GET", "/v1/tools", filters))["tools"])
+
+    async def agents(self) -> list[dict[str, Any]]:
+        """The agents I may start."""
+        return list((await self._call("GET", "/v1/agents"))["agents"])
+
+    async def cancel_run(self, run_id: str) -> str:
+        """Ask a run to stop; returns its state now."""
+        return str((await self._call("POST", f"/v1/runs/{run_id}:cancel"))["state"])
+
+    async def events(self, run_id: str, after: int = 0, *, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """The record of a run after a cursor; with `follow` until the run has ended."""
+        if follow:
+            async for event in self._followed(run_id, after):
+                yield event
+            return
+        while True:
+            page = await self._call("GET", f"/v1/runs/{run_id}/events", {"after": str(after), "limit": str(_PAGE)})
+            for event in page["events"]:
+                yield event
+            if not page["events"] or int(page["next_after"]) <= after:
+                return
+            after = int(page["next_after"])
+
+    async def _followed(self, run_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
+        attempts = 0
+        while True:
+            try:
+                async for event in self._streamed(run_id, after):
+                    attempts = 0
+                    if event["cursor"] > after:
+                        after = event["cursor"]
+                        yield event
+                    if event["type"] in TERMINAL:
+                        return
+                if not await self._running(run_id):
+                    return
+            except (errors.Unavailable, httpx.TransportError) as error:
+                attempts += 1
+                if attempts > _ATTEMPTS:
+                    raise errors.Unavailable(f"{self.url} cannot be reached.") from error
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _running(self, run_id: str) -> bool:
+        return (await self.get_run(run_id))["ended_at"] is None
+
+    async def _streamed(self, run_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
+        headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {await self.token()}", "Last-Event-ID": str(after)}
+        timeout = httpx.Timeout(30.0, connect=5.0)
+        async with self._http.stream("GET", f"/v1/runs/{run_id}/events", headers=headers, timeout=timeout) as response:
+            if response.status_code != 200:
+                raise error_of_response(response.status_code, await response.aread())
+            async for line in response.aiter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
+
+    async def _call(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, *, signed: bool = True
+    ) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {await self.token()}"} if signed else {}
+        try:
+            response = await self._http.request(method, path, params=dict(query or {}), json=body, headers=headers)
+        except httpx.TransportError as error:
+            raise errors.Unavailable(f"{self.url} cannot be reached. Is the gateway running?") from error
+        if not response.is_success:
+            raise error_of_response(response.status_code, response.content)
+        found: dict[str, Any] = response.json()
+        return found

@@ -1,0 +1,266 @@
+"""`netra`: login, run, events, cancel, runs, tools, agents. A client of the gateway, nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+try:
+    import httpx  # noqa: F401
+    import typer
+    import websockets  # noqa: F401
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as missing:
+    sys.exit(f"netra: {missing.name} is not installed; the command line needs the extra: pip install 'netra[cli]'")
+
+from netra import client, credentials, errors
+from netra.api import Api, Token
+
+_DEFAULT_URL = "http://127.0.0.1:8080"
+_STYLES = {"completed": "green", "failed": "red", "timed_out": "red", "cancelled": "yellow", "executing": "cyan", "thinking": "dim"}
+_T = TypeVar("_T")
+
+app = typer.Typer(help="Run agents and watch them live.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+_out, _err = Console(), Console(stderr=True)
+Url = Annotated[str, typer.Option("--url", envvar="NETRA_URL", help="The gateway; the one of this checkout, else 127.0.0.1:8080.")]
+Credential = Annotated[str, typer.Option("--token", envvar="NETRA_TOKEN", help="An access token.", show_envvar=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON value per line on stdout and nothing else.")]
+
+
+def _store() -> credentials.Store:
+    return credentials.Store(Path(typer.get_app_dir("netra")))
+
+
+def _signed_in(url: str, token: str) -> tuple[str, Token]:
+    """Where to go and as whom: what was given, else a stored sign-in, else the development user of this checkout."""
+    local = credentials.standalone(Path.cwd())
+    chosen = (url or (local.url if local is not None else _DEFAULT_URL)).rstrip("/")
+    if token:
+        return chosen, token
+    store = _store()
+    if store.has(chosen):
+        return chosen, lambda: store.token(chosen)
+    if local is not None and local.url.rstrip("/") == chosen:
+        return chosen, credentials.development(local)
+    raise errors.Unauthenticated("Nobody is signed in. Run `netra login`, or set NETRA_TOKEN.")
+
+
+def _complete(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Run to the end; what goes wrong becomes one line on stderr and exit code 1 (130 for Ctrl-C)."""
+
+    async def awaited() -> _T:
+        return await work()
+
+    try:
+        return asyncio.run(awaited())
+    except errors.NetraError as error:
+        _err.print(Text.assemble((error.code, "bold red"), " ", error.message))
+        raise typer.Exit(1) from None
+    except OSError as error:
+        _err.print(Text.assemble(("ERROR", "bold red"), f" {error}"))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _line(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
+    sys.stdout.flush()
+
+
+def _show(event: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _line(event)
+        return
+    style = next((style for end, style in _STYLES.items() if str(event["type"]).endswith(end)), "")
+    _out.print(Text.assemble((f"{event['seq']:>4} ", "dim"), (f"{event['type']:<18}", style), " ", _gist(event["data"])))
+
+
+def _gist(data: dict[str, Any]) -> str:
+    """What of an event fits on a line."""
+    failure = data.get("error") or {}
+    for name in ("reasoning", "result", "content"):
+        if data.get(name) is not None:
+            label = f"{data['tool_name']}: " if data.get("tool_name") else ""
+            return label + (data[name] if isinstance(data[name], str) else json.dumps(data[name], ensure_ascii=False))
+    if data.get("tool_name"):
+        return f"{data['tool_name']} {failure.get('message') or json.dumps(data.get('parameters', {}), ensure_ascii=False)}"
+    return str(failure.get("message") or data.get("message") or data.get("agent_name") or "")
+
+
+def _table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            _line(row)
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(Text(str(row.get(name) if row.get(name) is not None else "")) for name in columns))
+    _out.print(table)
+
+
+def _inputs(pairs: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{pair!r} is not name=value")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+@app.command()
+def login(
+    email: Annotated[str, typer.Option(prompt=True)],
+    password: Annotated[str, typer.Option(prompt=True, hide_input=True)],
+    url: Url = "",
+) -> None:
+    """Sign in and remember it, readable by you alone."""
+    local = credentials.standalone(Path.cwd())
+    chosen = (url or (local.url if local is not None else _DEFAULT_URL)).rstrip("/")
+
+    async def work() -> None:
+        async with Api(chosen) as api:
+            _store().keep(chosen, await api.login(email, password))
+
+    _complete(work)
+    _err.print(f"Signed in at {chosen}.")
+
+
+@app.command()
+def run(
+    agent: Annotated[str, typer.Argument(help="The agent; `netra agents` lists them.")],
+    request: Annotated[str, typer.Option("--request", "-r", help="What you ask; - reads it from stdin.")] = "",
+    inputs: Annotated[list[str] | None, typer.Option("--input", "-i", help="name=value; the value is JSON if it reads as JSON.")] = None,
+    thread: Annotated[str, typer.Option(help="The thread to go on with.")] = "",
+    as_json: AsJson = False,
+    url: Url = "",
+    token: Credential = "",
+) -> None:
+    """Start a run and show its events until it has ended; the exit code is 0 only when it completed."""
+    asked = sys.stdin.read() if request == "-" else request or f"Run {agent}."
+    given = _inputs(inputs or [])
+
+    async def work() -> str:
+        where, who = _signed_in(url, token)
+        last = ""
+        async with client.connect(where, who) as connected:
+            async for event in connected.run(agent, user_request=asked, inputs=given, thread_id=thread):
+                _show(event, as_json)
+                last = event["type"]
+        return last
+
+    if _complete(work) != "agent_completed":
+        raise typer.Exit(1)
+
+
+@app.command()
+def events(
+    run_id: Annotated[str, typer.Argument(metavar="RUN")],
+    after: Annotated[int, typer.Option(min=0, help="A cursor: show what follows it.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run has ended.")] = False,
+    as_json: AsJson = False,
+    url: Url = "",
+    token: Credential = "",
+) -> None:
+    """Show the record of a run."""
+
+    async def work() -> None:
+        where, who = _signed_in(url, token)
+        async with Api(where, who) as api:
+            async for event in api.events(run_id, after, follow=follow):
+                _show(event, as_json)
+
+    _complete(work)
+
+
+@app.command()
+def cancel(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: AsJson = False, url: Url = "", token: Credential = "") -> None:
+    """Ask a run to stop."""
+
+    async def work() -> str:
+        where, who = _signed_in(url, token)
+        async with Api(where, who) as api:
+            return await api.cancel_run(run_id)
+
+    state = _complete(work)
+    if as_json:
+        _line({"run_id": run_id, "state": state})
+    else:
+        _out.print(state)
+
+
+def _listed(url: str, token: str, wanted: Callable[[Api], Awaitable[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    async def work() -> list[dict[str, Any]]:
+        where, who = _signed_in(url, token)
+        async with Api(where, who) as api:
+            return await wanted(api)
+
+    return _complete(work)
+
+
+@app.command()
+def runs(
+    state: Annotated[str, typer.Option(help="Only runs in this state.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    as_json: AsJson = False,
+    url: Url = "",
+    token: Credential = "",
+) -> None:
+    """List your runs, newest first."""
+    filters = {"state": state} if state else {}
+    rows = _listed(url, token, lambda api: api.runs(limit, **filters))
+    _table(rows, ("run_id", "kind", "agent", "state", "created_at", "ended_at"), as_json)
+
+
+@app.command()
+def tools(
+    text: Annotated[str, typer.Option(help="Only tools that mention this.")] = "",
+    as_json: AsJson = False,
+    url: Url = "",
+    token: Credential = "",
+) -> None:
+    """List the tools you may call."""
+    filters = {"text": text} if text else {}
+    _table(_listed(url, token, lambda api: api.tools(**filters)), ("name", "version", "description"), as_json)
+
+
+@app.command()
+def agents(as_json: AsJson = False, url: Url = "", token: Credential = "") -> None:
+    """List the agents you may start."""
+    _table(_listed(url, token, lambda api: api.agents()), ("name", "version", "description"), as_json)
+
+
+def _mount() -> None:
+    """Commands that need the checkout come through the entry-point group; in a wheel alone they are absent."""
+    own = {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
+    words = set(sys.argv[1:])
+    for entry in sorted(metadata.entry_points(group="netra.commands"), key=lambda entry: entry.name):
+        if entry.name not in words and words & own:
+            continue  # loading them takes a second
+        try:
+            app.command(entry.name)(entry.load())
+        except ModuleNotFoundError as error:
+            # only when the checkout itself is not there
+            if (error.name or "").partition(".")[0] != entry.module.partition(".")[0]:
+                raise
+
+
+def main() -> None:
+    """The command line."""
+    _mount()
+    app()
+
+
+if __name__ == "__main__":
+    main()

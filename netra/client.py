@@ -1,0 +1,310 @@
+"""The Python client: start a run, follow its events, resume from a cursor by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import websockets
+from websockets.asyncio import client as socket_
+from websockets.typing import Subprotocol
+
+from netra import errors, ids
+from netra.api import TERMINAL, Api, Token, direct, error_of, error_of_response
+
+__all__ = ["TERMINAL", "Api", "Client", "connect"]
+
+_MAX_FRAME = 8 * 1024 * 1024
+_FINAL: dict[int, type[errors.NetraError]] = {
+    4501: errors.Unauthenticated,
+    4503: errors.PermissionDenied,
+    4504: errors.FailedPrecondition,
+    4509: errors.Unauthenticated,
+    4529: errors.QuotaExceeded,
+    4530: errors.RateLimited,
+}
+
+
+@dataclass(slots=True)
+class _Request:
+    """A frame that waits for its one answer; sent again, under the same id, after a reconnection."""
+
+    frame: dict[str, Any]
+    answer: asyncio.Future[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class _Follower:
+    """Somebody who wants the events of one run."""
+
+    request_id: str
+    run_id: str = ""
+    queue: asyncio.Queue[dict[str, Any] | errors.NetraError] = field(default_factory=asyncio.Queue)
+
+    def wants(self, event: Mapping[str, Any]) -> bool:
+        """Whether the event is of the run; until its id is known, the request tells."""
+        return bool(event["run_id"] == self.run_id if self.run_id else event["request_id"] == self.request_id)
+
+
+class Client:
+    """One user at one gateway: a socket that reconnects and resumes by itself, and the HTTP resources."""
+
+    def __init__(self, api: Api, patience_s: float) -> None:
+        self.api = api
+        self.user_id = ""
+        self.epoch = ""
+        self.cursor: int | None = None
+        self._patience_s = patience_s
+        self._client_id = ids.uuid7()
+        self._socket: socket_.ClientConnection | None = None
+        self._pending: dict[str, _Request] = {}
+        self._followers: list[_Follower] = []
+        self._changed = asyncio.Condition()
+        self._failure: errors.NetraError | None = None
+        self._renewal: asyncio.Task[None] | None = None
+
+    async def run(
+        self, agent: str = "", *, user_request: str, inputs: Mapping[str, Any] | None = None, thread_id: str = "", **options: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Start a run and yield its events until the terminal one, through every reconnection. Leaving early does not stop it."""
+        follower = _Follower(ids.uuid7())
+        self._followers.append(follower)
+        try:
+            accepted = await self._start(follower.request_id, agent, user_request, inputs, thread_id, options)
+            follower.run_id = accepted["run_id"]
+            while True:
+                event = await follower.queue.get()
+                if isinstance(event, errors.NetraError):
+                    raise event
+                if event["run_id"] == follower.run_id:
+                    yield event
+                    if event["type"] in TERMINAL:
+                        return
+        finally:
+            self._followers.remove(follower)
+
+    async def start(
+        self, agent: str = "", *, user_request: str, inputs: Mapping[str, Any] | None = None, thread_id: str = "", **options: Any
+    ) -> dict[str, Any]:
+        """Start a run; returns `run_id` and `thread_id`. Options: deadline_s, on_busy."""
+        return await self._start(ids.uuid7(), agent, user_request, inputs, thread_id, options)
+
+    async def _start(
+        self, request_id: str, agent: str, user_request: str, inputs: Mapping[str, Any] | None, thread_id: str, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        payload = {"agent": agent, "user_request": user_request, "inputs": dict(inputs or {}), **options}
+        frame = {"type": "START_AGENT", "id": request_id, "payload": payload}
+        return await self._request({**frame, "thread_id": thread_id} if thread_id else frame)
+
+    async def cancel(self, run_id: str) -> str:
+        """Ask a run to stop; returns its state now."""
+        return str((await self._request({"type": "CANCEL", "id": ids.uuid7(), "payload": {"run_id": run_id}}))["state"])
+
+    def events(self, run_id: str, after: int = 0, *, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """The record of a run after a cursor; with `follow` until the run has ended."""
+        return self.api.events(run_id, after, follow=follow)
+
+    async def runs(self, page_size: int = 50, **filters: str) -> list[dict[str, Any]]:
+        """My runs, newest first."""
+        return await self.api.runs(page_size, **filters)
+
+    async def tools(self, **filters: str) -> list[dict[str, Any]]:
+        """The tools I may call."""
+        return await self.api.tools(**filters)
+
+    async def agents(self) -> list[dict[str, Any]]:
+        """The agents I may start."""
+        return await self.api.agents()
+
+    async def login(self, email: str, password: str) -> dict[str, Any]:
+        """Sign the same user in afresh and put the new token in force, on the open socket too."""
+        tokens = await self.api.login(email, password)
+        await self._request({"type": "AUTH", "id": ids.uuid7(), "payload": {"access_token": tokens["access_token"]}})
+        return tokens
+
+    async def _request(self, frame: dict[str, Any]) -> dict[str, Any]:
+        """The `data` of the ack. What a part that restarts refuses is asked again, under the same id."""
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return await self._asked(frame)
+            except errors.Unavailable as error:
+                if self._failure is not None or time.monotonic() > until:
+                    raise
+                await asyncio.sleep((error.retry_after_ms or 250) / 1000)
+
+    async def _asked(self, frame: dict[str, Any]) -> dict[str, Any]:
+        if self._failure is not None:
+            raise self._failure
+        request = self._pending[frame["id"]] = _Request(frame, asyncio.get_running_loop().create_future())
+        try:
+            if self._socket is not None:
+                await _send(self._socket, frame)
+            return await request.answer
+        finally:
+            self._pending.pop(frame["id"], None)
+
+    # the socket
+
+    async def ready(self) -> None:
+        """Wait until the socket is open. Raises what keeps it from opening."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._socket is not None or self._failure is not None)
+        if self._failure is not None:
+            raise self._failure
+
+    async def keep(self) -> None:
+        """Keep the socket open until nothing more can be done about it."""
+        seen, pause = time.monotonic(), 0.05
+        try:
+            while True:
+                try:
+                    if await self._converse():
+                        seen, pause = time.monotonic(), 0.05
+                except errors.Unavailable as error:
+                    # a first connection that fails is an answer; a later one is an interruption
+                    if self.cursor is None or time.monotonic() - seen > self._patience_s:
+                        raise error
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2.0)
+        except errors.NetraError as error:
+            await self._fail(error)
+        except (KeyError, TypeError, ValueError) as error:
+            await self._fail(errors.Internal(f"The gateway sent a frame that cannot be read: {error!r}"))
+
+    async def _converse(self) -> bool:
+        """One connection from opening to close; whether it came to a greeting."""
+        try:
+            async with await self._opened() as socket:
+                try:
+                    async for text in socket:
+                        await self._take(socket, json.loads(text))
+                finally:
+                    self._socket = None
+                code = socket.close_code or 1006
+        except (OSError, TimeoutError, websockets.WebSocketException) as error:
+            raise errors.Unavailable(f"{self.api.url} cannot be reached. Is the gateway running?") from error
+        if 4500 <= code <= 4999:
+            raise _FINAL.get(code, errors.FailedPrecondition)(socket.close_reason or f"The gateway closed the socket with {code}.")
+        return True
+
+    async def _opened(self) -> socket_.ClientConnection:
+        offered = ["netra.v1", f"client.{self._client_id}", *([f"resume.{self.cursor}"] if self.cursor is not None else [])]
+        try:
+            return await socket_.connect(
+                f"ws{self.api.url.removeprefix('http')}/ws",
+                subprotocols=[Subprotocol(entry) for entry in offered],
+                additional_headers={"Authorization": f"Bearer {await self.api.token()}"},
+                proxy=None if direct(self.api.url) else True,
+                compression=None,
+                max_size=_MAX_FRAME,
+                open_timeout=10,
+                close_timeout=2,
+            )
+        except websockets.InvalidStatus as refused:
+            raise error_of_response(refused.response.status_code, bytes(refused.response.body or b"")) from refused
+
+    async def _take(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
+        kind = frame["type"]
+        if "event_id" in frame:
+            await self._event(socket, frame)
+        elif kind in ("ack", "error"):
+            self._answered(frame)
+        elif kind == "connected":
+            await self._greeted(socket, frame)
+        elif kind == "auth_expiring":
+            self._renewal = asyncio.get_running_loop().create_task(self._renew(socket))
+        elif kind == "history_truncated":
+            self.cursor = int(frame["oldest"]) - 1
+        elif kind == "resync":
+            await self._resynced(frame["epoch"], frame["cursor"])
+
+    async def _event(self, socket: socket_.ClientConnection, event: dict[str, Any]) -> None:
+        last = self.cursor or 0
+        if event["cursor"] <= last:
+            return
+        if event["cursor"] > last + 1:
+            # never happens while gateway and record keep their promise; the record fills the hole
+            await _send(socket, {"type": "RESUME", "payload": {"after": last}})
+            return
+        self.cursor = event["cursor"]
+        for follower in self._followers:
+            if follower.wants(event):
+                follower.queue.put_nowait(event)
+
+    def _answered(self, frame: dict[str, Any]) -> None:
+        request = self._pending.get(frame.get("id") or "")
+        if request is None or request.answer.done():
+            return
+        if frame["type"] == "ack":
+            request.answer.set_result(frame["data"])
+        else:
+            request.answer.set_exception(error_of(frame))
+
+    async def _greeted(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
+        self.user_id = frame["user_id"]
+        if self.epoch and self.epoch != frame["epoch"]:
+            await self._resynced(frame["epoch"], frame["cursor"])
+        self.epoch = frame["epoch"]
+        self.cursor = frame["cursor"] if self.cursor is None else self.cursor
+        for request in list(self._pending.values()):
+            await _send(socket, request.frame)
+        async with self._changed:
+            self._socket = socket
+            self._changed.notify_all()
+
+    async def _resynced(self, epoch: str, cursor: int) -> None:
+        """The record is another one (a backup was restored): runs that are followed cannot be followed on."""
+        self.epoch, self.cursor = epoch, cursor
+        for follower in self._followers:
+            follower.queue.put_nowait(errors.FailedPrecondition("The record was restored from a backup. Ask for the run's events again."))
+
+    async def _renew(self, socket: socket_.ClientConnection) -> None:
+        """Put a fresh token in force, when there is a way to get one; else the socket ends with the token."""
+        with contextlib.suppress(errors.NetraError):
+            payload = {"access_token": await self.api.token()}
+            await _send(socket, {"type": "AUTH", "id": ids.uuid7(), "payload": payload})
+
+    async def close(self, keeper: asyncio.Task[None]) -> None:
+        """End the socket and whatever works for it."""
+        working = [task for task in (keeper, self._renewal) if task is not None]
+        for task in working:
+            task.cancel()
+        await asyncio.wait(working)
+
+    async def _fail(self, error: errors.NetraError) -> None:
+        self._failure = error
+        for request in self._pending.values():
+            if not request.answer.done():
+                request.answer.set_exception(error)
+        for follower in self._followers:
+            follower.queue.put_nowait(error)
+        async with self._changed:
+            self._changed.notify_all()
+
+
+async def _send(socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
+    # a connection that is gone is noticed by its reader, and what is pending goes out on the next one
+    with contextlib.suppress(websockets.ConnectionClosed):
+        await socket.send(json.dumps(frame))
+
+
+@contextlib.asynccontextmanager
+async def connect(url: str, token: Token, *, patience_s: float = 30.0) -> AsyncIterator[Client]:
+    """A client at a gateway. `token` is an access token, or a function that gives a fresh one.
+
+    Raises `Unavailable` when the gateway cannot be reached, `Unauthenticated` when it refuses the token.
+    """
+    async with Api(url, token) as api:
+        client = Client(api, patience_s)
+        keeper = asyncio.get_running_loop().create_task(client.keep())
+        try:
+            await client.ready()
+            yield client
+        finally:
+            await client.close(keeper)

@@ -1,0 +1,1 @@
+"""The four services, each its own process: auth, context, dispatcher, events."""

@@ -1,0 +1,1 @@
+"""Who may do what: verifies tokens, issues them, holds permissions."""

@@ -1,0 +1,1 @@
+"""The immutable frame a run executes in, and the thread it belongs to."""

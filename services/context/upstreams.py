@@ -1,0 +1,28 @@
+"""Typed stubs of the services this one calls: auth."""
+
+from __future__ import annotations
+
+from chassis import channel, status
+from netra.auth.v1 import auth_pb2, auth_pb2_grpc
+from services.context.keys import SigningKey
+
+_PUBLISH_TIMEOUT_S = 5.0
+
+
+class Auth:
+    """The auth service, called with this process's own service token."""
+
+    def __init__(self, target: str, secret: str) -> None:
+        self._channel = channel.connect(target)
+        self.stub: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(self._channel)
+        self.credentials = channel.ServiceCredentials("context", secret, self.stub)
+
+    async def publish(self, key: SigningKey) -> None:
+        """Have the verification key published. Raises `NetraError`."""
+        request = auth_pb2.PublishKeyRequest(kid=key.kid, public_key=key.public)
+        with status.translated():
+            await self.stub.PublishKey(request, metadata=await self.credentials(), timeout=_PUBLISH_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()

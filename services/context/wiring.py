@@ -1,0 +1,87 @@
+"""Builds the service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chassis import identity, log, migrations, postgres
+from chassis.lifecycle import Tasks
+from chassis.server import Server
+from chassis.trust import Trust, follow
+from netra import errors
+from netra.context.v1 import context_pb2, context_pb2_grpc
+from services.context import contexts, keys, threads
+from services.context.servicer import ContextServicer
+from services.context.settings import ContextSettings
+from services.context.store import Store
+from services.context.store_system import SystemStore
+from services.context.upstreams import Auth
+
+_log = log.get(__name__)
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_POLL_S = 0.25
+_REPUBLISH_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The running service."""
+
+    server: Server
+    trust: Trust
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self.server.port
+
+
+@contextlib.asynccontextmanager
+async def build(settings: ContextSettings) -> AsyncIterator[Service]:
+    """Listen at once; SERVING when the schema is there, auth is followed and the signing key is known everywhere."""
+    async with contextlib.AsyncExitStack() as stack:
+        trust = Trust(settings.state_dir)
+        auth = Auth(settings.auth_target, settings.secret("service").get_secret_value())
+        stack.push_async_callback(auth.close)
+        secret = settings.wrapping_secret()
+        users = await postgres.open_pool(settings.postgres_dsn("netra_context", "postgres"), "context")
+        stack.push_async_callback(users.close)
+        system = await postgres.open_pool(settings.postgres_dsn("netra_context_system", "postgres_system"), "context-system", size=2)
+        stack.push_async_callback(system.close)
+        await migrations.awaited(users, "context", _MIGRATIONS)
+        key = await keys.current(SystemStore(system), secret)
+        tasks = Tasks()
+        stack.push_async_callback(tasks.close)
+        tasks.spawn(follow(trust, auth.stub, auth.credentials), "trust")
+        server = _server(settings, trust, Store(users), key)
+        await server.start()
+        stack.push_async_callback(server.drain)
+        tasks.spawn(_keep_published(server, trust, auth, key), "publish")
+        yield Service(server, trust)
+
+
+def _server(settings: ContextSettings, trust: Trust, store: Store, key: keys.SigningKey) -> Server:
+    authenticator = identity.Authenticator(trust)
+    server = Server(settings.host, settings.port, authenticator, settings.drain_s)
+    servicer = ContextServicer(authenticator.verifier, contexts.Contexts(store, key), threads.Threads(store))
+    descriptor = context_pb2.DESCRIPTOR.services_by_name["ContextService"]
+    server.add(descriptor, context_pb2_grpc.add_ContextServiceServicer_to_server, servicer)
+    return server
+
+
+async def _keep_published(server: Server, trust: Trust, auth: Auth, key: keys.SigningKey) -> None:
+    # for ever: auth may be restored from a copy that does not have the key
+    while True:
+        while not (trust.ready and trust.key("context", key.kid)):
+            try:
+                await auth.publish(key)
+                await trust.awaited_key("context", key.kid)
+            except errors.NetraError as error:
+                _log.warning("the signing key could not be published yet", code=error.code)
+            await asyncio.sleep(_POLL_S)
+        await server.serving(True)
+        await asyncio.sleep(_REPUBLISH_S)

@@ -1,0 +1,1 @@
+"""Runs agents and the tools they call."""

@@ -1,0 +1,130 @@
+"""Accepts runs: checks, execution context, message, row; the same request is accepted once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import orjson
+
+from chassis import identity, telemetry
+from netra import errors, ids
+from netra.context.v1 import context_pb2
+from services.dispatcher import runs, settings, upstreams
+
+_MAX_REQUEST_BYTES = 64 * 1024
+_MAX_INPUT_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a caller wants run: an agent, or a tool for kind `tool`. The deadline is in seconds."""
+
+    kind: str
+    name: str
+    request_id: str
+    request: str
+    inputs: bytes
+    thread_id: str
+    connection_id: str
+    deadline_s: float
+    only_if_free: bool = False
+
+    def digest(self) -> bytes:
+        """What the same request must have in common."""
+        parts = [self.kind, self.name, self.request, self.inputs.decode(), self.thread_id, self.deadline_s]
+        return hashlib.sha256(orjson.dumps(parts)).digest()
+
+
+class Known(Protocol):
+    """Where the runs of users are kept."""
+
+    async def add(
+        self, user_id: ids.UserId, run: runs.Order, *, thread_id: str, request_id: str, digest: bytes, correlation_id: str,
+        most_queued: int, only_if_free: bool, owner: str, lease_s: float,
+    ) -> runs.Run:  # fmt: skip
+        """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1."""
+        ...
+
+    async def by_request(self, user_id: ids.UserId, request_id: str) -> runs.Run | None:
+        """The run that a request started, if any."""
+        ...
+
+
+class Admission:
+    """Turns what a user wants into a stored run that somebody will take to its end."""
+
+    def __init__(self, contexts: upstreams.Contexts, known: Known, limits: settings.DispatcherSettings) -> None:
+        self._contexts, self._store, self._limits = contexts, known, limits
+
+    async def known(self, user: identity.Principal, wanted: Wanted) -> runs.Run | None:
+        """The run that the same request started. Raises `AlreadyExists` when it was another request under the same id."""
+        run = await self._store.by_request(user.user_id, ids.RequestId(wanted.request_id))
+        if run is not None and run.digest != wanted.digest():
+            raise errors.AlreadyExists(field="request_id")
+        return run
+
+    async def accept(
+        self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
+    ) -> tuple[runs.Run, runs.Order]:
+        """Open a context, store the message and the run. With an `owner` the run is that process's at once."""
+        _check(wanted, self._limits.max_deadline_s)
+        opened = await self._opened(user, wanted)
+        message_id = await self._message(wanted, opened)
+        order = runs.Order(
+            run_id=opened.context.run_id, kind=wanted.kind, agent=wanted.name, request=wanted.request, inputs=wanted.inputs,
+            deadline_s=wanted.deadline_s, message_id=message_id, context=opened.stored, context_token=opened.token,
+            traceparent=telemetry.carrier().get("traceparent", ""),
+        )  # fmt: skip
+        run = await self._store.add(
+            user.user_id, order, thread_id=opened.context.thread_id, request_id=wanted.request_id, digest=wanted.digest(),
+            correlation_id=opened.context.correlation_id, most_queued=self._limits.queued_per_user, only_if_free=wanted.only_if_free,
+            owner=owner, lease_s=lease_s,
+        )  # fmt: skip
+        return run, order
+
+    async def _opened(self, user: identity.Principal, wanted: Wanted) -> upstreams.Opened:
+        # the context service settles who is first: all who bring the same request id get the context, and so the run, of the first
+        return await self._contexts.open(
+            context_pb2.OpenContextRequest(
+                request_id=wanted.request_id,
+                access_token=user.token,
+                run_id=ids.RunId.new(),
+                thread_id=wanted.thread_id,
+                connection_id=wanted.connection_id,
+                correlation_id=telemetry.correlation_id(),
+                agent_context=orjson.dumps({"kind": wanted.kind, "name": wanted.name, "digest": wanted.digest().hex()}),
+            )
+        )
+
+    async def _message(self, wanted: Wanted, opened: upstreams.Opened) -> str:
+        if wanted.kind != "agent":
+            return ""
+        request_id = f"{opened.context.run_id}:request"
+        return await self._contexts.append_message(opened.token, request_id, "user", wanted.request)
+
+
+def _check(wanted: Wanted, longest_s: float) -> None:
+    ids.RequestId(wanted.request_id)
+    if wanted.thread_id:
+        ids.ThreadId(wanted.thread_id)
+    if wanted.kind == "agent" and not wanted.request.strip():
+        raise errors.InvalidPayload("user_request is required and must not be empty", field="user_request")
+    if len(wanted.request.encode()) > _MAX_REQUEST_BYTES:
+        raise errors.TooLarge(f"user_request must be at most {_MAX_REQUEST_BYTES} bytes", field="user_request")
+    if not 0 < wanted.deadline_s <= longest_s:
+        raise errors.InvalidPayload(f"deadline must be more than 0 and at most {longest_s:g} seconds", field="deadline")
+
+
+def json_object(data: bytes, field: str, most_bytes: int = _MAX_INPUT_BYTES) -> dict[str, object]:
+    """A JSON object out of bytes; empty bytes mean {}. Raises `InvalidPayload` naming the field."""
+    if len(data) > most_bytes:
+        raise errors.TooLarge(f"{field} must be at most {most_bytes} bytes", field=field)
+    try:
+        value = orjson.loads(data or b"{}")
+    except orjson.JSONDecodeError:
+        raise errors.InvalidPayload(f"{field} must be JSON", field=field) from None
+    if not isinstance(value, dict):
+        raise errors.InvalidPayload(f"{field} must be a JSON object", field=field)
+    return value

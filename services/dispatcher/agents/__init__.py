@@ -1,0 +1,1 @@
+"""Agents known to this process."""

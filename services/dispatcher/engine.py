@@ -1,0 +1,272 @@
+"""ExecutionEngine: takes one agent, or one tool, through one run, from its first event to its last."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import orjson
+import stamina
+
+from chassis import lifecycle, log, status, telemetry, trust
+from netra import errors, ids
+from netra.agent import AgentSpec
+from netra.context import UserExecutionContext
+from netra.context.v1 import context_pb2
+from netra.events.v1 import events_pb2
+from services.dispatcher import appender, journal, runs, turn, upstreams
+from services.dispatcher.agents import registry as agents_
+from services.dispatcher.tools import dispatch
+from services.dispatcher.tools import registry as tools_
+
+_log = log.get(__name__)
+_T = TypeVar("_T")
+_GRACE_S = 3.0
+_PATIENCE_S = 30.0
+_AWAY = (errors.Unavailable, errors.DeadlineExceeded)
+
+
+class Ends(Protocol):
+    """Where the ends of runs are kept."""
+
+    async def finishing(self, run_id: ids.RunId, epoch: int) -> bool:
+        """The run's thread is free from now on. False when another owns the run."""
+        ...
+
+    async def ended(self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes) -> None:
+        """The run's final state."""
+        ...
+
+
+@dataclass(slots=True)
+class Running:
+    """A run in this process: what is owned, its current context token, and whether it is to stop."""
+
+    claim: runs.Claim
+    token: str
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_asked_at: float = 0.0
+    task: asyncio.Task[Any] | None = None
+
+    def ask_to_stop(self) -> None:
+        """Cancel the run, once."""
+        if not self.stop.is_set():
+            self.stop_asked_at = time.monotonic()
+            self.stop.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a run ends: the final state and what tells it to the record."""
+
+    state: runs.RunState
+    tell: Callable[[journal.AgentWebSocketBridge], None]
+    answer: str = ""
+
+
+class ExecutionEngine:
+    """Executes runs that this process owns. It never continues a run that it cannot record."""
+
+    def __init__(
+        self, contexts: upstreams.Contexts, records: upstreams.Records, appends: appender.Appender, store: Ends,
+        agents: agents_.AgentRegistry, tools: tools_.ToolRegistry, trusted: trust.Trust,
+    ) -> None:  # fmt: skip
+        self._contexts, self._records, self._appends, self._store = contexts, records, appends, store
+        self._agents, self.tools, self._trust = agents, tools, trusted
+        self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("an agent's task failed", error=type(error).__name__))
+
+    async def run(self, running: Running) -> None:
+        """Take a claimed run to its end. Returns without one when another process owns the run by now."""
+        order = running.claim.order
+        context = _context(order)
+        headers = {"traceparent": order.traceparent, telemetry.CORRELATION_HEADER: context.correlation_id}
+        with telemetry.span(f"run {order.agent}", headers):
+            log.bind(run_id=order.run_id, user_id=context.user_id)
+            try:
+                await self._run(running, context)
+            except errors.Fenced:
+                _log.warning("another process owns the run by now")
+
+    async def _run(self, running: Running, context: UserExecutionContext) -> None:
+        order, record = running.claim.order, await self._opened(running)
+        if record.ended:
+            await self._close(running, runs.state_after(record.terminal_type))
+            return
+        spec = self._agents.get(order.agent) if order.kind == "agent" else None
+        bridge = self._bridge(running, record, spec)
+        if record.next_seq > 1 or spec is None:
+            ending = _lost(record, bridge, is_tool=order.kind == "tool")
+        elif running.stop.is_set():
+            ending = _cancelled(running, [])
+        else:
+            bridge.started(context.depth, f"{spec.name} begins.")
+            bridge.message_created(order.message_id, "user", order.request)
+            ending = await self._agent(running, context, spec, bridge)
+        await self._end(running, bridge, ending)
+
+    def _bridge(self, running: Running, record: events_pb2.OpenRunResponse, spec: AgentSpec | None) -> journal.AgentWebSocketBridge:
+        order = running.claim.order
+        version = spec.version if spec is not None else ""
+        return journal.AgentWebSocketBridge(
+            self._appends, order.run_id, running.claim.epoch, record.next_seq, order.agent, agent_version=version,
+            ends_with_tool=order.kind == "tool",
+        )  # fmt: skip
+
+    async def _opened(self, running: Running) -> events_pb2.OpenRunResponse:
+        order, epoch = running.claim.order, running.claim.epoch
+        return await _patient(lambda: self._records.open(order.run_id, epoch, running.token, telemetry.trace_id()))
+
+    async def _agent(
+        self, running: Running, context: UserExecutionContext, spec: AgentSpec, bridge: journal.AgentWebSocketBridge
+    ) -> _Ending:
+        order, began = running.claim.order, time.perf_counter()
+        permissions = self._trust.permissions(context.roles, context.tier)
+        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge) as tools:
+            mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools)
+            finished = await self._until(running, _guarded(spec, mine))
+            if finished is None and running.stop.is_set():
+                return _cancelled(running, tools.stopped)
+            if finished is None:
+                return _timed_out(order)
+            result, error = finished
+            if error is not None:
+                return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(error))
+            usage = {"steps": mine.steps, "tools": tools.calls, "tokens": 0, "cost": 0.0}
+        elapsed = round((time.perf_counter() - began) * 1000, 3)
+        return _Ending(runs.RunState.COMPLETED, lambda bridge: bridge.completed(result, elapsed, usage), _answer(result))
+
+    async def _until(
+        self, running: Running, work: Awaitable[tuple[object, errors.NetraError | None]]
+    ) -> tuple[object, errors.NetraError | None] | None:
+        """What the agent came to; None when it was stopped before, by a cancel or its deadline."""
+        agent = self._tasks.spawn(_awaited(work), name="agent")
+        stop = self._tasks.spawn(running.stop.wait(), name="stop")
+        try:
+            await asyncio.wait({agent, stop}, timeout=running.claim.order.deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            return agent.result() if agent.done() else None
+        finally:
+            stop.cancel()
+            agent.cancel()
+            await asyncio.wait({agent}, timeout=_GRACE_S)
+
+    async def _end(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: _Ending) -> None:
+        if ending.answer:
+            ending = await self._answered(running, bridge, ending)
+        if not await _patient(lambda: self._store.finishing(running.claim.order.run_id, running.claim.epoch)):
+            raise errors.Fenced
+        if bridge.broken is not None:
+            ending = _refused(bridge)
+        ending.tell(bridge)
+        await bridge.barrier()
+        await self._close(running, ending.state)
+
+    async def _answered(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: _Ending) -> _Ending:
+        request_id = f"{running.claim.order.run_id}:answer"
+        try:
+            message_id = await _patient(
+                lambda: self._contexts.append_message(running.token, request_id, "assistant", ending.answer), _PATIENCE_S
+            )
+        except errors.NetraError as error:
+            lost = error
+            return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(lost))
+        bridge.message_created(message_id, "assistant", ending.answer)
+        return ending
+
+    async def _close(self, running: Running, state: runs.RunState, outcome: bytes = b"") -> None:
+        order, epoch = running.claim.order, running.claim.epoch
+        await _patient(lambda: self._store.finishing(order.run_id, epoch))
+        await _patient(lambda: self._store.ended(order.run_id, epoch, state, outcome))
+        try:
+            await self._contexts.close(running.token)
+        except errors.NetraError as error:
+            # the run has ended all the same; an open context of an ended run confers nothing but its hour
+            _log.warning("the context could not be closed", code=error.code)
+
+    async def call(self, running: Running, arguments: dict[str, Any], answer: Callable[[dispatch.Outcome], bytes]) -> bytes:
+        """Take an interactive tool call to its end; returns and keeps what `answer` makes of its outcome."""
+        order, context = running.claim.order, _context(running.claim.order)
+        bridge = self._bridge(running, await self._opened(running), None)
+        permissions = self._trust.permissions(context.roles, context.tier)
+        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge) as tools:
+            outcome = await tools.execute(order.agent, arguments)
+        await bridge.barrier()
+        kept = answer(outcome)
+        state = runs.RunState.COMPLETED if outcome.error is None else runs.RunState.FAILED
+        await self._close(running, state, kept)
+        return kept
+
+    async def close(self) -> None:
+        """Stop all agents."""
+        await self._tasks.close()
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+async def _guarded(spec: AgentSpec, mine: turn.Turn) -> tuple[object, errors.NetraError | None]:
+    try:
+        result = await spec.function(mine)
+        orjson.dumps(result)
+        return result, None
+    except errors.NetraError as error:
+        return None, error
+    except Exception as error:
+        shown = status.as_netra(error)
+        failed = errors.AgentFailed(f"The agent {spec.name} failed. {shown.message}")
+        failed.details = shown.details
+        return None, failed
+
+
+async def _patient(call: Callable[[], Awaitable[_T]], patience_s: float | None = None) -> _T:
+    """The call's answer, asked for again while a part of the platform is away."""
+    async for attempt in stamina.retry_context(on=_AWAY, attempts=None, timeout=patience_s, wait_initial=0.05, wait_max=1.0):
+        with attempt:
+            return await call()
+    raise errors.Unavailable
+
+
+def _context(order: runs.Order) -> UserExecutionContext:
+    return UserExecutionContext.from_proto(context_pb2.ExecutionContext.FromString(order.context))
+
+
+def _answer(result: object) -> str:
+    if isinstance(result, dict) and isinstance(result.get("message"), str) and result["message"].strip():
+        return str(result["message"])
+    return orjson.dumps(result).decode()
+
+
+def _lost(record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBridge, *, is_tool: bool) -> _Ending:
+    for tool_call_id in record.open_tool_calls:
+        bridge.tool_unknown(tool_call_id)
+    if is_tool and record.open_tool_calls:
+        return _Ending(runs.RunState.FAILED, lambda _bridge: None)
+    return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(errors.OwnerLost()))
+
+
+def _refused(bridge: journal.AgentWebSocketBridge) -> _Ending:
+    """The record refused something the run told: say so as its end. Raises `Fenced` when the run is another's."""
+    error = bridge.broken
+    if not isinstance(error, errors.NetraError) or isinstance(error, errors.Fenced):
+        raise errors.Fenced
+    bridge.mend()
+    refused = errors.AgentFailed(f"The record refused an event of this run: {error.message}")
+    return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(refused))
+
+
+def _cancelled(running: Running, stopped: list[dispatch.Stopped]) -> _Ending:
+    asked = running.stop_asked_at
+    tools = [{"tool_call_id": call.tool_call_id, "after_ms": _ms(call.stopped_at - asked), "confirmed": call.confirmed} for call in stopped]
+    return _Ending(runs.RunState.CANCELLED, lambda bridge: bridge.cancelled("user", tools, _ms(time.monotonic() - asked)))
+
+
+def _timed_out(order: runs.Order) -> _Ending:
+    error = errors.DeadlineExceeded(f"The run did not finish within {order.deadline_s:g} s.")
+    return _Ending(runs.RunState.TIMED_OUT, lambda bridge: bridge.timed_out(error))
+
+
+def _ms(seconds: float) -> float:
+    return round(max(seconds, 0.0) * 1000, 3)

@@ -1,0 +1,97 @@
+"""Run and RunState: the legal transitions; pure."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+from netra import ids
+
+
+class RunState(enum.StrEnum):
+    """Where a run is in its life."""
+
+    CREATED = "created"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    FINISHING = "finishing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT})
+LEGAL: dict[RunState, frozenset[RunState]] = {
+    RunState.CREATED: frozenset({RunState.QUEUED, RunState.FAILED}),
+    RunState.QUEUED: frozenset({RunState.RUNNING}),
+    RunState.RUNNING: frozenset({RunState.SUSPENDED, RunState.FINISHING}),
+    RunState.SUSPENDED: frozenset({RunState.RUNNING, RunState.FINISHING}),
+    RunState.FINISHING: ENDED,
+    **dict.fromkeys(ENDED, frozenset()),
+}
+_BY_EVENT = {
+    "agent_completed": RunState.COMPLETED,
+    "agent_failed": RunState.FAILED,
+    "agent_cancelled": RunState.CANCELLED,
+    "agent_timed_out": RunState.TIMED_OUT,
+    "tool_completed": RunState.COMPLETED,
+}
+
+
+def legal(old: RunState, new: RunState) -> bool:
+    """Whether a run may go from one state to the other."""
+    return new in LEGAL[old]
+
+
+def state_after(terminal_type: str) -> RunState:
+    """The final state that a terminal event means."""
+    return _BY_EVENT[terminal_type]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of one agent, or of one tool for kind `tool`, as its owner sees it."""
+
+    run_id: ids.RunId
+    user_id: ids.UserId
+    thread_id: ids.ThreadId
+    request_id: str
+    message_id: str
+    digest: bytes
+    kind: str
+    agent: str
+    state: RunState
+    correlation_id: str
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    outcome: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be run: everything a process needs that takes the run over. Times are seconds."""
+
+    run_id: ids.RunId
+    kind: str
+    agent: str
+    request: str
+    inputs: bytes
+    deadline_s: float
+    message_id: str
+    context: bytes
+    context_token: str
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An order that this process owns at an epoch, for as long as it renews the lease."""
+
+    order: Order
+    epoch: int
+    cancelled: bool
+    takeover: bool

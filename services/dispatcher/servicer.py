@@ -1,0 +1,200 @@
+"""DispatcherService: one method per RPC: decode, call, encode."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+from typing import Any, Protocol
+
+import orjson
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from chassis import identity, trust
+from netra import errors, ids
+from netra.dispatcher.v1 import dispatcher_pb2 as pb
+from netra.dispatcher.v1 import dispatcher_pb2_grpc
+from netra.tool import ToolSpec
+from services.dispatcher import admission, journal, runs, settings, supervisor
+from services.dispatcher.agents import registry as agents_
+from services.dispatcher.tools import dispatch, permits
+from services.dispatcher.tools import registry as tools_
+
+_STATE = {state: pb.RunState.Value(f"RUN_STATE_{state.name}") for state in runs.RunState}
+_STATE_NAME = {value: state.value for state, value in _STATE.items()}
+
+
+class Known(Protocol):
+    """Where the runs of users are kept."""
+
+    async def get(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
+        """One run. Raises `NotFound`."""
+        ...
+
+    async def by_request(self, user_id: ids.UserId, request_id: str) -> runs.Run | None:
+        """The run that a request started, if any."""
+        ...
+
+    async def page(self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str) -> list[runs.Run]:
+        """Up to `size` runs, newest first, older than the run `before` when given."""
+        ...
+
+
+class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
+    """The RPCs."""
+
+    def __init__(
+        self, overseer: supervisor.Supervisor, known: Known, agents: agents_.AgentRegistry, tools: tools_.ToolRegistry,
+        trusted: trust.Trust, limits: settings.DispatcherSettings,
+    ) -> None:  # fmt: skip
+        self._supervisor, self._store, self._agents, self._tools = overseer, known, agents, tools
+        self._trust, self._limits = trusted, limits
+
+    async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
+        """Accept a run."""
+        admission.json_object(request.inputs, "inputs")
+        name = request.agent or self._limits.default_agent
+        deadline_s = _seconds(request.deadline) if request.HasField("deadline") else self._agents.get(name).deadline_s
+        wanted = admission.Wanted(
+            kind="agent",
+            name=name,
+            request_id=request.request_id,
+            request=request.user_request,
+            inputs=request.inputs or b"{}",
+            thread_id=request.thread_id,
+            connection_id=request.connection_id,
+            deadline_s=deadline_s,
+            only_if_free=request.on_busy == pb.ON_BUSY_REJECT,
+        )
+        run = await self._supervisor.start(identity.current().user, wanted)
+        return pb.StartRunResponse(run_id=run.run_id, thread_id=run.thread_id, message_id=run.message_id)
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
+        """One run."""
+        run = await self._store.get(identity.current().user_id, ids.RunId(request.run_id))
+        return pb.GetRunResponse(run=_run(run))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        """One page of runs."""
+        size = _page_size(request.page_size)
+        found = await self._store.page(
+            identity.current().user_id,
+            before=_decoded(request.page_token),
+            size=size + 1,
+            thread_id=ids.ThreadId(request.thread_id) if request.thread_id else "",
+            state=_STATE_NAME.get(request.state, ""),
+        )
+        token = _encoded(found[size - 1].run_id) if len(found) > size else ""
+        return pb.ListRunsResponse(runs=[_run(run) for run in found[:size]], next_page_token=token)
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
+        """Ask a run to stop."""
+        run = await self._supervisor.cancel(identity.current().user_id, ids.RunId(request.run_id))
+        return pb.CancelRunResponse(state=_STATE[run.state])
+
+    async def ListAgents(self, request: pb.ListAgentsRequest, context: Any) -> pb.ListAgentsResponse:
+        """All agents."""
+        agents = [pb.Agent(name=spec.name, version=spec.version, description=spec.description) for spec in self._agents.all()]
+        return pb.ListAgentsResponse(agents=agents)
+
+    async def ListTools(self, request: pb.ListToolsRequest, context: Any) -> pb.ListToolsResponse:
+        """The tools the caller may call."""
+        found = self._tools.discover(self._permissions(), text=request.text, tag=request.tag)
+        return pb.ListToolsResponse(tools=[_tool(spec) for spec in found])
+
+    async def ExecuteTool(self, request: pb.ExecuteToolRequest, context: Any) -> pb.ExecuteToolResponse:
+        """One interactive call."""
+        arguments = admission.json_object(request.arguments, "arguments", dispatch.MAX_ARGUMENT_BYTES)
+        tool = self._tools.get(request.tool_name)
+        permits.require(tool.spec, self._permissions())
+        tool.check_arguments(arguments)
+        wanted = admission.Wanted(
+            kind="tool",
+            name=request.tool_name,
+            request_id=request.request_id,
+            request="",
+            inputs=request.arguments or b"{}",
+            thread_id=request.thread_id,
+            connection_id="",
+            deadline_s=tool.spec.timeout_s,
+        )
+        kept = await self._supervisor.call(identity.current().user, wanted, arguments, _answer)
+        answer = pb.ExecuteToolResponse.FromString(kept)
+        run = await self._store.by_request(identity.current().user_id, request.request_id)
+        answer.run_id = run.run_id if run is not None else ""
+        return answer
+
+    def _permissions(self) -> frozenset[str]:
+        user = identity.current().user
+        return self._trust.permissions(user.roles, user.tier)
+
+
+def _answer(outcome: dispatch.Outcome) -> bytes:
+    answer = pb.ExecuteToolResponse(tool_call_id=outcome.call.tool_call_id, status=outcome.status)
+    answer.execution_time.FromMicroseconds(round(outcome.execution_time_ms * 1000))
+    if outcome.error is None:
+        answer.result = orjson.dumps(outcome.result)
+    else:
+        data = journal.error_data(outcome.error)
+        answer.error.CopyFrom(pb.ToolError(code=data["code"], message=data["message"], details=orjson.dumps(data["details"])))
+    return answer.SerializeToString()
+
+
+def _run(run: runs.Run) -> pb.Run:
+    return pb.Run(
+        run_id=run.run_id,
+        thread_id=run.thread_id,
+        request_id=run.request_id,
+        kind=run.kind,
+        agent=run.agent,
+        state=_STATE[run.state],
+        created_at=_time(run.created_at),
+        started_at=_time(run.started_at),
+        ended_at=_time(run.ended_at),
+        correlation_id=run.correlation_id,
+    )
+
+
+def _tool(spec: ToolSpec) -> pb.Tool:
+    timeout = duration_pb2.Duration()
+    timeout.FromMilliseconds(round(spec.timeout_s * 1000))
+    return pb.Tool(
+        name=spec.name,
+        version=spec.version,
+        description=spec.description,
+        input_schema=orjson.dumps(spec.input_schema),
+        output_schema=b"" if spec.output_schema is None else orjson.dumps(spec.output_schema),
+        tags=spec.tags,
+        permission=spec.permission,
+        side_effects=spec.side_effects,
+        timeout=timeout,
+    )
+
+
+def _time(value: datetime.datetime | None) -> timestamp_pb2.Timestamp | None:
+    if value is None:
+        return None
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(value)
+    return stamp
+
+
+def _seconds(value: duration_pb2.Duration) -> float:
+    return value.seconds + value.nanos / 1e9
+
+
+def _page_size(wanted: int) -> int:
+    if not 0 <= wanted <= 200:
+        raise errors.InvalidPayload("page_size must be from 1 to 200, or 0 for 50", field="page_size")
+    return wanted or 50
+
+
+def _encoded(run_id: str) -> str:
+    return base64.urlsafe_b64encode(run_id.encode()).decode()
+
+
+def _decoded(token: str) -> str:
+    try:
+        return ids.RunId(base64.urlsafe_b64decode(token).decode()) if token else ""
+    except (binascii.Error, ValueError, errors.InvalidPayload):
+        raise errors.InvalidPayload("page_token must be a next_page_token of this method", field="page_token") from None

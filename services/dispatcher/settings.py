@@ -1,0 +1,17 @@
+"""DispatcherSettings."""
+
+from pydantic import Field
+
+from chassis.settings import ProcessSettings
+
+
+class DispatcherSettings(ProcessSettings):
+    """What the dispatcher reads beside what every process reads."""
+
+    port: int = Field(7003, validation_alias="NETRA_DISPATCHER_PORT", ge=0, le=65535)
+    lease_s: float = Field(3.0, gt=0.5, description="How long a silent owner keeps a run, in seconds.")
+    poll_s: float = Field(0.5, gt=0, description="How often the queue is looked at without being told, in seconds.")
+    slots: int = Field(200, gt=0, description="Runs that one process executes at a time.")
+    queued_per_user: int = Field(200, gt=0, description="Runs that one user may have waiting; one more is RATE_LIMITED.")
+    default_agent: str = "text-analyst"
+    max_deadline_s: float = Field(86_400.0, gt=0)

@@ -1,0 +1,93 @@
+"""SQL that crosses users: claims, leases and ends of runs. Database time only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chassis import postgres
+from netra import ids
+from services.dispatcher import runs
+
+_CLAIM = """
+WITH claimable AS (
+    SELECT run_id FROM dispatcher.runs AS r
+    WHERE (state = 'queued' AND (cancelled_at IS NOT NULL OR NOT EXISTS (
+               SELECT FROM dispatcher.runs AS earlier
+               WHERE earlier.thread_id = r.thread_id AND earlier.kind = 'agent' AND earlier.state IN ('queued', 'running', 'suspended')
+                 AND (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id)))
+           OR state IN ('running', 'finishing') AND lease_until < now())
+      AND (kind = 'tool' OR agent = ANY($3))
+    ORDER BY created_at, run_id LIMIT $4 FOR UPDATE SKIP LOCKED)
+UPDATE dispatcher.runs AS r
+SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, epoch = epoch + 1, lease_owner = $1,
+    lease_until = now() + make_interval(secs => $2), started_at = coalesce(started_at, now())
+FROM claimable WHERE r.run_id = claimable.run_id
+RETURNING r.run_id, r.kind, r.agent, r.request, r.inputs, r.deadline_s, r.message_id, r.context, r.context_token, r.traceparent,
+    r.epoch, r.cancelled_at IS NOT NULL AS cancelled
+"""
+_RENEW = """
+UPDATE dispatcher.runs SET lease_until = now() + make_interval(secs => $2)
+WHERE lease_owner = $1 AND run_id = ANY($3::uuid[]) AND state IN ('running', 'suspended', 'finishing')
+RETURNING run_id, epoch, cancelled_at IS NOT NULL AS cancelled, token_renewed_at < now() - interval '20 minutes' AS token_old
+"""
+
+
+class SystemStore:
+    """The rows of all users, through the system role."""
+
+    def __init__(self, database: postgres.DatabaseManager) -> None:
+        self._database = database
+
+    async def claim(self, owner: str, lease_s: float, agents: Sequence[str], most: int) -> list[runs.Claim]:
+        """Own up to `most` runs that wait or whose owner is silent, oldest first."""
+        async with self._database.transaction() as transaction:
+            rows = await transaction.fetch(_CLAIM, owner, lease_s, list(agents), most)
+        return [_claim(row) for row in rows]
+
+    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, bool, bool]]:
+        """Keep owning runs. Those still owned, each with its epoch, whether it is cancelled and whether its token is old."""
+        async with self._database.transaction() as transaction:
+            rows = await transaction.fetch(_RENEW, owner, lease_s, list(run_ids))
+        return {str(row["run_id"]): (row["epoch"], row["cancelled"], row["token_old"]) for row in rows}
+
+    async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
+        """Keep the fresh context token of a run."""
+        query = "UPDATE dispatcher.runs SET context_token = $3, token_renewed_at = now() WHERE run_id = $1 AND epoch = $2"
+        async with self._database.transaction() as transaction:
+            await transaction.execute(query, run_id, epoch, token)
+
+    async def finishing(self, run_id: ids.RunId, epoch: int) -> bool:
+        """The run's thread is free from now on. False when another owns the run."""
+        query = "UPDATE dispatcher.runs SET state = 'finishing' WHERE run_id = $1 AND epoch = $2 AND state IN ('running', 'finishing')"
+        async with self._database.transaction() as transaction:
+            return await transaction.execute(query, run_id, epoch) == "UPDATE 1"
+
+    async def ended(self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes = b"") -> None:
+        """The run's final state."""
+        query = (
+            "UPDATE dispatcher.runs SET state = $3, outcome = $4, ended_at = now(), lease_owner = NULL, lease_until = NULL"
+            " WHERE run_id = $1 AND epoch = $2 AND state = 'finishing'"
+        )
+        async with self._database.transaction() as transaction:
+            await transaction.execute(query, run_id, epoch, state, outcome)
+
+    async def release(self, owner: str) -> None:
+        """Let others take over at once what this owner still has."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute("UPDATE dispatcher.runs SET lease_until = now() WHERE lease_owner = $1", owner)
+
+
+def _claim(row: postgres.Row) -> runs.Claim:
+    order = runs.Order(
+        run_id=ids.RunId(str(row["run_id"])),
+        kind=row["kind"],
+        agent=row["agent"],
+        request=row["request"],
+        inputs=row["inputs"],
+        deadline_s=row["deadline_s"],
+        message_id=str(row["message_id"] or ""),
+        context=row["context"],
+        context_token=row["context_token"],
+        traceparent=row["traceparent"],
+    )
+    return runs.Claim(order, row["epoch"], row["cancelled"], row["epoch"] > 1)

@@ -1,0 +1,227 @@
+"""Owns every running run of this process: claims, leases, cancels, lets go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from chassis import identity, lifecycle, log, streams
+from netra import errors, ids
+from services.dispatcher import admission, engine, runs, settings, upstreams
+from services.dispatcher.agents import registry as agents_
+
+_log = log.get(__name__)
+_WAKE = "wake"
+_CANCEL = "cancel"
+# how long after a tool's own deadline another process closes an interactive call that its owner left open
+_TOOL_GRACE_S = 10.0
+
+
+class Mine(Protocol):
+    """Where the runs of one user are kept."""
+
+    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
+        """Ask a run to stop, unless it has ended. Raises `NotFound`."""
+        ...
+
+
+class Leases(Protocol):
+    """Where the leases of all runs are kept."""
+
+    async def claim(self, owner: str, lease_s: float, agents: Sequence[str], most: int) -> list[runs.Claim]:
+        """Own up to `most` runs that wait or whose owner is silent, oldest first."""
+        ...
+
+    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, bool, bool]]:
+        """Keep owning runs. Those still owned, each with its epoch, whether it is cancelled and whether its token is old."""
+        ...
+
+    async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
+        """Keep the fresh context token of a run."""
+        ...
+
+    async def release(self, owner: str) -> None:
+        """Let others take over at once what this owner still has."""
+        ...
+
+
+class Supervisor:
+    """All runs of this process."""
+
+    def __init__(
+        self, accepted: admission.Admission, executing: engine.ExecutionEngine, mine: Mine, all_runs: Leases,
+        contexts: upstreams.Contexts, signals: streams.Streams, agents: agents_.AgentRegistry, limits: settings.DispatcherSettings,
+    ) -> None:  # fmt: skip
+        self._admission, self._engine, self._store, self._all = accepted, executing, mine, all_runs
+        self._contexts, self._signals, self._agents, self._limits = contexts, signals, agents, limits
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.uuid7()}"
+        self._running: dict[str, engine.Running] = {}
+        self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("a run's task failed", error=type(error).__name__))
+        self._woken = asyncio.Event()
+        self._renewed_at = time.monotonic()
+        self._claiming = True
+
+    async def start(self, user: identity.Principal, wanted: admission.Wanted) -> runs.Run:
+        """Accept a run of an agent. Raises `NotFound` for an unknown agent or thread, `Busy`, `AlreadyExists`, `RateLimited`."""
+        self._agents.get(wanted.name)
+        if (known := await self._admission.known(user, wanted)) is not None:
+            return known
+        try:
+            run, _ = await self._admission.accept(user, wanted)
+        except errors.FailedPrecondition:
+            # the same request came twice at once, and the other one has ended its run already
+            if (known := await self._admission.known(user, wanted)) is None:
+                raise
+            return known
+        self._woken.set()
+        self._tasks.spawn(self._tell(_WAKE, ""), name="wake")
+        return run
+
+    async def call(self, user: identity.Principal, wanted: admission.Wanted, arguments: dict[str, Any], answer: Any) -> bytes:
+        """Execute one tool and return what `answer` makes of its outcome; the same request gets the same answer.
+
+        Raises `Busy` while the same request still executes.
+        """
+        run = await self._admission.known(user, wanted)
+        if run is None:
+            lease_s = wanted.deadline_s + _TOOL_GRACE_S
+            run, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
+            if run.run_id not in self._running and run.state == runs.RunState.RUNNING:
+                running = engine.Running(runs.Claim(order, 1, cancelled=False, takeover=False), order.context_token)
+                return await self._called(running, arguments, answer)
+        if run.outcome:
+            return run.outcome
+        raise errors.Busy("The same request still executes. Ask again for its outcome.", retry_after_ms=1000)
+
+    async def _called(self, running: engine.Running, arguments: dict[str, Any], answer: Any) -> bytes:
+        run_id = running.claim.order.run_id
+        self._running[run_id] = running
+        try:
+            # the call ends in the record even when its caller has gone
+            running.task = self._tasks.spawn(self._engine.call(running, arguments, answer), name=f"call {run_id}")
+            result: bytes = await asyncio.shield(running.task)
+            return result
+        finally:
+            self._running.pop(run_id, None)
+
+    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
+        """Ask a run to stop, wherever it runs. Raises `NotFound`."""
+        run = await self._store.cancel(user_id, run_id)
+        if (running := self._running.get(run_id)) is not None:
+            running.ask_to_stop()
+        else:
+            await self._tell(_CANCEL, run_id)
+        self._woken.set()
+        return run
+
+    async def run(self) -> None:
+        """Claim and renew, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._claim_always())
+            group.create_task(self._renew_always())
+            group.create_task(self._listen(_WAKE))
+            group.create_task(self._listen(_CANCEL))
+
+    async def _tell(self, channel: str, message: str) -> None:
+        try:
+            await self._signals.publish(channel, message)
+        except errors.Unavailable:
+            # the row carries the same word; it is read at the next poll
+            _log.warning("a signal was not sent", channel=channel)
+
+    async def _listen(self, channel: str) -> None:
+        async for message in self._signals.listen(channel):
+            if channel == _CANCEL and (running := self._running.get(message)) is not None:
+                running.ask_to_stop()
+            self._woken.set()
+
+    async def _claim_always(self) -> None:
+        while True:
+            self._woken.clear()
+            if not await self._claim():
+                try:
+                    await asyncio.wait_for(self._woken.wait(), self._limits.poll_s)
+                except TimeoutError:
+                    continue
+
+    async def _claim(self) -> bool:
+        free = self._limits.slots - len(self._running)
+        if free <= 0 or not self._claiming:
+            return False
+        try:
+            claims = await self._all.claim(self.owner, self._limits.lease_s, self._agents.names(), free)
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            return False
+        for claim in claims:
+            running = engine.Running(claim, claim.order.context_token)
+            if claim.cancelled:
+                running.ask_to_stop()
+            self._running[claim.order.run_id] = running
+            running.task = self._tasks.spawn(self._own(running), name=f"run {claim.order.run_id}")
+        return bool(claims)
+
+    async def _own(self, running: engine.Running) -> None:
+        run_id = running.claim.order.run_id
+        try:
+            await self._engine.run(running)
+        finally:
+            if self._running.get(run_id) is running:
+                del self._running[run_id]
+            self._woken.set()
+
+    async def _renew_always(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.lease_s / 3)
+            leased = {run_id: running for run_id, running in self._running.items() if running.claim.order.kind == "agent"}
+            try:
+                await self._renew(leased)
+                self._renewed_at = time.monotonic()
+            except (errors.Unavailable, errors.DeadlineExceeded):
+                if time.monotonic() - self._renewed_at > self._limits.lease_s - 1.0:
+                    self._let_go(leased, "the lease could not be renewed")
+
+    async def _renew(self, leased: dict[str, engine.Running]) -> None:
+        kept = await self._all.renew(self.owner, self._limits.lease_s, list(leased)) if leased else {}
+        for run_id, running in leased.items():
+            epoch, cancelled, token_old = kept.get(run_id, (0, False, False))
+            if epoch != running.claim.epoch and self._running.get(run_id) is running:
+                self._let_go({run_id: running}, "another process owns it")
+            elif cancelled:
+                running.ask_to_stop()
+            elif token_old:
+                await self._renew_token(running)
+
+    async def _renew_token(self, running: engine.Running) -> None:
+        try:
+            running.token = await self._contexts.renew(running.token)
+        except errors.NetraError as error:
+            _log.warning("a context could not be renewed", run_id=running.claim.order.run_id, code=error.code)
+            return
+        await self._all.token_renewed(running.claim.order.run_id, running.claim.epoch, running.token)
+
+    def _let_go(self, leased: dict[str, engine.Running], why: str) -> None:
+        for run_id, running in leased.items():
+            _log.warning("letting a run go", run_id=run_id, reason=why)
+            if running.task is not None:
+                running.task.cancel()
+
+    async def close(self) -> None:
+        """Claim no more, give what runs its time, then let go of it so that another process can take it over."""
+        self._claiming = False
+        deadline = time.monotonic() + self._limits.drain_s
+        while self._running and time.monotonic() < deadline:
+            self._woken.clear()
+            try:
+                await asyncio.wait_for(self._woken.wait(), 0.1)
+            except TimeoutError:
+                continue
+        await self._tasks.close()
+        await self._engine.close()
+        try:
+            await self._all.release(self.owner)
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            _log.warning("leases could not be released; they run out by themselves")

@@ -1,0 +1,1 @@
+"""Everything between an agent naming a tool and its result."""

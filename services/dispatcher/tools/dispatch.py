@@ -1,0 +1,193 @@
+"""UnifiedToolDispatcher: one call, from a name and arguments to a reported outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from chassis import lifecycle, log, telemetry
+from netra import errors, ids
+from netra.context import UserExecutionContext
+from services.dispatcher.tools import permits, registry
+from services.dispatcher.tools.sandbox import trusted
+
+_log = log.get(__name__)
+MAX_RESULT_BYTES = 256 * 1024
+MAX_ARGUMENT_BYTES = 256 * 1024
+_SECRET = re.compile(r"password|secret|token|api_?key|authorization|credential", re.IGNORECASE)
+_STATUS = {"DEADLINE_EXCEEDED": "timeout", "PERMISSION_DENIED": "denied", "CANCELLED": "cancelled"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of one tool."""
+
+    tool_call_id: ids.ToolCallId
+    tool: str
+    version: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a call: `status` is success, error, timeout, denied, cancelled or unknown."""
+
+    call: Call
+    status: str
+    result: Any
+    error: errors.NetraError | None
+    execution_time_ms: float
+
+    def unwrap(self) -> Any:
+        """The result. Raises the error when there is none."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A call that was running when its run was cancelled."""
+
+    tool_call_id: ids.ToolCallId
+    stopped_at: float
+    confirmed: bool
+
+
+class Reporter(Protocol):
+    """Where calls are told of."""
+
+    def tool_executing(self, call: Call) -> None:
+        """A call begins."""
+
+    def tool_completed(self, outcome: Outcome, enforcement: Mapping[str, object], step_key: str) -> None:
+        """A call is over; its result is kept under the step's key."""
+
+    async def barrier(self) -> None:
+        """Returns when everything told so far is in the record."""
+
+
+class UnifiedToolDispatcher:
+    """The calls of one execution context; nothing in it outlives the context. Made by `for_context` only."""
+
+    def __init__(
+        self, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter
+    ) -> None:
+        self._context = context
+        self._tools = tools
+        self._permissions = permissions
+        self._reporter = reporter
+        self._tasks = lifecycle.Tasks(on_failure=_logged)
+        self._open = True
+        self.calls = 0
+        self.stopped: list[Stopped] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def for_context(
+        cls, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter
+    ) -> AsyncIterator[UnifiedToolDispatcher]:
+        """A dispatcher for the time of the block; calls after it are refused."""
+        dispatcher = cls(context, tools, permissions, reporter)
+        try:
+            yield dispatcher
+        finally:
+            dispatcher._open = False
+
+    def check(self, name: str, arguments: Mapping[str, Any]) -> registry.Registered:
+        """The tool, if it exists, may be called and takes these arguments. Raises what stands against it."""
+        tool = self._tools.get(name)
+        permits.require(tool.spec, self._permissions)
+        if len(_json(arguments, "arguments")) > MAX_ARGUMENT_BYTES:
+            raise errors.TooLarge(f"arguments must be at most {MAX_ARGUMENT_BYTES} bytes", field="arguments")
+        tool.check_arguments(dict(arguments))
+        return tool
+
+    async def execute(self, name: str, arguments: Mapping[str, Any], *, step_key: str = "") -> Outcome:
+        """Call a tool. Always reports a pair of `tool_executing` and `tool_completed`; only a cancellation is raised."""
+        if not self._open:
+            raise errors.FailedPrecondition("The execution context is closed; no tool can be called in it.")
+        self.calls += 1
+        tool, refusal = self._checked(name, arguments)
+        call = Call(ids.ToolCallId.new(), name, tool.spec.version if tool else "", arguments)
+        self._reporter.tool_executing(call)
+        began = time.perf_counter()
+        try:
+            result = await self._run(tool, call) if tool else None
+        except asyncio.CancelledError:
+            self._stopped(call, began, step_key, confirmed=True)
+            raise
+        except trusted.Unconfirmed as error:
+            self._stopped(call, began, step_key, confirmed=False)
+            return _failed(call, error, began)
+        except Exception as error:
+            refusal = _shown(name, error)
+        outcome = _failed(call, refusal, began) if refusal else Outcome(call, "success", result, None, _since(began))
+        self._reporter.tool_completed(outcome, trusted.ENFORCEMENT, step_key)
+        return outcome
+
+    def _checked(self, name: str, arguments: Mapping[str, Any]) -> tuple[registry.Registered | None, errors.NetraError | None]:
+        try:
+            return self.check(name, arguments), None
+        except errors.NetraError as error:
+            return None, error
+
+    async def _run(self, tool: registry.Registered, call: Call) -> object:
+        if tool.spec.side_effects:
+            await self._reporter.barrier()
+        with telemetry.span(f"tool {call.tool}") as span:
+            span.set_attribute("netra.tool_call_id", call.tool_call_id)
+            result = await trusted.run(tool.spec, call.arguments, tool.spec.timeout_s, self._tasks)
+            tool.check_result(result)
+            size = len(_json(result, f"the result of {call.tool}"))
+            if size > MAX_RESULT_BYTES:
+                raise errors.ToolFailed(f"{call.tool} returned {size} bytes; at most {MAX_RESULT_BYTES} can be recorded.")
+            return result
+
+    def _stopped(self, call: Call, began: float, step_key: str, *, confirmed: bool) -> None:
+        self.stopped.append(Stopped(call.tool_call_id, time.monotonic(), confirmed))
+        message = f"{call.tool} was stopped." if confirmed else f"{call.tool} was told to stop; whether it did is not known."
+        outcome = _failed(call, errors.Cancelled(message), began)
+        self._reporter.tool_completed(outcome, trusted.ENFORCEMENT, step_key)
+
+
+def masked(value: Any) -> Any:
+    """The same JSON value with `***` under keys that name secrets."""
+    if isinstance(value, Mapping):
+        return {key: "***" if _SECRET.search(key) else masked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(item) for item in value]
+    return value
+
+
+def _json(value: object, what: str) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise errors.ToolFailed(f"{what} cannot be written as JSON: {error}") from None
+
+
+def _shown(name: str, error: Exception) -> errors.NetraError:
+    if isinstance(error, errors.NetraError):
+        return error
+    _log.warning("a tool failed", tool=name, exc_info=error)
+    return errors.ToolFailed(f"{name} failed with {type(error).__name__}.", tool=name)
+
+
+def _failed(call: Call, error: errors.NetraError, began: float) -> Outcome:
+    return Outcome(call, _STATUS.get(error.code, "error"), None, error, _since(began))
+
+
+def _since(began: float) -> float:
+    return round((time.perf_counter() - began) * 1000, 3)
+
+
+def _logged(error: BaseException) -> None:
+    _log.error("a tool's task failed", error=type(error).__name__)

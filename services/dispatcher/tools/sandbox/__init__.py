@@ -1,0 +1,1 @@
+"""One file per enforcement tier: how a tool's code is contained."""

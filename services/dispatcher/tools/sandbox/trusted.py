@@ -1,0 +1,53 @@
+"""The tier `trusted`: the operator's own coroutines, in this process, each in a task that can be stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from chassis import lifecycle
+from netra import errors
+from netra.tool import ToolSpec
+
+# a coroutine that has not ended this long after its cancellation is reported as unconfirmed
+_GRACE_S = 2.0
+ENFORCEMENT = {"tier": "trusted", "backend": "asyncio"}
+
+
+class Unconfirmed(errors.NetraError):
+    """The tool was told to stop and did not."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+async def run(spec: ToolSpec, arguments: Mapping[str, Any], timeout_s: float, tasks: lifecycle.Tasks) -> object:
+    """The tool's result. Raises what the tool raises, `DeadlineExceeded` after `timeout_s`, `Unconfirmed` when it cannot be stopped."""
+    task = tasks.spawn(_call(spec, arguments), name=f"tool {spec.name}")
+    try:
+        await asyncio.wait({task}, timeout=timeout_s)
+        if not task.done():
+            await _stopped(task, spec)
+            raise errors.DeadlineExceeded(f"{spec.name} did not finish within {timeout_s:g} s.")
+        result, error = task.result()
+        if error is not None:
+            raise error
+        return result
+    except asyncio.CancelledError:
+        await _stopped(task, spec)
+        raise
+
+
+async def _call(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[object, Exception | None]:
+    # an error of the tool is its answer, not a failure of the task's owner
+    try:
+        return await spec.function(**arguments), None
+    except Exception as error:
+        return None, error
+
+
+async def _stopped(task: asyncio.Task[Any], spec: ToolSpec) -> None:
+    task.cancel()
+    await asyncio.wait({task}, timeout=_GRACE_S)
+    if not task.done():
+        raise Unconfirmed(f"{spec.name} was told to stop and still runs.")

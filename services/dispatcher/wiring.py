@@ -1,0 +1,85 @@
+"""Builds the service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from chassis import channel, identity, lifecycle, migrations, postgres, server, streams, trust
+from netra.agent import AgentSpec
+from netra.auth.v1 import auth_pb2_grpc
+from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
+from netra.tool import ToolSpec
+from services.dispatcher import admission, appender, engine, servicer, store, store_system, supervisor, upstreams
+from services.dispatcher.agents import registry as agents_
+from services.dispatcher.settings import DispatcherSettings
+from services.dispatcher.tools import registry as tools_
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_DESCRIPTOR = dispatcher_pb2.DESCRIPTOR.services_by_name["DispatcherService"]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The running dispatcher."""
+
+    server: server.Server
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.server.port
+
+
+@contextlib.asynccontextmanager
+async def build(
+    settings: DispatcherSettings, *, agents: Iterable[AgentSpec] = (), tools: Iterable[ToolSpec] = ()
+) -> AsyncIterator[Service]:
+    """Run the dispatcher for the time of the block; `agents` and `tools` come on top of the built-in and installed ones."""
+    async with contextlib.AsyncExitStack() as stack:
+        known_agents = agents_.AgentRegistry([*agents_.built_in(), *agents_.installed(), *agents])
+        known_tools = tools_.ToolRegistry([*tools_.built_in(), *tools_.installed(), *tools])
+        tasks = lifecycle.Tasks()
+        trusted = trust.Trust(settings.state_dir)
+        listening = server.Server(settings.host, settings.port, identity.Authenticator(trusted), settings.drain_s)
+
+        auth: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(channel.connect(settings.auth_target))
+        authorized = channel.ServiceCredentials("dispatcher", settings.secret("service").get_secret_value(), auth)
+        contexts = upstreams.Contexts(channel.connect(settings.context_target, authorized))
+        records = upstreams.Records(channel.connect(settings.events_target, authorized))
+        signals = streams.Streams(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
+        stack.push_async_callback(signals.close)
+        mine = await postgres.open_pool(settings.postgres_dsn("netra_dispatcher", "postgres"), "dispatcher")
+        stack.push_async_callback(mine.close)
+        everyone = await postgres.open_pool(settings.postgres_dsn("netra_dispatcher_system", "postgres_system"), "dispatcher system")
+        stack.push_async_callback(everyone.close)
+
+        users, all_runs, appends = store.Store(mine), store_system.SystemStore(everyone), appender.Appender(records)
+        executing = engine.ExecutionEngine(contexts, records, appends, all_runs, known_agents, known_tools, trusted)
+        accepted = admission.Admission(contexts, users, settings)
+        overseer = supervisor.Supervisor(accepted, executing, users, all_runs, contexts, signals, known_agents, settings)
+        listening.add(
+            _DESCRIPTOR,
+            dispatcher_pb2_grpc.add_DispatcherServiceServicer_to_server,
+            servicer.Dispatcher(overseer, users, known_agents, known_tools, trusted, settings),
+        )
+        await listening.start()
+        stack.push_async_callback(tasks.close)
+        stack.push_async_callback(overseer.close)
+        stack.push_async_callback(listening.drain)
+        tasks.spawn(trust.follow(trusted, auth, authorized), name="trust")
+        tasks.spawn(appends.run(), name="append stream")
+        tasks.spawn(_serve(mine, trusted, listening, tasks, overseer), name="serving")
+        yield Service(listening)
+
+
+async def _serve(
+    database: postgres.DatabaseManager, trusted: trust.Trust, listening: server.Server, tasks: lifecycle.Tasks,
+    overseer: supervisor.Supervisor,
+) -> None:  # fmt: skip
+    await migrations.awaited(database, "dispatcher", _MIGRATIONS)
+    await trusted.awaited()
+    tasks.spawn(overseer.run(), name="supervisor")
+    await listening.serving(True)

@@ -1,0 +1,1 @@
+"""The ordered, durable record of what each run did, and its live tail."""

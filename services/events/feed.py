@@ -1,0 +1,247 @@
+"""What one call sends: a bounded queue of live events, and followers that are fed from the record when it is full."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from chassis import identity
+from netra import errors
+from netra.events.v1 import events_pb2
+from services.events import fanout, log
+
+MAX_BATCH_EVENTS = 256
+MAX_BATCH_BYTES = 256 * 1024
+_MAX_QUEUED_EVENTS = 4096
+_MAX_QUEUED_BYTES = 4 * 1024 * 1024
+_MAX_HELD_EVENTS = 256
+_TICK_S = 1.0
+_RETRY_S = 0.5
+
+
+class Pages(Protocol):
+    """One user's record."""
+
+    async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page: ...
+
+
+class Follower:
+    """One user on one stream: what was queued, what was sent, and by whose leave."""
+
+    def __init__(self, stream: Stream, topic: fanout.Topic, sent: int, *, behind: bool, run_id: str = "") -> None:
+        self.stream, self.topic, self.run_id = stream, topic, run_id
+        self.user_id = topic.user_id
+        self.queued_to = self.sent_to = sent
+        self.queued = 0
+        self.behind = behind
+        self.gone = False
+        self.oldest = 1
+        self.grants: dict[str, float] = {}
+        self._held: list[log.Recorded] | None = None
+
+    def grant(self, principal: identity.Principal) -> None:
+        """A session of the user vouches for following."""
+        self.grants[principal.session_id] = principal.expires_at + identity.LEEWAY_S
+
+    def offer(self, event: log.Recorded) -> None:
+        """The next live event. When the stream's queue is full, the follower goes on from the record."""
+        if event.cursor <= self.queued_to:
+            return
+        if self.behind:
+            self._hold(event)
+        elif self.run_id and event.run_id != self.run_id:
+            self.queued_to = event.cursor
+        elif self.stream.push(self, event):
+            self.queued_to = event.cursor
+        else:
+            self.behind = True
+            self.stream.fall_behind(self)
+
+    def _hold(self, event: log.Recorded) -> None:
+        if self._held is not None:
+            self._held.append(event)
+            if len(self._held) > _MAX_HELD_EVENTS:
+                self._held = None
+
+    def reset(self) -> None:
+        """The record was replaced: this stream must be opened anew."""
+        self.stream.fail(errors.Unavailable("The record was replaced. Connect again."))
+
+    async def from_record(self, pages: Pages) -> list[log.Recorded]:
+        """The next page; when it reaches the live events, the follower is live again. Raises `Unavailable`."""
+        self._held = []
+        page = await pages.page(
+            self.user_id, self.queued_to, limit=MAX_BATCH_EVENTS, max_bytes=MAX_BATCH_BYTES, run_id=self.run_id
+        )  # fmt: skip
+        events = list(page.events)
+        self.queued_to = max(self.queued_to, page.through)
+        for event in self._held or ():
+            if event.cursor == self.queued_to + 1:
+                self.queued_to = event.cursor
+                if not self.run_id or event.run_id == self.run_id:
+                    events.append(event)
+        self._held = None
+        self.behind = self.queued_to < self.topic.last
+        self.sent_to = self.queued_to
+        return events
+
+
+class Stream:
+    """What one call sends: a bounded queue of live events, and followers that are fed from the record."""
+
+    def __init__(self, live: fanout.Fanout, pages: Pages) -> None:
+        self._live, self._pages = live, pages
+        self.followers: dict[str, Follower] = {}
+        self._queue: deque[tuple[Follower, log.Recorded]] = deque()
+        self._bytes = 0
+        self._behind: deque[Follower] = deque()
+        self._wake = asyncio.Event()
+        self._failure: errors.NetraError | None = None
+        self._ended = False
+        self._said: list[events_pb2.TailPosition] = []
+        self._expire_at = 0.0
+
+    def follow(self, topic: fanout.Topic, sent: int, *, behind: bool = False, run_id: str = "") -> Follower:
+        """Send a user's events after `sent`; the topic is this stream's to release."""
+        follower = Follower(self, topic, sent, behind=behind, run_id=run_id)
+        self.followers[topic.user_id] = follower
+        topic.listeners.add(follower)
+        if behind:
+            self.fall_behind(follower)
+        return follower
+
+    def leave(self, user_id: str) -> bool:
+        """Send no more of a user, not even what is queued; whether the user was followed."""
+        follower = self.followers.pop(user_id, None)
+        if follower is None:
+            return False
+        follower.gone = True
+        follower.topic.listeners.discard(follower)
+        self._live.release(follower.topic)
+        return True
+
+    def push(self, follower: Follower, event: log.Recorded) -> bool:
+        """Queue a live event; False when there is no room."""
+        if len(self._queue) >= _MAX_QUEUED_EVENTS or self._bytes >= _MAX_QUEUED_BYTES:
+            return False
+        self._queue.append((follower, event))
+        self._bytes += len(event.frame)
+        follower.queued += 1
+        self._wake.set()
+        return True
+
+    def fall_behind(self, follower: Follower) -> None:
+        """Feed the follower from the record."""
+        self._behind.append(follower)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look again whether anything is to be sent."""
+        self._wake.set()
+
+    def fail(self, reason: errors.NetraError) -> None:
+        """End the stream with an error."""
+        self._failure = self._failure or reason
+        self._wake.set()
+
+    def end(self) -> None:
+        """End the stream well, after the batch at hand."""
+        self._ended = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for user_id in tuple(self.followers):
+            self.leave(user_id)
+
+    async def batches(self) -> AsyncIterator[list[log.Recorded]]:
+        """Events to send, in order per user; an empty list at least every second, and when woken. Raises what it failed with."""
+        while not self._ended:
+            if self._failure is not None:
+                raise self._failure
+            self._wake.clear()
+            self._expire()
+            # in this order: a follower that becomes live during the first has its live events in the second
+            events = await self._recorded()
+            events += self._queued()
+            yield events
+            if not events:
+                await self._woken(_RETRY_S if self._behind else _TICK_S)
+
+    async def _woken(self, patience_s: float) -> None:
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def _queued(self) -> list[log.Recorded]:
+        events: list[log.Recorded] = []
+        size = 0
+        while self._queue and len(events) < MAX_BATCH_EVENTS and size < MAX_BATCH_BYTES:
+            follower, event = self._queue.popleft()
+            follower.queued -= 1
+            self._bytes -= len(event.frame)
+            if not follower.gone:
+                follower.sent_to = event.cursor
+                events.append(event)
+                size += len(event.frame)
+        return events
+
+    async def _recorded(self) -> list[log.Recorded]:
+        # one page of one follower per round, in turn; what it has queued goes out first
+        for _ in range(len(self._behind)):
+            follower = self._behind.popleft()
+            if follower.gone:
+                continue
+            if follower.queued:
+                self._behind.append(follower)
+                continue
+            return await self._page_of(follower)
+        return []
+
+    async def _page_of(self, follower: Follower) -> list[log.Recorded]:
+        try:
+            events = await follower.from_record(self._pages)
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            self._behind.append(follower)
+            return []
+        if follower.gone:
+            return []
+        if follower.behind:
+            self._behind.append(follower)
+            self._wake.set()
+        return events
+
+    def say(self, position: events_pb2.TailPosition) -> None:
+        """Send a word about a user before the next events."""
+        self._said.append(position)
+        self._wake.set()
+
+    def take_said(self) -> list[events_pb2.TailPosition]:
+        """What is to be said before the batch at hand, once."""
+        said, self._said = self._said, []
+        return said
+
+    def dismiss(self, user_id: str, reason: str) -> None:
+        """Leave a user, and say so."""
+        self.leave(user_id)
+        self.say(events_pb2.TailPosition(user_id=user_id, joined=False, reason=reason))
+
+    def revoke(self, session_id: str) -> None:
+        """Send nothing more on the word of a session that was ended."""
+        for user, follower in tuple(self.followers.items()):
+            if follower.grants.pop(session_id, None) is not None and not follower.grants:
+                self.dismiss(user, "The session has ended.")
+
+    def _expire(self) -> None:
+        now = time.time()
+        if now < self._expire_at:
+            return
+        self._expire_at = now + _TICK_S
+        for user, follower in tuple(self.followers.items()):
+            if follower.grants and max(follower.grants.values()) <= now:
+                self.dismiss(user, "The token has expired.")

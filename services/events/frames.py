@@ -1,0 +1,26 @@
+"""Splices the envelope of an event around its ready-made data, as bytes; pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+_FRAME = b'{"type":"%b","cursor":%d,"seq":%d,"event_id":"%b",%b,"timestamp":"%b","data":%b}'
+
+
+def envelope(*, user_id: str, thread_id: str, run_id: str, request_id: str, correlation_id: str, trace_id: str) -> bytes:
+    """The part that all frames of a run share. The ids are of an alphabet that JSON does not escape."""
+    names = {
+        "user_id": user_id, "thread_id": thread_id, "run_id": run_id,
+        "request_id": request_id, "correlation_id": correlation_id, "trace_id": trace_id,
+    }  # fmt: skip
+    return ",".join(f'"{name}":"{value}"' for name, value in names.items()).encode("ascii")
+
+
+def timestamp(at: datetime) -> bytes:
+    """UTC with microseconds, as clients see it."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode("ascii")
+
+
+def splice(shared: bytes, *, kind: str, cursor: int, seq: int, event_id: str, at: bytes, data: bytes) -> bytes:
+    """The whole frame: one JSON object, UTF-8."""
+    return _FRAME % (kind.encode("ascii"), cursor, seq, event_id.encode("ascii"), shared, at, data)

@@ -1,0 +1,45 @@
+"""The head of a run's record: what it is made of, and what its new owner is told; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netra import errors, ids
+from netra.context import UserExecutionContext
+
+
+@dataclass(frozen=True, slots=True)
+class NewHead:
+    """A run as its signed context describes it, with its trace and its retention class."""
+
+    run_id: str
+    user_id: str
+    thread_id: str
+    request_id: str
+    correlation_id: str
+    trace_id: str
+    retention: str
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The record of a run at the moment its owner changed."""
+
+    next_seq: int
+    ended: bool
+    terminal_type: str
+    steps: Sequence[tuple[str, bytes]]
+    open_tool_calls: Sequence[str]
+
+
+def new(context: UserExecutionContext, run_id: ids.RunId, trace_id: str) -> NewHead:
+    """Bind a run to the user of its context. Raises `PermissionDenied` when the context is of another run."""
+    if context.run_id != run_id:
+        raise errors.PermissionDenied("The execution context belongs to another run.")
+    deadline = context.deadline.timestamp() if context.deadline is not None else None
+    # what a tier keeps for how long is decided when partitions are dropped, not here
+    return NewHead(
+        run_id, context.user_id, context.thread_id, context.request_id, context.correlation_id, trace_id, context.tier, deadline
+    )  # fmt: skip

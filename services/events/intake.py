@@ -1,0 +1,91 @@
+"""One stream of appends: read as they come, committed in groups, answered in any order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from chassis import lifecycle
+from chassis import log as log_
+from netra import errors
+from netra.events.v1 import events_pb2
+from services.events import commit, log
+
+_log = log_.get(__name__)
+
+
+class Intake:
+    """All streams of appends of this replica."""
+
+    def __init__(self, committer: commit.Committer, tasks: lifecycle.Tasks) -> None:
+        self._committer = committer
+        self._tasks = tasks
+        self._readers: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    async def answers(self, requests: AsyncIterator[events_pb2.AppendRequest]) -> AsyncIterator[log.Outcome]:
+        """One outcome per append; ends when the writer has no more, or on `close`, after all that was read is answered."""
+        stream = _Stream(self._committer)
+        reader = self._tasks.spawn(stream.read(requests), "append-reader")
+        self._readers.add(reader)
+        if self._closing:
+            reader.cancel()
+        try:
+            async for outcome in stream.outcomes():
+                yield outcome
+            if stream.failure is not None:
+                raise stream.failure
+        finally:
+            reader.cancel()
+            self._readers.discard(reader)
+
+    def close(self) -> None:
+        """Read no more appends; the streams end once their last answer is out."""
+        self._closing = True
+        for reader in self._readers:
+            reader.cancel()
+
+
+class _Stream:
+    def __init__(self, committer: commit.Committer) -> None:
+        self._committer = committer
+        self._answers: asyncio.Queue[log.Outcome | None] = asyncio.Queue()
+        self._open = 0
+        self._ended = False
+        self.failure: errors.NetraError | None = None
+
+    async def read(self, requests: AsyncIterator[events_pb2.AppendRequest]) -> None:
+        try:
+            async for request in requests:
+                await self._take(request)
+        except errors.NetraError as error:
+            self.failure = error
+        except Exception as error:
+            _log.info("a stream of appends broke", error=type(error).__name__)
+            self.failure = errors.Unavailable()
+        finally:
+            self._ended = True
+            if not self._open:
+                self._answers.put_nowait(None)
+
+    async def _take(self, request: object) -> None:
+        if not isinstance(request, events_pb2.AppendRequest):
+            raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
+        try:
+            append = log.checked(request)
+        except errors.NetraError as refused:
+            self._open += 1
+            self._reply(log.Outcome(request.append_id, refused=refused))
+            return
+        await self._committer.submit(append, self._reply)
+        self._open += 1
+
+    def _reply(self, outcome: log.Outcome) -> None:
+        self._open -= 1
+        self._answers.put_nowait(outcome)
+        if self._ended and not self._open:
+            self._answers.put_nowait(None)
+
+    async def outcomes(self) -> AsyncIterator[log.Outcome]:
+        while (outcome := await self._answers.get()) is not None:
+            yield outcome

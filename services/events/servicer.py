@@ -1,0 +1,111 @@
+"""EventsService: OpenRun, Append, Tail, Subscribe, ListEvents."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chassis import identity, telemetry
+from netra import errors, ids
+from netra.events.v1 import events_pb2, events_pb2_grpc
+from services.events import fanout, heads, intake, log, tail
+
+if TYPE_CHECKING:
+    import grpc
+
+_TRACE = re.compile(r"[0-9a-f]{32}")
+_DEFAULT_PAGE, _MAX_PAGE = 100, 1000
+_PAGE_BYTES = 1024 * 1024
+
+
+class Record(Protocol):
+    """One user's record."""
+
+    async def open(self, head: heads.NewHead, epoch: int) -> heads.Opened: ...
+    async def end_of(self, user_id: str, run_id: str) -> int: ...
+    async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page: ...
+
+
+class EventsServicer(events_pb2_grpc.EventsServiceServicer):
+    """The record over gRPC."""
+
+    def __init__(
+        self, record: Record, appends: intake.Intake, streams: tail.Tail, live: fanout.Fanout, verifier: identity.Verifier
+    ) -> None:  # fmt: skip
+        self._record, self._appends, self._streams, self._live, self._verifier = record, appends, streams, live, verifier
+
+    async def OpenRun(
+        self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> events_pb2.OpenRunResponse:
+        execution = await self._verifier.context(request.context_token)
+        if request.trace_id and not _TRACE.fullmatch(request.trace_id):
+            raise errors.InvalidPayload("trace_id must be 32 hexadecimal digits in lower case", field="trace_id")
+        head = heads.new(execution, ids.RunId(request.run_id), request.trace_id or telemetry.trace_id())
+        if request.epoch < 1:
+            raise errors.InvalidPayload("epoch counts from 1", field="epoch")
+        opened = await self._record.open(head, request.epoch)
+        return events_pb2.OpenRunResponse(
+            next_seq=opened.next_seq, ended=opened.ended, terminal_type=opened.terminal_type,
+            steps=[events_pb2.Step(key=key, result=result) for key, result in opened.steps],
+            open_tool_calls=opened.open_tool_calls,
+        )  # fmt: skip
+
+    async def Append(
+        self, request_iterator: AsyncIterator[events_pb2.AppendRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[events_pb2.AppendResponse]:
+        async for outcome in self._appends.answers(request_iterator):
+            refused = outcome.refused
+            yield events_pb2.AppendResponse(
+                append_id=outcome.append_id, last_cursor=outcome.last_cursor,
+                error_code=refused.code if refused is not None else "", error_message=refused.message if refused is not None else "",
+            )  # fmt: skip
+
+    async def Tail(
+        self, request_iterator: AsyncIterator[events_pb2.TailRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[events_pb2.TailResponse]:
+        async for batch in self._streams.follow(request_iterator):
+            yield events_pb2.TailResponse(positions=batch.positions, events=[_event(event) for event in batch.events])
+
+    async def Subscribe(
+        self, request: events_pb2.SubscribeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[events_pb2.SubscribeResponse]:
+        after, run_id = _after(request.after), _run(request.run_id)
+        async for events in self._streams.subscribe(identity.current().user, after, run_id):
+            yield events_pb2.SubscribeResponse(events=[_event(event) for event in events])
+
+    async def ListEvents(
+        self, request: events_pb2.ListEventsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> events_pb2.ListEventsResponse:
+        user_id, after, run_id = identity.current().user_id, _after(request.after), _run(request.run_id)
+        if not 0 <= request.page_size <= _MAX_PAGE:
+            raise errors.InvalidPayload(f"page_size is 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}", field="page_size")
+        if run_id:
+            await self._record.end_of(user_id, run_id)
+        generation = await self._live.known_generation()
+        page = await self._record.page(
+            user_id, after, limit=request.page_size or _DEFAULT_PAGE, max_bytes=_PAGE_BYTES, run_id=run_id
+        )  # fmt: skip
+        answer = events_pb2.ListEventsResponse(
+            events=[_event(event) for event in page.events], next_after=page.through, last=page.position.last,
+            oldest=page.position.oldest, epoch=generation,
+        )  # fmt: skip
+        answer.read_at.GetCurrentTime()
+        return answer
+
+
+def _after(cursor: int) -> int:
+    if cursor < 0:
+        raise errors.InvalidPayload("after is a cursor: 0 or more", field="after")
+    return cursor
+
+
+def _run(run_id: str) -> str:
+    return ids.RunId(run_id) if run_id else ""
+
+
+def _event(event: log.Recorded) -> events_pb2.Event:
+    return events_pb2.Event(
+        cursor=event.cursor, seq=event.seq, user_id=event.user_id, run_id=event.run_id, thread_id=event.thread_id, type=event.kind,
+        frame=event.frame,
+    )  # fmt: skip

@@ -1,0 +1,237 @@
+"""Replay from the store, then live, without a hole or a double in between; each user by that user's own token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import jwt
+
+from chassis import identity, lifecycle
+from chassis import log as log_
+from netra import errors
+from netra.events.v1 import events_pb2
+from services.events import fanout, feed, log
+
+_log = log_.get(__name__)
+_PERMISSION = "events:read"
+_MAX_INBOX = 1024
+_LOOK_AGAIN_S = 0.1
+
+
+class Record(feed.Pages, Protocol):
+    """One user's record."""
+
+    async def end_of(self, user_id: str, run_id: str) -> int:
+        """The cursor of the run's terminal event, 0 while it has none. Raises `NotFound`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What goes out in one message; the positions come before the events."""
+
+    positions: Sequence[events_pb2.TailPosition]
+    events: Sequence[log.Recorded]
+
+
+class Tail:
+    """The open streams of this replica."""
+
+    def __init__(
+        self, live: fanout.Fanout, record: Record, verifier: identity.Verifier, tasks: lifecycle.Tasks, unknown_run_s: float
+    ) -> None:  # fmt: skip
+        self._live, self._record, self._verifier, self._tasks = live, record, verifier, tasks
+        self._unknown_run_s = unknown_run_s
+        self._calls: set[_Call] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End all streams; what they did not send lies in the record."""
+        self._closed = True
+        for call in self._calls:
+            call.stream.end()
+
+    def revoked(self, session_id: str) -> None:
+        """Send nothing more on the word of this session."""
+        for call in tuple(self._calls):
+            call.stream.revoke(session_id)
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[_Call]:
+        call = _Call(feed.Stream(self._live, self._record), self._live, self._verifier)
+        self._calls.add(call)
+        if self._closed:
+            call.stream.end()
+        try:
+            yield call
+        finally:
+            self._calls.discard(call)
+            call.stream.close()
+
+    async def follow(self, requests: AsyncIterator[events_pb2.TailRequest]) -> AsyncIterator[Batch]:
+        """Many users live, each from the position that answers its join."""
+        with self._call() as call:
+            workers = [self._tasks.spawn(call.receive(requests), "tail-receive"), self._tasks.spawn(call.admit(), "tail-admit")]
+            try:
+                async for events in call.stream.batches():
+                    said = call.stream.take_said()
+                    if said or events:
+                        yield Batch(said, events)
+                    elif call.idle:
+                        return
+            finally:
+                for worker in workers:
+                    worker.cancel()
+
+    async def subscribe(self, principal: identity.Principal, after: int, run_id: str) -> AsyncIterator[list[log.Recorded]]:
+        """One user's events after a cursor, all or of one run up to its end. Raises `NotFound`, `FailedPrecondition`."""
+        if run_id and 0 < await self._end_of(principal.user_id, run_id) <= after:
+            return
+        with self._call() as call:
+            joined = await self._live.join([principal.user_id])
+            topic, position = joined[principal.user_id]
+            call.stream.follow(topic, after, behind=True, run_id=run_id).grant(principal)
+            _check_range(after, position)
+            async for events in call.stream.batches():
+                if events:
+                    yield events
+                    if run_id and events[-1].ends:
+                        return
+                for said in call.stream.take_said():
+                    raise errors.Unauthenticated(said.reason)
+
+    async def _end_of(self, user_id: str, run_id: str) -> int:
+        # a run is accepted before it is opened here: whoever asks in between is made to wait a little
+        give_up_at = time.monotonic() + self._unknown_run_s
+        while True:
+            try:
+                return await self._record.end_of(user_id, run_id)
+            except errors.NotFound:
+                if time.monotonic() >= give_up_at or self._closed:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+def _check_range(after: int, position: log.Position) -> None:
+    if after > position.last:
+        message = f"The record ends at cursor {position.last}; nothing can be after {after}."
+        raise errors.FailedPrecondition(message, last=position.last)
+    if 0 < after < position.oldest - 1:
+        message = f"The record begins at cursor {position.oldest}; what was between {after} and it is gone."
+        raise errors.FailedPrecondition(message, oldest=position.oldest)
+
+
+class _Call:
+    """One Tail call: who joins, who leaves, what is said about it."""
+
+    def __init__(self, stream: feed.Stream, live: fanout.Fanout, verifier: identity.Verifier) -> None:
+        self.stream = stream
+        self._live, self._verifier = live, verifier
+        self._inbox: deque[events_pb2.TailRequest] = deque()
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._no_more = self._busy = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing can ever come: nobody is followed, nobody can join."""
+        return self._no_more and not self._busy and not self._inbox and not self.stream.followers
+
+    async def receive(self, requests: AsyncIterator[events_pb2.TailRequest]) -> None:
+        """Take requests in, a bounded number."""
+        try:
+            async for request in requests:
+                await self._room.wait()
+                if not isinstance(request, events_pb2.TailRequest):
+                    raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
+                self._inbox.append(request)
+                if len(self._inbox) >= _MAX_INBOX:
+                    self._room.clear()
+                self._arrived.set()
+        except errors.NetraError as error:
+            self.stream.fail(error)
+        except Exception as error:
+            _log.info("a tail broke", error=type(error).__name__)
+            self.stream.fail(errors.Unavailable())
+        finally:
+            self._no_more = True
+            self.stream.wake()
+
+    async def admit(self) -> None:
+        """Do what was asked, everything that waits at once."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            self._busy = True
+            taken, self._inbox = self._inbox, deque()
+            self._room.set()
+            joining: dict[str, identity.Principal] = {}
+            for request in taken:
+                if request.WhichOneof("action") == "leave":
+                    await self._join(joining)
+                    joining = {}
+                    self.stream.leave(request.leave.user_id)
+                elif request.HasField("join") and (principal := await self._verified(request.join.access_token)) is not None:
+                    joining = await self._noted(joining, principal)
+            await self._join(joining)
+            self._busy = False
+            self.stream.wake()
+
+    async def _noted(self, joining: dict[str, identity.Principal], principal: identity.Principal) -> dict[str, identity.Principal]:
+        if principal.user_id in joining:  # two sessions of one user: the second renews what the first began
+            await self._join(joining)
+            joining = {}
+        return {**joining, principal.user_id: principal}
+
+    async def _verified(self, token: str) -> identity.Principal | None:
+        try:
+            principal = await self._verifier.principal(token)
+            if _PERMISSION not in self._verifier.trust.permissions(principal.roles, principal.tier):
+                raise errors.PermissionDenied(f"This needs the permission {_PERMISSION}.")
+        except errors.NetraError as refused:
+            user_id = _claimed_user(token)
+            self.stream.say(events_pb2.TailPosition(user_id=user_id, joined=user_id in self.stream.followers, reason=refused.message))
+            return None
+        return principal
+
+    async def _join(self, joining: dict[str, identity.Principal]) -> None:
+        new = [user for user in joining if user not in self.stream.followers]
+        try:
+            joined = await self._live.join(new) if new else {}
+        except (errors.Unavailable, errors.DeadlineExceeded) as error:
+            for user in new:
+                self.stream.dismiss(user, error.message)
+            joined = {}
+        for user, (topic, position) in joined.items():
+            self.stream.follow(topic, max(topic.last, position.last))
+            self._say_joined(joining[user], position.oldest)
+        for user in joining.keys() - set(new):
+            self._say_joined(joining[user], 0)
+
+    def _say_joined(self, principal: identity.Principal, oldest: int) -> None:
+        follower = self.stream.followers.get(principal.user_id)
+        if follower is None:  # its last token ended in between
+            self.stream.dismiss(principal.user_id, "The token has expired.")
+            return
+        follower.grant(principal)
+        follower.oldest = oldest or follower.oldest
+        self.stream.say(
+            events_pb2.TailPosition(
+                user_id=principal.user_id, cursor=follower.sent_to, oldest=follower.oldest, epoch=self._live.generation, joined=True
+            )
+        )
+
+
+def _claimed_user(token: str) -> str:
+    # not believed, only echoed: the asker must know which join was refused
+    try:
+        return str(jwt.decode(token, options={"verify_signature": False}).get("sub", ""))[:64]
+    except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
+        return ""

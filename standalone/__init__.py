@@ -1,0 +1,1 @@
+"""All of Netra on one machine, with nothing to install beforehand."""

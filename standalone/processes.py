@@ -1,0 +1,146 @@
+"""The table of processes: name, command, port, what each waits for; also read by the tests."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from chassis import environment
+from standalone import child, folder, health
+
+LOOPBACK = "127.0.0.1"
+BOOTSTRAP_ADMIN = "dev@netra.example"
+
+Health = Literal["postgres", "valkey", "grpc", "http"]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One row of the table; the stores have no command here, their backend knows it."""
+
+    name: str
+    command: tuple[str, ...]
+    port: int
+    waits_for: tuple[str, ...]
+    health: Health
+
+    @property
+    def port_setting(self) -> str:
+        return f"NETRA_{self.name.upper()}_PORT"
+
+
+def _module(name: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", name)
+
+
+STORES = ("postgres", "valkey")
+DATABASE = "database"  # the step between the stores and the services: roles and migrations
+SERVICES = ("auth", "context", "dispatcher", "events")
+
+TABLE = (
+    Process("postgres", (), 7005, (), "postgres"),
+    Process("valkey", (), 7006, (), "valkey"),
+    Process("auth", _module("services.auth"), 7001, (DATABASE, "valkey"), "grpc"),
+    Process("context", _module("services.context"), 7002, (DATABASE, "valkey"), "grpc"),
+    Process("dispatcher", _module("services.dispatcher"), 7003, (DATABASE, "valkey"), "grpc"),
+    Process("events", _module("services.events"), 7004, (DATABASE, "valkey"), "grpc"),
+    Process("gateway", _module("gateway"), 8080, ("valkey",), "http"),
+)
+
+
+def default_ports(table: tuple[Process, ...] = TABLE) -> dict[str, int]:
+    """The port of each process: `NETRA_<NAME>_PORT`, else the one in the table."""
+    variables = environment.get_environment()
+    return {row.name: int(variables.get(row.port_setting) or row.port) for row in table}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the environment of every process of one stack is made from."""
+
+    place: folder.Folder
+    ports: Mapping[str, int]
+    postgres_admin_url: str
+    valkey_admin_url: str
+    database: str = "netra"
+    extra: Mapping[str, str] | None = None
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.ports['gateway']}"
+
+    @property
+    def postgres_url(self) -> str:
+        return without_user(self.postgres_admin_url, self.database)
+
+    @property
+    def valkey_url(self) -> str:
+        return without_user(self.valkey_admin_url)
+
+
+def without_user(url: str, path: str | None = None) -> str:
+    """The URL without its user and password, and with another path if one is given."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=host, path=parts.path if path is None else f"/{path}"))
+
+
+def environment_of(row: Process, setting: Setting) -> dict[str, str]:
+    """Everything one process is told, on top of what the launcher itself was given."""
+    place = setting.place
+    told = {row.port_setting: str(setting.ports[row.name])}
+    for name in SERVICES:
+        if name in setting.ports:
+            told[f"NETRA_{name.upper()}_TARGET"] = f"{LOOPBACK}:{setting.ports[name]}"
+    told |= {
+        "NETRA_HOST": LOOPBACK,
+        "NETRA_ENV": "dev",
+        "NETRA_POSTGRES_URL": setting.postgres_url,
+        "NETRA_VALKEY_URL": setting.valkey_url,
+        "NETRA_SECRETS_DIR": str(place.secrets / row.name),
+        "NETRA_STATE_DIR": str(place.path / "state" / row.name),
+        "NETRA_TRACE_DIR": str(place.traces),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if row.name == "auth":
+        told["NETRA_BOOTSTRAP_ADMIN"] = BOOTSTRAP_ADMIN
+    return _with_defaults(told | dict(setting.extra or {}))
+
+
+def _with_defaults(told: dict[str, str]) -> dict[str, str]:
+    """Admin URLs stay with the launcher; the caller's NETRA_ENV wins over ours."""
+    variables = environment.get_environment()
+    told["NETRA_ENV"] = variables.get("NETRA_ENV") or told["NETRA_ENV"]
+    given = variables.subprocess_env(told)
+    for name in ("NETRA_POSTGRES_ADMIN_URL", "NETRA_VALKEY_ADMIN_URL"):
+        given.pop(name, None)
+    return given
+
+
+class Service:
+    """One row as something the supervisor can run."""
+
+    def __init__(self, row: Process, setting: Setting) -> None:
+        self._row = row
+        self._setting = setting
+        self.name = row.name
+        self.port = setting.ports[row.name]
+        self.waits_for = row.waits_for
+
+    async def prepare(self) -> None:
+        state = self._setting.place.path / "state" / self.name
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def launch(self) -> child.Launch:
+        return child.Launch(
+            command=self._row.command,
+            environment=environment_of(self._row, self._setting),
+            folder=folder.ROOT,
+            mark=self._row.command[-1],
+        )
+
+    async def healthy(self) -> bool:
+        if self._row.health == "http":
+            return await health.http_ready(LOOPBACK, self.port)
+        return await health.grpc_serving(LOOPBACK, self.port)

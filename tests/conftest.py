@@ -1,0 +1,15 @@
+"""Options, markers and the fixtures that all tests share."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["tests.fixtures.stack", "tests.fixtures.users", "tests.fixtures.storage"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the folder they lie in."""
+    for item in items:
+        for folder in ("unit", "integration", "system", "security", "faults"):
+            if f"tests/{folder}/" in item.path.as_posix():
+                item.add_marker(getattr(pytest.mark, folder))
