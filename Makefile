@@ -1,7 +1,6 @@
 # Everything is explained by `make help`.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-COMPOSE := docker compose
 IMAGE ?= netra:local
 WORKERS ?= 2
 
@@ -19,14 +18,14 @@ run: bootstrap ## everything on this machine, one analysis as proof, then serve 
 demo: bootstrap ## the same, and exit after the proof
 	@exec $(PYTHON) -m standalone demo
 
-up: ## everything in containers (docker compose)
-	$(COMPOSE) up -d --build --wait
+up: ## everything in containers (docker compose), and what to do next
+	@scripts/up.sh
 
-down: ## stop the containers
-	$(COMPOSE) down
+down: ## stop the containers; the data stays
+	docker compose down
 
-test: bootstrap ## unit, integration, system against real services
-	$(PYTHON) -m pytest -n $(WORKERS)
+test: bootstrap ## unit, integration, system: in containers if a Docker engine answers, else on this machine (NETRA_BACKEND chooses)
+	@$(PYTHON) -m tests.launch -n $(WORKERS) --dist loadgroup
 
 check: bootstrap ## format, lint, types, import rules, protos
 	$(PYTHON) -m ruff format --check .
@@ -43,7 +42,7 @@ bench: bootstrap ## measurements, with the peers
 	@for file in bench/*.py; do [ -e "$$file" ] || continue; $(PYTHON) $$file || exit 1; done
 
 image: ## the one image
-	docker build -t $(IMAGE) .
+	docker build --tag $(IMAGE) .
 
 clean: ## remove caches, build results and tools (not the data: see reset)
 	rm -rf .venv .tools build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage coverage.xml

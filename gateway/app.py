@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from chassis import log, status, telemetry
 from gateway import close_codes, http, problems, session, sockets
@@ -87,6 +87,10 @@ class _Socket:
             except sockets.TooMany:
                 await websocket.accept(greeting.subprotocol)
                 await websocket.close(*close_codes.TOO_MANY)
+                return
+            except WebSocketDisconnect:
+                if one is not None:
+                    one.leave()
                 return
             except Exception as error:
                 if one is not None:

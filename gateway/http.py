@@ -87,7 +87,7 @@ class Api:
         return _answer({"status": "alive"})
 
     async def readyz(self, _request: Request) -> Response:
-        """Whether every upstream serves, the tail is up, and keys are known."""
+        """Whether every upstream serves, keys are known, and new sockets are welcome."""
         parts = await self._services.serving()
         parts |= {"trust": self._edge.verifier.trust.ready, "accepting": not self._edge.open.draining.is_set()}
         ready = all(parts.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -65,7 +64,7 @@ class Pump:
     def __init__(self, stub: events_pb2_grpc.EventsServiceAsyncStub) -> None:
         self._stub = stub
         self._feeds: dict[str, Feed] = {}
-        self._requests: asyncio.Queue[events_pb2.TailRequest] = asyncio.Queue()
+        self._requests: asyncio.Queue[events_pb2.TailRequest | None] = asyncio.Queue()
         self._moved = asyncio.Condition()
         self.connected = False
 
@@ -116,13 +115,14 @@ class Pump:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._mend())
             while True:
+                reason = "it was ended"
                 try:
                     await self._stream()
                 except grpc.aio.AioRpcError as error:
-                    _log.warning("the tail is not reachable", status=error.code().name)
+                    reason = error.code().name
                 except errors.NetraError as error:
-                    _log.warning("the tail cannot be opened", code=error.code)
-                self._lost()
+                    reason = error.code
+                self._lost(reason)
                 await asyncio.sleep(_RETRY_S)
 
     async def _stream(self) -> None:
@@ -136,10 +136,13 @@ class Pump:
                 self.connected = True
                 await self._take(batch)
         finally:
-            with contextlib.suppress(Exception):
-                call.cancel()
+            call.cancel()
+            # grpc waits for the next request for as long as there may be one
+            requests.put_nowait(None)
 
-    def _lost(self) -> None:
+    def _lost(self, reason: str) -> None:
+        if self.connected:
+            _log.warning("the tail broke; opening it again", reason=reason)
         self.connected = False
         for feed in self._feeds.values():
             feed.joined = False
@@ -210,6 +213,6 @@ class Pump:
         return min(open_, key=lambda feed: feed.asked_at, default=None)
 
 
-async def _drawn_from(requests: asyncio.Queue[events_pb2.TailRequest]) -> AsyncIterator[events_pb2.TailRequest]:
-    while True:
-        yield await requests.get()
+async def _drawn_from(requests: asyncio.Queue[events_pb2.TailRequest | None]) -> AsyncIterator[events_pb2.TailRequest]:
+    while (request := await requests.get()) is not None:
+        yield request

@@ -36,6 +36,12 @@ class WireProtocol(WebSocketsSansIOProtocol):
         if not self.close_sent:
             self.scope["state"]["wire"] = self
 
+    async def send(self, message: Any) -> None:
+        """Pass on what the application says; a refused handshake is a complete one."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
     def put(self, frame: bytes) -> bool:
         """Write one text frame; false when the connection is gone."""
         if self.close_sent or self.disconnected or self.transport.is_closing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -49,10 +50,11 @@ def error_of_response(status: int, body: bytes) -> errors.NetraError:
 
 
 class Api:
-    """One gateway, in the name of one token (none for signing in)."""
+    """One gateway, in the name of one token (none for signing in). Reading is tried again for `patience_s`."""
 
-    def __init__(self, url: str, token: Token = "") -> None:
+    def __init__(self, url: str, token: Token = "", *, patience_s: float = 0.0) -> None:
         self.url = url.rstrip("/")
+        self._patience_s = patience_s
         self._token = token
         self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, trust_env=not direct(url))
 
@@ -160,6 +162,16 @@ class Api:
     async def _call(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, *, signed: bool = True
     ) -> dict[str, Any]:
+        until = time.monotonic() + (self._patience_s if method == "GET" else 0.0)
+        while True:
+            try:
+                return await self._called_once(method, path, query, body, signed)
+            except errors.Unavailable:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _called_once(self, method: str, path: str, query: Mapping[str, str] | None, body: Any, signed: bool) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {await self.token()}"} if signed else {}
         try:
             response = await self._http.request(method, path, params=dict(query or {}), json=body, headers=headers)

@@ -15,7 +15,7 @@ try:
     import typer
     import websockets  # noqa: F401
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 except ModuleNotFoundError as missing:
     sys.exit(f"netra: {missing.name} is not installed; the command line needs the extra: pip install 'netra[cli]'")
@@ -80,7 +80,7 @@ def _show(event: dict[str, Any], as_json: bool) -> None:
         _line(event)
         return
     style = next((style for end, style in _STYLES.items() if str(event["type"]).endswith(end)), "")
-    _out.print(Text.assemble((f"{event['seq']:>4} ", "dim"), (f"{event['type']:<18}", style), " ", _gist(event["data"])))
+    _out.print(Text.assemble((f"{event['seq']:>4} ", "dim"), (f"{event['type']:<18}", style), " ", _gist(event["data"])), soft_wrap=True)
 
 
 def _gist(data: dict[str, Any]) -> str:
@@ -100,10 +100,17 @@ def _table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...], as_json: bo
         for row in rows:
             _line(row)
         return
-    table = Table(*columns)
+    table = Table(*(Column(name, no_wrap=name.endswith("_id"), overflow="fold") for name in columns))
     for row in rows:
-        table.add_row(*(Text(str(row.get(name) if row.get(name) is not None else "")) for name in columns))
+        table.add_row(*(Text(_cell(name, row.get(name))) for name in columns))
     _out.print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    # a table shows seconds; --json has the rest
+    return str(value)[:19].replace("T", " ") if name.endswith("_at") else str(value)
 
 
 def _inputs(pairs: list[str]) -> dict[str, Any]:
@@ -220,7 +227,7 @@ def runs(
     """List your runs, newest first."""
     filters = {"state": state} if state else {}
     rows = _listed(url, token, lambda api: api.runs(limit, **filters))
-    _table(rows, ("run_id", "kind", "agent", "state", "created_at", "ended_at"), as_json)
+    _table(rows, ("run_id", "agent", "state", "created_at"), as_json)
 
 
 @app.command()

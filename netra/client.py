@@ -60,6 +60,7 @@ class Client:
         self.epoch = ""
         self.cursor: int | None = None
         self._patience_s = patience_s
+        self._alive_at = time.monotonic()
         self._client_id = ids.uuid7()
         self._socket: socket_.ClientConnection | None = None
         self._pending: dict[str, _Request] = {}
@@ -160,38 +161,44 @@ class Client:
 
     async def keep(self) -> None:
         """Keep the socket open until nothing more can be done about it."""
-        seen, pause = time.monotonic(), 0.05
+        pause = 0.05
         try:
             while True:
+                began = time.monotonic()
                 try:
-                    if await self._converse():
-                        seen, pause = time.monotonic(), 0.05
-                except errors.Unavailable as error:
+                    await self._converse()
+                except errors.Unavailable:
                     # a first connection that fails is an answer; a later one is an interruption
-                    if self.cursor is None or time.monotonic() - seen > self._patience_s:
-                        raise error
+                    if self.cursor is None or time.monotonic() - self._alive_at > self._patience_s:
+                        raise
+                pause = 0.05 if self._alive_at > began else min(pause * 2, 2.0)
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, 2.0)
         except errors.NetraError as error:
             await self._fail(error)
         except (KeyError, TypeError, ValueError) as error:
             await self._fail(errors.Internal(f"The gateway sent a frame that cannot be read: {error!r}"))
 
-    async def _converse(self) -> bool:
-        """One connection from opening to close; whether it came to a greeting."""
+    async def _converse(self) -> None:
+        """One connection from opening to close. Raises when another one cannot or must not be tried."""
         try:
             async with await self._opened() as socket:
-                try:
-                    async for text in socket:
-                        await self._take(socket, json.loads(text))
-                finally:
-                    self._socket = None
+                with contextlib.suppress(websockets.ConnectionClosed):
+                    await self._listen(socket)
                 code = socket.close_code or 1006
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
             raise errors.Unavailable(f"{self.api.url} cannot be reached. Is the gateway running?") from error
         if 4500 <= code <= 4999:
             raise _FINAL.get(code, errors.FailedPrecondition)(socket.close_reason or f"The gateway closed the socket with {code}.")
-        return True
+
+    async def _listen(self, socket: socket_.ClientConnection) -> None:
+        try:
+            async for text in socket:
+                self._alive_at = time.monotonic()
+                await self._take(socket, json.loads(text))
+        finally:
+            if self._socket is socket:
+                self._alive_at = time.monotonic()
+                self._socket = None
 
     async def _opened(self) -> socket_.ClientConnection:
         offered = ["netra.v1", f"client.{self._client_id}", *([f"resume.{self.cursor}"] if self.cursor is not None else [])]
@@ -300,7 +307,7 @@ async def connect(url: str, token: Token, *, patience_s: float = 30.0) -> AsyncI
 
     Raises `Unavailable` when the gateway cannot be reached, `Unauthenticated` when it refuses the token.
     """
-    async with Api(url, token) as api:
+    async with Api(url, token, patience_s=patience_s) as api:
         client = Client(api, patience_s)
         keeper = asyncio.get_running_loop().create_task(client.keep())
         try:

@@ -35,7 +35,7 @@ def standalone(start: Path) -> Standalone | None:
             found = json.loads(state.read_text(encoding="utf-8"))
             url, email, password = found["gateway_url"], found["dev_email"], found["dev_password_file"]
             return Standalone(str(url), str(email), state.parent.parent / str(password))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError):
             continue
     return None
 

@@ -1,7 +1,9 @@
 """Where PostgreSQL and Valkey come from: given, compose, this machine's, or embedded."""
 
 import asyncio
+import io
 import shutil
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +13,7 @@ from standalone import child, folder, postgres, prepare, valkey
 from standalone.errors import BackendUnavailable
 
 NAMES = ("auto", "env", "compose", "embedded", "system")
-COMPOSE_PORTS = {"postgres": 5434, "valkey": 6381}
+STORE_PORTS = {"postgres": 5432, "valkey": 6379}  # inside their containers
 
 
 class Backend(Protocol):
@@ -98,19 +100,16 @@ class Given:
 
 
 class Compose(Given):
-    """PostgreSQL and Valkey of docker-compose.yml, at the published test ports."""
+    """PostgreSQL and Valkey of docker-compose.yml, at their published ports, with the secrets in its volumes.
+
+    Services in containers may use them at the same time, so passwords are taken over, never changed.
+    """
 
     name = "compose"
 
     def __init__(self, secrets: Path) -> None:
-        password = (secrets / "postgres" / "password").read_text().strip()
-        admin = (secrets / "valkey" / "admin").read_text().strip()
-        self._secrets_root = secrets
-        super().__init__(
-            f"postgresql://postgres:{password}@127.0.0.1:{COMPOSE_PORTS['postgres']}/postgres",
-            f"redis://{valkey.ADMIN}:{admin}@127.0.0.1:{COMPOSE_PORTS['valkey']}/0",
-            secrets,
-        )
+        super().__init__("", "", secrets)
+        self._started: list[str] = []
 
     async def start(self) -> None:
         if shutil.which("docker") is None:
@@ -118,45 +117,74 @@ class Compose(Given):
                 "NETRA_BACKEND=compose, but docker is not on PATH",
                 "install Docker with compose, or use NETRA_BACKEND=embedded",
             )
-        await self._compose("up", "-d", "--wait", "postgres", "valkey")
+        running = (await self._compose("ps", "--services", "--status", "running")).decode().split()
+        self._started = [store for store in STORE_PORTS if store not in running]
+        if self._started:
+            await self._compose("up", "-d", "--build", "--wait", *self._started)
+        await self._take_over_secrets()
+        postgres_password = (self._secrets / "postgres" / "password").read_text().strip()
+        valkey_password = (self._secrets / "valkey" / "admin").read_text().strip()
+        self.postgres_admin_url = f"postgresql://postgres:{postgres_password}@{await self._address('postgres')}/postgres"
+        self.valkey_admin_url = f"redis://{valkey.ADMIN}:{valkey_password}@{await self._address('valkey')}/0"
         await super().start()
 
     async def stop(self) -> None:
-        await self._compose("stop", "postgres", "valkey")
+        if self._started:
+            await self._compose("stop", *self._started)
 
-    async def _compose(self, *words: str) -> None:
+    async def _address(self, store: str) -> str:
+        return (await self._compose("port", store, str(STORE_PORTS[store]))).decode().strip()
+
+    async def _take_over_secrets(self) -> None:
+        packed = await self._compose("run", "--rm", "--no-deps", "-T", "database", "tar", "-C", "/secrets", "-c", ".")
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            for entry in archive:
+                if (file := archive.extractfile(entry)) is not None:
+                    prepare.write_secret(self._secrets / entry.name, file.read().decode())
+
+    async def _compose(self, *words: str) -> bytes:
         process = await asyncio.create_subprocess_exec(
             "docker", "compose", *words,
             cwd=folder.ROOT,
-            env=environment.get_environment().subprocess_env(
-                {"NETRA_SECRETS_ROOT": str(self._secrets_root)}
-            ),
+            env=environment.get_environment().subprocess_env(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        output, _ = await process.communicate()
+        output, complaint = await process.communicate()
         if process.returncode != 0:
             raise BackendUnavailable(
-                f"docker compose {words[0]} failed:\n{output.decode(errors='replace')[-2000:]}",
+                f"docker compose {words[0]} failed:\n{complaint.decode(errors='replace')[-2000:]}",
                 "is the Docker engine running? or use NETRA_BACKEND=embedded",
             )
+        return output
+
+
+def wanted(name: str | None = None) -> str:
+    """The backend asked for: by the caller, else by NETRA_BACKEND; `auto` is `env` where URLs are given, else `embedded`."""
+    variables = environment.get_environment()
+    asked = name or variables.get("NETRA_BACKEND") or "auto"
+    if asked not in NAMES:
+        raise BackendUnavailable(f"NETRA_BACKEND={asked} is unknown", f"choose one of {', '.join(NAMES)}")
+    if asked == "auto":
+        return "env" if all(_given_urls()) else "embedded"
+    return asked
+
+
+def _given_urls() -> list[str]:
+    variables = environment.get_environment()
+    return [variables.get(f"NETRA_{store}_ADMIN_URL") or "" for store in ("POSTGRES", "VALKEY")]
 
 
 def choose(
+    name: str,
     place: folder.Folder,
     ports: Mapping[str, int],
-    wanted: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Backend:
-    """The backend NETRA_BACKEND names; only `auto` decides by itself: `env` if URLs are given."""
-    variables = environment.get_environment()
-    name = wanted or variables.get("NETRA_BACKEND") or "auto"
-    urls = [variables.get(f"NETRA_{store}_ADMIN_URL") or "" for store in ("POSTGRES", "VALKEY")]
-    if name not in NAMES:
-        raise BackendUnavailable(f"NETRA_BACKEND={name} is unknown", f"choose one of {', '.join(NAMES)}")
-    if name == "env" or (name == "auto" and all(urls)):
-        return _given(urls, place.secrets)
+    """The backend of a name that `wanted` returned."""
+    if name == "env":
+        return _given(_given_urls(), place.secrets)
     if name == "compose":
         return Compose(place.secrets)
     return Embedded(place, ports, system=name == "system", settings=settings)

@@ -23,10 +23,11 @@ class Folder:
     """Paths under one `.netra`; several can exist side by side (tests use temporary ones)."""
 
     path: Path
+    secrets_name: str = "secrets"
 
     @property
     def secrets(self) -> Path:
-        return self.path / "secrets"
+        return self.path / self.secrets_name
 
     @property
     def logs(self) -> Path:
@@ -56,6 +57,11 @@ class Folder:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def as_running(self) -> "Folder":
+        """The same folder with the secrets that the running launcher uses."""
+        secrets = self.state().get("secrets")
+        return Folder(self.path, Path(secrets).name) if secrets else self
 
     def write_state(self, state: dict[str, Any]) -> None:
         write_private(self.state_file, json.dumps(state, indent=2) + "\n")

@@ -49,6 +49,7 @@ async def access_token(place: folder.Folder, user: str = DEVELOPER, role: str = 
     from netra.auth.v1 import auth_pb2_grpc
 
     port = running(place)["ports"]["auth"]
+    place = place.as_running()
     password = _password(password_file(place, user))
     async with grpc.aio.insecure_channel(f"{processes.LOOPBACK}:{port}") as channel:
         stub = auth_pb2_grpc.AuthServiceStub(channel)

@@ -42,13 +42,14 @@ def secrets(root: Path, uid: int | None = None) -> None:
     """Make every secret that does not exist yet; `uid` is given the folders of the services."""
     for name, files in FILES.items():
         folder = root / name
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
         for file in files:
             if not _read(folder / file):
                 write_private(folder / file, random.token_urlsafe(TOKEN_BYTES) + "\n")
     digests = {name: _digest(root / name / "service") for name in PEERS}
-    _write_changed(root / "auth" / "services.json", json.dumps(digests, indent=2) + "\n")
-    _write_changed(root / "valkey" / "users.acl", _acl_file(root))
+    write_secret(root / "auth" / "services.json", json.dumps(digests, indent=2) + "\n")
+    write_secret(root / "valkey" / "users.acl", _acl_file(root))
     if uid is not None:
         _give(root, uid)
 
@@ -64,15 +65,17 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(_read(path).encode()).hexdigest()
 
 
-def _write_changed(path: Path, text: str) -> None:
+def write_secret(path: Path, text: str) -> None:
+    """Write a secret where it is new or another one, in a folder of its own if need be."""
     if _read(path) != text.strip():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, text)
 
 
 def _give(root: Path, uid: int) -> None:
-    os.chown(root, uid, uid)
-    for path in root.rglob("*"):
-        os.chown(path, uid, uid)
+    for path in (root, *root.rglob("*")):
+        if path.stat().st_uid != uid:
+            os.chown(path, uid, uid)
 
 
 def valkey_rules(root: Path) -> list[list[str]]:

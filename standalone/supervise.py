@@ -34,10 +34,11 @@ class Stack:
         postgres_settings: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.place = folder.Folder(Path(path).resolve())
+        self._wanted = backends.wanted(backend)
+        # stores of compose have secrets of their own, which must not replace those of the embedded stores
+        self.place = folder.Folder(Path(path).resolve(), "secrets-compose" if self._wanted == "compose" else "secrets")
         self.ports = dict(ports or processes.default_ports(tuple(table)))
         self._table = table
-        self._wanted = backend
         self._environment = environment
         self._database = database
         self._postgres_settings = postgres_settings
@@ -66,6 +67,7 @@ class Stack:
         with folder.held(self.place):
             self._set_up()
             await self.backend.start()
+            self.setting = self._setting()
             try:
                 async with self._owned() as group:
                     await self._start(group)
@@ -90,8 +92,10 @@ class Stack:
         if ended := folder.sweep(self.place):
             self._progress.step(f"ended what an earlier start left: {', '.join(ended)}")
         prepare.secrets(self.place.secrets)
-        self.backend = backends.choose(self.place, self.ports, self._wanted, self._postgres_settings)
-        self.setting = processes.Setting(
+        self.backend = backends.choose(self._wanted, self.place, self.ports, self._postgres_settings)
+
+    def _setting(self) -> processes.Setting:
+        return processes.Setting(
             self.place,
             self.ports,
             self.backend.postgres_admin_url,

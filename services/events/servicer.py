@@ -35,9 +35,7 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
     ) -> None:  # fmt: skip
         self._record, self._appends, self._streams, self._live, self._verifier = record, appends, streams, live, verifier
 
-    async def OpenRun(
-        self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> events_pb2.OpenRunResponse:
+    async def OpenRun(self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]) -> events_pb2.OpenRunResponse:
         execution = await self._verifier.context(request.context_token)
         if request.trace_id and not _TRACE.fullmatch(request.trace_id):
             raise errors.InvalidPayload("trace_id must be 32 hexadecimal digits in lower case", field="trace_id")

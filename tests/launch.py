@@ -1,0 +1,113 @@
+"""python -m tests.launch [pytest options]: brings up what the tests need, says which backend it is, runs pytest on it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from chassis import environment
+from standalone import backends, folder, ports
+from standalone.errors import BackendUnavailable, StandaloneError
+
+# the project's own ports stay with `make up`; these are for the tests alone
+TEST_PORTS = {"NETRA_TEST_POSTGRES_PORT": 5434, "NETRA_TEST_VALKEY_PORT": 6381}
+SERVICE_PORTS = [f"NETRA_{name}_PORT" for name in ("AUTH", "CONTEXT", "DISPATCHER", "EVENTS", "GATEWAY")]
+# two checkouts on one machine do not meet, and a second start sweeps what a first one left
+PROJECT = f"netra-test-{zlib.crc32(str(folder.ROOT).encode()):08x}"
+
+
+def engine() -> str:
+    """The version of the Docker engine that answers, if one does and compose is there to talk to it."""
+    try:
+        subprocess.run(["docker", "compose", "version"], check=True, capture_output=True, timeout=10)
+        words = ["docker", "version", "--format", "{{.Server.Version}}"]
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def chosen(variables: environment.IsolatedEnvironment) -> tuple[str, str]:
+    """The backend of the tests and why; only `auto` decides by itself."""
+    asked = variables.get("NETRA_BACKEND") or "auto"
+    if asked != "auto":
+        return backends.wanted(asked), f"NETRA_BACKEND={asked}"
+    if stack := variables.get("NETRA_STACK"):
+        return "compose" if stack == "compose" else backends.wanted(), f"NETRA_STACK={stack}"
+    if (found := backends.wanted()) != "embedded":
+        return found, "administrators' URLs are given"
+    if version := engine():
+        return "compose", f"Docker engine {version} answers"
+    return "embedded", "no Docker engine answers"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code of pytest, or 69 when the backend does not come up."""
+    signal.signal(signal.SIGTERM, _interrupted)
+    variables = environment.get_environment()
+    try:
+        name, reason = chosen(variables)
+        stack = "in containers" if name == "compose" else "processes of this machine"
+        print(f"tests: backend {name} ({reason}); the whole system: {stack}", flush=True)
+        if name == "compose":
+            return _in_containers(arguments, variables)
+        return _pytest(arguments, variables.subprocess_env({"NETRA_BACKEND": name, "NETRA_STACK": "standalone"}))
+    except StandaloneError as error:
+        print(f"tests: {error}", file=sys.stderr)
+        return 69
+    except KeyboardInterrupt:
+        return 130
+
+
+def _interrupted(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _pytest(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], env=variables, check=False).returncode
+
+
+def _in_containers(arguments: Sequence[str], given: environment.IsolatedEnvironment) -> int:
+    project = {"COMPOSE_PROJECT_NAME": PROJECT}
+    variables = given.subprocess_env({**project, **_ports(given)})
+    try:
+        _compose("down", "--volumes", variables=variables)
+        _compose("up", "--detach", "--build", "--wait", variables=variables)
+        # the tests ask compose for the ports, so that none of the settings above leak into what they test
+        code = _pytest(arguments, given.subprocess_env({**project, "NETRA_BACKEND": "compose", "NETRA_STACK": "compose"}))
+        if code:
+            _keep_logs(variables)
+        return code
+    finally:
+        _compose("down", "--volumes", variables=variables)
+
+
+def _ports(given: environment.IsolatedEnvironment) -> dict[str, str]:
+    """Given ports, the usual test ports where they are free, else free ones."""
+    free = ports.free([*TEST_PORTS, *SERVICE_PORTS])
+    usual = {name: port for name, port in TEST_PORTS.items() if ports.is_free(port)}
+    return {name: given.get(name) or str(port) for name, port in {**free, **usual}.items()}
+
+
+def _compose(*words: str, variables: Mapping[str, str]) -> str:
+    done = subprocess.run(["docker", "compose", *words], cwd=folder.ROOT, env=variables, check=False, capture_output=True, text=True)
+    if done.returncode:
+        remedy = "see what it says, or test without containers: NETRA_BACKEND=embedded make test"
+        raise BackendUnavailable(f"docker compose {words[0]} failed:\n{done.stderr[-3000:]}", remedy)
+    return done.stdout
+
+
+def _keep_logs(variables: Mapping[str, str]) -> None:
+    """The containers are about to go; what they said stays."""
+    place = folder.default()
+    place.make()
+    file = place.logs / "tests-compose.log"
+    file.write_text(_compose("logs", "--no-color", "--timestamps", variables=variables))
+    print(f"tests: the logs of the containers are in {file}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

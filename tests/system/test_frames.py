@@ -1,0 +1,100 @@
+"""Every frame gets exactly one answer, and a wrong one says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import websockets
+
+from netra import ids
+from tests.fixtures import sockets
+from tests.fixtures.stack import System
+from tests.fixtures.users import NewUser
+
+WRONG: dict[str, tuple[str | bytes, str]] = {
+    "no JSON": ("{", "BAD_JSON"),
+    "nothing": ("", "BAD_JSON"),
+    "NaN": ('{"type":"PING","id":"a","payload":NaN}', "BAD_JSON"),
+    "Infinity": ('{"type":"PING","id":"a","payload":-Infinity}', "BAD_JSON"),
+    "a list": ("[]", "NOT_AN_OBJECT"),
+    "a text": ('"PING"', "NOT_AN_OBJECT"),
+    "a key twice": ('{"type":"PING","id":"a","id":"b"}', "DUPLICATE_KEY"),
+    "a key twice inside": ('{"type":"PING","id":"a","payload":{"x":1,"x":2}}', "DUPLICATE_KEY"),
+    "binary": (b'{"type":"PING"}', "BINARY_NOT_SUPPORTED"),
+    "too large": (json.dumps({"type": "PING", "id": "a", "payload": "x" * 70_000}), "FRAME_TOO_LARGE"),
+    "no type": ('{"id":"a"}', "INVALID_PAYLOAD"),
+    "unknown type": ('{"type":"DANCE","id":"a"}', "UNKNOWN_TYPE"),
+    "type is a number": ('{"type":7,"id":"a"}', "INVALID_PAYLOAD"),
+    "id is a number": ('{"type":"PING","id":7}', "INVALID_PAYLOAD"),
+    "id too long": (json.dumps({"type": "PING", "id": "x" * 65}), "INVALID_PAYLOAD"),
+    "payload is a list": ('{"type":"START_AGENT","id":"a","payload":[]}', "INVALID_PAYLOAD"),
+    "no request": ('{"type":"START_AGENT","id":"a","payload":{}}', "INVALID_PAYLOAD"),
+    "blank request": ('{"type":"START_AGENT","id":"a","payload":{"user_request":"  "}}', "INVALID_PAYLOAD"),
+    "request is a number": ('{"type":"START_AGENT","id":"a","payload":{"user_request":7}}', "INVALID_PAYLOAD"),
+    "a foreign user": ('{"type":"START_AGENT","id":"a","payload":{"user_request":"x","user_id":"me"}}', "INVALID_PAYLOAD"),
+    "a role": ('{"type":"START_AGENT","id":"a","payload":{"user_request":"x","roles":["admin"]}}', "INVALID_PAYLOAD"),
+    "unknown agent": ('{"type":"START_AGENT","id":"a","payload":{"user_request":"x","agent":"nobody"}}', "NOT_FOUND"),
+    "unknown run": (json.dumps({"type": "CANCEL", "id": "a", "payload": {"run_id": ids.uuid7()}}), "NOT_FOUND"),
+    "no run": ('{"type":"CANCEL","id":"a","payload":{}}', "INVALID_PAYLOAD"),
+    "unknown thread": (
+        json.dumps({"type": "CHAT", "id": "a", "thread_id": ids.uuid7(), "payload": {"text": "x"}}),
+        "NOT_FOUND",
+    ),
+    "empty message": ('{"type":"CHAT","id":"a","payload":{"text":""}}', "INVALID_PAYLOAD"),
+    "negative cursor": ('{"type":"RESUME","id":"a","payload":{"after":-1}}', "INVALID_PAYLOAD"),
+    "a bad token": ('{"type":"AUTH","id":"a","payload":{"access_token":"x"}}', "UNAUTHENTICATED"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_a_wrong_frame_is_answered_and_harms_nothing(system: System, new_user: NewUser, name: str) -> None:
+    text, code = WRONG[name]
+    async with sockets.opened(system, new_user()) as socket:
+        await socket.connection.send(text)
+        error = await socket.until(type="error")
+        assert error["code"] == code, error
+        assert error["message"]
+        assert len(error["correlation_id"]) == 32
+        assert (await socket.ask("PING", {"still": "here"}))["payload"] == {"still": "here"}
+
+
+@pytest.mark.parametrize("kind", ["start_agent", "START_AGENT", "execute_agent"])
+async def test_types_are_accepted_in_either_case_and_aliases_are_warned_of(system: System, new_user: NewUser, kind: str) -> None:
+    async with sockets.opened(system, new_user()) as socket:
+        ack = await socket.ask(kind, {"agent": "text-analyst", "user_request": "Some text."})
+        assert ack["type"] == "ack", ack
+        await socket.ended(ack["data"]["run_id"])
+    warned = any(frame["type"] == "warning" for frame in socket.frames)
+    assert warned == (kind == "execute_agent")
+
+
+async def test_the_same_frame_twice_is_one_run(system: System, new_user: NewUser) -> None:
+    frame: dict[str, Any] = {"agent": "text-analyst", "user_request": "Some text."}
+    async with sockets.opened(system, new_user()) as socket:
+        first = await socket.ask("START_AGENT", frame, id="same")
+        again = await socket.ask("START_AGENT", frame, id="same")
+        other = await socket.ask("START_AGENT", {**frame, "user_request": "Other text."}, id="same")
+    assert first["data"]["run_id"] == again["data"]["run_id"]
+    assert (other["type"], other["code"]) == ("error", "ALREADY_EXISTS")
+
+
+async def test_a_frame_without_an_id_gets_one(system: System, new_user: NewUser) -> None:
+    async with sockets.opened(system, new_user()) as socket:
+        await socket.connection.send('{"type":"PING","payload":1}')
+        assert (await socket.until(type="pong"))["id"]
+
+
+async def test_one_socket_too_many_is_closed_with_its_code(system: System, new_user: NewUser) -> None:
+    user = new_user()
+    async with sockets.opened(system, user), sockets.opened(system, user), sockets.opened(system, user):
+        url = f"ws://127.0.0.1:{system.ports['gateway']}/ws"
+        async with websockets.connect(url, additional_headers={"Authorization": f"Bearer {user.token}"}) as fourth:
+            assert await sockets.Socket(fourth).closed() == 4529
+
+
+async def test_a_newer_socket_of_the_same_client_replaces_the_old(system: System, new_user: NewUser) -> None:
+    user = new_user()
+    async with sockets.opened(system, user, "client.tab1") as old, sockets.opened(system, user, "client.tab1"):
+        assert await old.closed() == 4504

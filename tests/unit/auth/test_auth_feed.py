@@ -1,0 +1,133 @@
+"""Snapshot first, then changes, then a sign of life; each revocation told once."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from chassis import trust
+from netra import errors
+from netra.auth.v1 import auth_pb2
+from services.auth import feed, permissions, revocations, store
+
+KEY = auth_pb2.Key(kid="k", public_key=b"1" * 32, state=auth_pb2.Key.STATE_CURRENT, issuer="auth")
+
+
+class _Published:
+    """Stands for the rows of keys."""
+
+    def __init__(self) -> None:
+        self.now = [KEY]
+
+    async def load(self) -> list[auth_pb2.Key]:
+        return list(self.now)
+
+
+class _Rows:
+    """Stands for the rows of revocations."""
+
+    def __init__(self) -> None:
+        self.found: list[store.Revocation] = []
+        self.asked: list[datetime | None] = []
+
+    async def revocations(self, since: datetime | None, _kept: timedelta) -> tuple[list[store.Revocation], datetime]:
+        self.asked.append(since)
+        return self.found, datetime.now(UTC)
+
+
+def _ended(session_id: str, ago_s: float = 0.0) -> store.Revocation:
+    return store.Revocation(session_id, datetime.now(UTC) - timedelta(seconds=ago_s))
+
+
+@pytest.fixture
+def rows() -> _Rows:
+    return _Rows()
+
+
+@pytest.fixture
+def published() -> _Published:
+    return _Published()
+
+
+@pytest.fixture
+def told(rows: Any, published: Any) -> feed.Feed:
+    return feed.Feed(trust.Trust(), published, revocations.Revocations(rows), max_watchers=2)
+
+
+async def test_a_follower_gets_a_snapshot_and_then_changes(told: feed.Feed, rows: _Rows, published: _Published) -> None:
+    rows.found = [_ended("s1")]
+    await told.refresh()
+    with told.watch() as watcher:
+        updates = watcher.updates()
+        first = await anext(updates)
+        assert [key.kid for key in first.keys] == ["k"]
+        assert len(first.policy.grants) == len(permissions.ROLES) * len(permissions.TIERS)
+        assert [each.session_id for each in first.revocations] == ["s1"]
+        await told.withdraw(_ended("s2"))
+        second = await anext(updates)
+        assert [each.session_id for each in second.revocations] == ["s2"]
+        assert not second.keys
+        assert not second.HasField("policy")
+        rows.found = [_ended("s1"), _ended("s2"), _ended("s3")]
+        published.now = [KEY, auth_pb2.Key(kid="k2", public_key=b"2" * 32, issuer="context")]
+        await told.refresh()
+        third = await anext(updates)
+        assert [each.session_id for each in third.revocations] == ["s3"]
+        assert [key.kid for key in third.keys] == ["k", "k2"]
+
+
+async def test_auth_believes_what_it_tells(rows: Any, published: Any) -> None:
+    own = trust.Trust()
+    told = feed.Feed(own, published, revocations.Revocations(rows), max_watchers=2)
+    await told.refresh()
+    await told.withdraw(_ended("s"))
+    assert own.ready
+    assert own.revoked("s")
+
+
+async def test_silence_is_broken_by_empty_messages() -> None:
+    updates = feed.Watcher([], heartbeat_s=0.01).updates()
+    assert (await anext(updates)).ByteSize() == 0
+
+
+async def test_a_follower_that_does_not_keep_up_is_ended() -> None:
+    watcher = feed.Watcher([])
+    for _ in range(1000):
+        watcher.offer(auth_pb2.WatchTrustResponse())
+    assert len([update async for update in watcher.updates()]) < 1000
+
+
+async def test_there_is_a_limit_of_followers_and_places_are_given_back(told: feed.Feed) -> None:
+    with told.watch(), told.watch(), pytest.raises(errors.RateLimited), told.watch():
+        pass
+    with told.watch():
+        pass
+
+
+async def test_closing_ends_the_streams_and_admits_no_more(told: feed.Feed) -> None:
+    with told.watch() as watcher:
+        told.close()
+        assert len([update async for update in watcher.updates()]) == 1
+    with pytest.raises(errors.Unavailable), told.watch():
+        pass
+
+
+async def test_a_large_snapshot_comes_in_parts(told: feed.Feed, rows: _Rows) -> None:
+    rows.found = [_ended(str(number)) for number in range(45_000)]
+    await told.refresh()
+    parts = told.snapshot()
+    assert [len(part.revocations) for part in parts] == [20_000, 20_000, 5_000]
+    assert parts[0].keys
+    assert all(part.ByteSize() < 4 * 1024 * 1024 for part in parts)
+
+
+async def test_reads_look_back_for_late_commits_and_old_revocations_are_forgotten(rows: Any) -> None:
+    withdrawn = revocations.Revocations(rows)
+    rows.found = [_ended("old", revocations.KEPT.total_seconds() + 1), _ended("new")]
+    await withdrawn.poll()
+    await withdrawn.poll()
+    assert rows.asked[0] is None
+    assert datetime.now(UTC) - rows.asked[1] >= timedelta(seconds=60)
+    rows.found = []
+    await withdrawn.poll()
+    assert [each.session_id for each in withdrawn.recent()] == ["new"]

@@ -1,0 +1,32 @@
+"""The envelope is spliced around ready-made data."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import orjson
+
+from netra import ids
+from services.events import frames
+
+
+def test_frame_is_one_object_in_the_order_of_the_protocol() -> None:
+    run, user, thread, event = (ids.uuid7() for _ in range(4))
+    shared = frames.envelope(user_id=user, thread_id=thread, run_id=run, request_id="m:1", correlation_id="c" * 32, trace_id="t" * 32)
+    at = frames.timestamp(datetime(2026, 11, 20, 20, 15, 4, 123, tzinfo=UTC))
+
+    data = '{"reasoning":"ü\\u0000"}'.encode()
+    frame = orjson.loads(frames.splice(shared, kind="agent_thinking", cursor=42, seq=3, event_id=event, at=at, data=data))
+
+    assert frame == {
+        "type": "agent_thinking", "cursor": 42, "seq": 3, "event_id": event, "user_id": user, "thread_id": thread, "run_id": run,
+        "request_id": "m:1", "correlation_id": "c" * 32, "trace_id": "t" * 32, "timestamp": "2026-11-20T20:15:04.000123Z",
+        "data": {"reasoning": "ü\x00"},
+    }  # fmt: skip
+    assert list(frame)[:4] == ["type", "cursor", "seq", "event_id"]
+    assert list(frame)[-2:] == ["timestamp", "data"]
+
+
+def test_timestamp_is_utc_whatever_the_zone() -> None:
+    east = timezone(timedelta(hours=2))
+    assert frames.timestamp(datetime(2026, 1, 1, 1, 0, tzinfo=east)) == b"2025-12-31T23:00:00.000000Z"

@@ -1,0 +1,199 @@
+"""The live tail: contiguous whatever Valkey does and however slow the reader is."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+import pytest
+
+from chassis import lifecycle
+from netra import errors, ids
+from services.events import announce, fanout, feed, log
+
+_USER, _RUN = ids.uuid7(), ids.uuid7()
+
+
+def _event(cursor: int, *, run_id: str = _RUN, frame: bytes = b"{}", ends: bool = False) -> log.Recorded:
+    return log.Recorded(_USER, cursor, run_id, cursor, "", "agent_thinking", frame, ends)
+
+
+class _Record:
+    """A record that grows, and may be away."""
+
+    def __init__(self) -> None:
+        self.events: list[log.Recorded] = []
+        self.away = False
+        self.pages = 0
+
+    def grow(self, **fields: object) -> log.Recorded:
+        self.events.append(_event(len(self.events) + 1, **fields))  # type: ignore[arg-type]
+        return self.events[-1]
+
+    async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page:
+        self.pages += 1
+        if self.away:
+            raise errors.Unavailable
+        last = len(self.events)
+        found = [event for event in self.events[after:last] if not run_id or event.run_id == run_id]
+        await asyncio.sleep(0)
+        whole = len(found) <= limit
+        events = found[:limit]
+        return log.Page(events, last if whole else events[-1].cursor, log.Position(last))
+
+    async def positions(self, users: Iterable[str]) -> Mapping[str, log.Position]:
+        return {user: log.Position(len(self.events)) for user in users}
+
+    async def generation(self) -> str:
+        return "g"
+
+
+class _Valkey:
+    """Streams that the test fills."""
+
+    def __init__(self) -> None:
+        self.entries: asyncio.Queue[dict[bytes, bytes]] = asyncio.Queue()
+
+    def announce(self, events: Sequence[log.Recorded]) -> None:
+        self.entries.put_nowait({str(key).encode(): bytes(value) for key, value in announce.encoded(events).items()})  # type: ignore[arg-type]
+
+    async def ends(self, streams: Sequence[str]) -> dict[str, str]:
+        return dict.fromkeys(streams, "0-0")
+
+    async def generation(self) -> str:
+        return "v"
+
+    async def read(self, positions: Mapping[str, str], *, block_ms: int) -> list[tuple[str, str, dict[bytes, bytes]]]:
+        return [(announce.partition(_USER), "1-0", await self.entries.get())]
+
+
+class _World:
+    """A fanout over a record and a Valkey of the test's own."""
+
+    def __init__(self) -> None:
+        self.record, self.valkey = _Record(), _Valkey()
+        self.tasks = lifecycle.Tasks(on_failure=lambda error: None)
+        self.live = fanout.Fanout(self.valkey, self.record, self.record, self.tasks, 60, 60)
+        self.tasks.spawn(self.live.run(), "run")
+
+    def add(self, count: int, **fields: object) -> list[log.Recorded]:
+        return [self.record.grow(**fields) for _ in range(count)]
+
+    async def stream(self, *, after: int | None = None, run_id: str = "") -> feed.Stream:
+        stream = feed.Stream(self.live, self.record)
+        topic, position = (await self.live.join([_USER]))[_USER]
+        stream.follow(topic, position.last if after is None else after, behind=after is not None, run_id=run_id)
+        return stream
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[_World]:
+    made = _World()
+    yield made
+    await made.tasks.close()
+
+
+async def _until(stream: feed.Stream, cursor: int) -> list[int]:
+    seen: list[int] = []
+    async with asyncio.timeout(5):
+        async for events in stream.batches():
+            seen += [event.cursor for event in events]
+            if seen and seen[-1] >= cursor:
+                return seen
+    return seen
+
+
+async def test_live_events_come_once_in_order(world: _World) -> None:
+    world.add(5)
+    stream = await world.stream()
+    for event in world.add(10):
+        world.valkey.announce([event])
+        world.valkey.announce([event])
+    assert await _until(stream, 15) == list(range(6, 16))
+    assert world.record.pages == 0
+
+
+async def test_a_gap_is_filled_from_the_record(world: _World) -> None:
+    stream = await world.stream()
+    added = world.add(10)
+    world.valkey.announce([added[0], added[9]])
+    assert await _until(stream, 10) == list(range(1, 11))
+
+
+async def test_a_frame_too_big_for_valkey_is_read_from_the_record(world: _World) -> None:
+    stream = await world.stream()
+    big = world.record.grow(frame=b"{" + b" " * 100_000 + b"}")
+    world.valkey.announce([big])
+    assert await _until(stream, 1) == [1]
+
+
+async def test_replay_then_live_without_hole_or_double(world: _World) -> None:
+    world.add(1000)
+    stream = await world.stream(after=10)
+    rng = random.Random(7)
+
+    async def append() -> None:
+        for _ in range(300):
+            world.valkey.announce(world.add(rng.randint(1, 5)))
+            await asyncio.sleep(0)
+        world.valkey.announce(world.add(1, ends=True))
+
+    task = world.tasks.spawn(append(), "append")
+    seen: list[int] = []
+    async with asyncio.timeout(10):
+        async for events in stream.batches():
+            seen += [event.cursor for event in events]
+            if events and events[-1].ends:
+                break
+    await task
+    assert seen == list(range(11, len(world.record.events) + 1))
+
+
+async def test_a_reader_that_sleeps_is_fed_from_the_record_with_bounded_memory(world: _World) -> None:
+    stream = await world.stream()
+    for _ in range(100):
+        world.valkey.announce(world.add(100))
+        await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert world.valkey.entries.empty()
+    assert len(stream._queue) <= 4096
+    assert await _until(stream, 10_000) == list(range(1, 10_001))
+    world.valkey.announce(world.add(1))
+    assert await _until(stream, 10_001) == [10_001]
+
+
+async def test_only_one_run_when_asked_for(world: _World) -> None:
+    other = ids.uuid7()
+    for _ in range(20):
+        world.add(1)
+        world.add(1, run_id=other)
+    stream = await world.stream(after=0, run_id=other)
+    world.valkey.announce([*world.add(1), *world.add(1, run_id=other)])
+    assert await _until(stream, 42) == [*range(2, 41, 2), 42]
+
+
+async def test_record_that_is_away_delays_but_loses_nothing(world: _World) -> None:
+    stream = await world.stream()
+    world.record.away = True
+    world.valkey.announce(world.add(5)[4:])
+    await asyncio.sleep(0.05)
+    world.record.away = False
+    assert await _until(stream, 5) == [1, 2, 3, 4, 5]
+
+
+async def test_nothing_is_served_after_the_last_has_left(world: _World) -> None:
+    stream = await world.stream()
+    stream.close()
+    assert not world.live._topics
+    world.valkey.announce(world.add(1))
+    await asyncio.sleep(0.01)
+
+
+def test_entries_go_to_the_partition_of_their_user_and_come_back_equal() -> None:
+    events = [_event(cursor, ends=cursor == 70) for cursor in range(1, 71)]
+    made = announce.entries(events)
+    assert {stream for stream, _ in made} == {announce.partition(_USER)}
+    back = [event for _, fields in made for event in announce.decoded({str(key).encode(): bytes(value) for key, value in fields.items()})]  # type: ignore[arg-type]
+    assert back == events

@@ -1,0 +1,144 @@
+"""What the handshake asks for, who may come from where, and how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from chassis import identity
+from gateway import app, close_codes, problems, router, sockets
+from gateway.settings import GatewaySettings
+from netra import errors, ids
+
+_TOKEN = "aaa.bbb.ccc"
+
+
+def test_the_token_comes_as_a_subprotocol_or_a_header() -> None:
+    offered = app.hello({}, ["netra.v1", f"bearer.{_TOKEN}", "resume.41", "client.tab-1"], "")
+    assert offered == app.Hello(_TOKEN, "netra.v1", 41, "tab-1")
+    assert app.hello({"authorization": f"Bearer {_TOKEN}"}, [], "") == app.Hello(_TOKEN, None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("offered", "query"),
+    [
+        (["netra.v1", f"bearer.{_TOKEN}"], f"access_token={_TOKEN}"),
+        (["netra.v2", f"bearer.{_TOKEN}"], ""),
+        (["netra.v1", f"bearer.{_TOKEN}", "resume.-1"], ""),
+        (["netra.v1", f"bearer.{_TOKEN}", "resume.1", "resume.2"], ""),
+        (["netra.v1", f"bearer.{_TOKEN}", "resume." + "9" * 30], ""),
+        (["netra.v1", f"bearer.{_TOKEN}", "client." + "x" * 65], ""),
+    ],
+)
+def test_a_handshake_that_is_wrong_is_refused(offered: list[str], query: str) -> None:
+    with pytest.raises(errors.InvalidPayload):
+        app.hello({}, offered, query)
+
+
+def test_no_token_is_unauthenticated() -> None:
+    with pytest.raises(errors.Unauthenticated):
+        app.hello({}, ["netra.v1"], "")
+
+
+@pytest.mark.parametrize(
+    ("env", "origin", "allowed"),
+    [
+        ("dev", "http://localhost:5173", True),
+        ("dev", "http://127.0.0.1:80", True),
+        ("dev", "http://localhost.evil.example", False),
+        ("dev", "http://localhost:1/x", False),
+        ("prod", "http://localhost:5173", False),
+        ("prod", "https://app.example", True),
+        ("prod", "https://app.example.evil.example", False),
+        ("prod", "null", False),
+    ],
+)
+def test_origins(env: str, origin: str, allowed: bool) -> None:
+    settings = GatewaySettings.model_validate({"env": env, "allowed_origins": "https://app.example, https://two.example"})
+    assert settings.allows(origin) is allowed
+
+
+@pytest.mark.parametrize("name", ["token", "access_token", "Access_Token", "jwt"])
+def test_tokens_are_refused_in_addresses(name: str) -> None:
+    with pytest.raises(errors.InvalidPayload):
+        problems.refuse_tokens_in([("a", "b"), (name, "x")])
+
+
+def _principal(user: ids.UserId, session: str = "01890a5d-ac96-774b-bcce-b302099a8057") -> identity.Principal:
+    return identity.Principal(user, ids.TenantId.new(), ids.SessionId(session), ("user",), "free", 0.0, "token")
+
+
+@dataclass(eq=False)
+class _Socket:
+    principal: identity.Principal
+    client_id: str = ""
+    ended: list[close_codes.Close] = field(default_factory=list)
+
+    def end(self, close: close_codes.Close) -> None:
+        self.ended.append(close)
+
+    def drain(self) -> None:
+        self.end(close_codes.DRAINING)
+
+
+def test_a_user_has_a_few_sockets_and_others_are_not_counted() -> None:
+    manager, user = sockets.UnifiedWebSocketManager(2), ids.UserId.new()
+    for one in (_Socket(_principal(user)), _Socket(_principal(user)), _Socket(_principal(ids.UserId.new()))):
+        manager.admit(one)
+    with pytest.raises(sockets.TooMany):
+        manager.admit(_Socket(_principal(user)))
+    assert (len(manager), manager.open_for(user)) == (3, 2)
+
+
+def test_a_client_replaces_its_own_socket() -> None:
+    manager, user = sockets.UnifiedWebSocketManager(1), ids.UserId.new()
+    older, newer = _Socket(_principal(user), "tab"), _Socket(_principal(user), "tab")
+    manager.admit(older)
+    manager.admit(newer)
+    assert (older.ended, newer.ended, len(manager)) == ([close_codes.REPLACED], [], 1)
+    manager.remove(older)
+    assert len(manager) == 1
+
+
+def test_a_revocation_closes_the_sockets_of_that_session_only() -> None:
+    manager, user = sockets.UnifiedWebSocketManager(3), ids.UserId.new()
+    gone, kept = _Socket(_principal(user)), _Socket(_principal(user, ids.SessionId.new()))
+    manager.admit(gone)
+    manager.admit(kept)
+    manager.revoked(gone.principal.session_id)
+    assert (gone.ended, kept.ended) == ([close_codes.REVOKED], [])
+
+
+@pytest.mark.parametrize(
+    ("payload", "field"),
+    [
+        ({}, "payload.user_request"),
+        ({"user_request": "  "}, "payload.user_request"),
+        ({"user_request": 7}, "payload.user_request"),
+        ({"user_request": "a\x00b"}, "payload.user_request"),
+        ({"user_request": "x", "inputs": []}, "payload.inputs"),
+        ({"user_request": "x", "agent": 7}, "payload.agent"),
+        ({"user_request": "x", "thread_id": "x"}, "payload.thread_id"),
+        ({"user_request": "x", "on_busy": "rollback"}, "payload.on_busy"),
+        ({"user_request": "x", "deadline_s": 0}, "payload.deadline_s"),
+        ({"user_request": "x", "deadline_s": True}, "payload.deadline_s"),
+    ],
+)
+def test_start_agent_names_the_field_that_is_wrong(payload: dict[str, object], field: str) -> None:
+    with pytest.raises(errors.InvalidPayload) as caught:
+        router.start_run(payload, "", "r1")
+    assert caught.value.details["field"] == field
+
+
+def test_start_agent_becomes_start_run() -> None:
+    request = router.start_run({"user_request": "x", "inputs": {"a": 1}, "on_busy": "reject", "deadline_s": 1.5}, "", "r1", "c1")
+    assert (request.request_id, request.agent, request.inputs, request.connection_id) == ("r1", "", b'{"a":1}', "c1")
+    assert request.deadline.ToMilliseconds() == 1500
+
+
+@pytest.mark.parametrize("name", ["message", "content", "text"])
+def test_a_message_has_three_names_and_a_limit(name: str) -> None:
+    assert router.message({name: "hello"}, "", "r1").user_request == "hello"
+    with pytest.raises(errors.TooLarge):
+        router.message({name: "x" * 8193}, "", "r1")

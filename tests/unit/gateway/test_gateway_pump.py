@@ -1,0 +1,175 @@
+"""The one tail: joins in each user's name, survives a broken stream, keeps every socket in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from chassis import identity
+from gateway import delivery, pump
+from netra import errors, ids
+from netra.events.v1 import events_pb2
+
+
+def _principal(credential: str = "t1", user: str = "01890a5d-ac96-774b-bcce-b302099a8057", lives_s: float = 600) -> identity.Principal:
+    user_id = ids.UserId(user)
+    return identity.Principal(user_id, ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + lives_s, credential)
+
+
+@dataclass(eq=False)
+class _Sink:
+    principal: identity.Principal
+    delivery: delivery.Delivery
+    resyncs: list[tuple[str, int]] = field(default_factory=list)
+
+    def resync(self, epoch: str, cursor: int) -> None:
+        self.resyncs.append((epoch, cursor))
+
+
+class _Call:
+    """One Tail call under the test's control."""
+
+    def __init__(self, requests: AsyncIterator[events_pb2.TailRequest]) -> None:
+        self.requests = requests
+        self.answers: asyncio.Queue[events_pb2.TailResponse | None] = asyncio.Queue()
+
+    async def asked(self) -> events_pb2.TailRequest:
+        return await asyncio.wait_for(anext(self.requests), 2)
+
+    def position(self, cursor: int, epoch: str = "e1", joined: bool = True, reason: str = "") -> None:
+        position = events_pb2.TailPosition(user_id=_principal().user_id, cursor=cursor, oldest=1, epoch=epoch, joined=joined, reason=reason)
+        self.answers.put_nowait(events_pb2.TailResponse(positions=[position]))
+
+    def events(self, *cursors: int) -> None:
+        events = [events_pb2.Event(cursor=cursor, user_id=_principal().user_id, frame=b"%d" % cursor) for cursor in cursors]
+        self.answers.put_nowait(events_pb2.TailResponse(events=events))
+
+    def cancel(self) -> None:
+        self.answers.put_nowait(None)
+
+    async def __aiter__(self) -> AsyncIterator[events_pb2.TailResponse]:
+        while (answer := await self.answers.get()) is not None:
+            yield answer
+
+
+class _Stub:
+    def __init__(self) -> None:
+        self.calls: asyncio.Queue[_Call] = asyncio.Queue()
+
+    def Tail(self, requests: AsyncIterator[events_pb2.TailRequest]) -> _Call:
+        call = _Call(requests)
+        self.calls.put_nowait(call)
+        return call
+
+    async def call(self) -> _Call:
+        return await asyncio.wait_for(self.calls.get(), 3)
+
+
+async def _settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def _attached(tail: pump.Pump, call: _Call, who: identity.Principal, cursor: int) -> tuple[pump.Feed, _Sink]:
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(tail.follow(who))
+        assert (await call.asked()).join.access_token == who.token
+        call.position(cursor)
+    feed = following.result()
+    sink = _Sink(who, delivery.Delivery(feed.cursor, feed.cursor, 100, 10_000))
+    tail.attach(feed, sink)
+    return feed, sink
+
+
+def _read(sink: _Sink) -> list[int]:
+    found = []
+    while (frame := sink.delivery.take()) is not None:
+        found.append(int(frame))
+    return found
+
+
+@pytest.mark.asyncio
+async def test_events_reach_the_sockets_of_their_user() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        feed, sink = await _attached(tail, call, _principal(), 7)
+        call.events(8, 9)
+        await _settled()
+        assert (_read(sink), feed.cursor) == ([8, 9], 9)
+        tail.detach(sink)
+        assert (await call.asked()).leave.user_id == sink.principal.user_id
+        running.cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_broken_stream_is_opened_again_and_the_gap_is_noticed() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal(), 7)
+        call.cancel()
+        second = await stub.call()
+        assert (await second.asked()).join.access_token == "t1"
+        second.position(9)
+        await _settled()
+        assert (sink.delivery.behind, sink.delivery.tail) == (True, 9)
+        running.cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_token_that_ends_makes_room_for_another_of_the_same_user() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        feed, _ = await _attached(tail, call, _principal("t1", lives_s=900), 0)
+        await tail.follow(_principal("t2"))  # joined already: no question asked
+        call.position(0, joined=False, reason="The session has ended.")
+        assert (await call.asked()).join.access_token == "t2"
+        call.position(0)
+        await _settled()
+        assert feed.joined
+        running.cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_refused_token_is_an_answer() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        refused = group.create_task(_expect_unauthenticated(tail))
+        await call.asked()
+        call.position(0, joined=False, reason="The session has ended.")
+        await refused
+        running.cancel()
+
+
+async def _expect_unauthenticated(tail: pump.Pump) -> None:
+    with pytest.raises(errors.Unauthenticated):
+        await tail.follow(_principal())
+
+
+@pytest.mark.asyncio
+async def test_another_generation_of_the_record_is_told() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal(), 7)
+        call.position(3, epoch="e2")
+        await _settled()
+        assert sink.resyncs == [("e2", 3)]
+        running.cancel()
