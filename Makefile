@@ -25,7 +25,7 @@ down: ## stop the containers; the data stays
 	docker compose down
 
 test: bootstrap ## unit, integration, system: in containers if a Docker engine answers, else on this machine (NETRA_BACKEND chooses)
-	@$(PYTHON) -m tests.launch -n $(WORKERS) --dist loadgroup
+	@$(PYTHON) -m tests.launch -n $(WORKERS)
 
 check: bootstrap ## format, lint, types, import rules, protos
 	$(PYTHON) -m ruff format --check .

@@ -21,6 +21,8 @@ DEFAULT_TIMEOUT_S = 10.0
 _MARGIN_S = 0.05
 _RETRY = {
     "methodConfig": [
+        # a refresh token counts once: repeating the call after a lost answer would look like theft
+        {"name": [{"service": "netra.auth.v1.AuthService", "method": "RefreshToken"}]},
         {
             "name": [{}],
             "retryPolicy": {

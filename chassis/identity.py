@@ -216,6 +216,8 @@ class Authenticator:
         """The caller, if the rule lets them in. Raises `Unauthenticated` or `PermissionDenied`."""
         if rule.public:
             return Caller()
+        if not self._trust.ready:
+            raise errors.Unavailable("The keys are not known here yet. Try again.")
         token = _bearer(metadata)
         if _typ(token) == SERVICE:
             return await self._admit_service(rule, token, metadata.get("x-netra-context", ""))

@@ -21,7 +21,7 @@ EX_SOFTWARE, EX_CONFIG = 70, 78
 
 
 class Tasks:
-    """Owns background tasks. One that fails calls `on_failure`; all are cancelled and awaited at the end."""
+    """Owns background tasks. One that fails calls `on_failure` (by default: ends the process); `close` cancels all and waits."""
 
     def __init__(self, on_failure: Callable[[BaseException], None] | None = None) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -37,7 +37,6 @@ class Tasks:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a background task failed", task=task.get_name(), exc_info=error)
             self._on_failure(error)
 
     def __len__(self) -> int:
@@ -51,7 +50,8 @@ class Tasks:
             await asyncio.wait(self._tasks)
 
 
-def _stop_process(_error: BaseException) -> None:
+def _stop_process(error: BaseException) -> None:
+    _log.error("a background task failed", exc_info=error)
     # whoever supervises the process starts it again, clean
     signal.raise_signal(signal.SIGTERM)
 

@@ -36,17 +36,11 @@ class Trust:
         self._revoked: dict[str, float] = {}
         self._listeners: list[Callable[[str], None]] = []
         self._changed = asyncio.Condition()
-        self.heard_at = 0.0
 
     @property
     def ready(self) -> bool:
         """Whether keys and policy are known."""
         return bool(self._keys) and bool(self._grants)
-
-    @property
-    def stale_s(self) -> float:
-        """Seconds since auth was last heard."""
-        return time.monotonic() - self.heard_at
 
     def key(self, issuer: str, kid: str) -> Ed25519PublicKey | None:
         """The verification key of an issuer, if published."""
@@ -83,7 +77,6 @@ class Trust:
 
     async def apply(self, update: auth_pb2.WatchTrustResponse) -> None:
         """Take over a snapshot or a change."""
-        self.heard_at = time.monotonic()
         if update.keys:
             self._take_keys(update.keys)
         if update.HasField("policy"):
@@ -121,7 +114,6 @@ class Trust:
         """Take over the snapshot of an earlier process, so that an outage of auth does not stop a restart."""
         if self._state is not None and self._state.exists():
             await self.apply(auth_pb2.WatchTrustResponse.FromString(self._state.read_bytes()))
-            self.heard_at = 0.0
 
 
 async def follow(

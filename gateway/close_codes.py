@@ -12,7 +12,6 @@ class Close(NamedTuple):
     reason: str
 
 
-GOING_AWAY = Close(1001, "the client went away")
 DRAINING = Close(4001, "this gateway is stopping; reconnect and resume")
 SLOW_READER = Close(4002, "nothing was read for too long; reconnect and resume")
 RESYNC = Close(4003, "the record was restored from a backup; reconnect")

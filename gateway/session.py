@@ -242,7 +242,7 @@ class Session:
     async def _handle(self, frame: frames.Frame, correlation_id: str) -> None:
         request_id = frame.id or ids.RequestId.new()
         if frame.type == "PING":
-            self.delivery.say(frames.dump({"type": "pong", "id": frame.id or None, "payload": frame.payload}))
+            self.delivery.say(frames.dump({"type": "pong", "id": request_id, "payload": frame.payload}))
         elif frame.type == "RESUME":
             await self._resume(frame, request_id, correlation_id)
         else:

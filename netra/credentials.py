@@ -108,10 +108,10 @@ def _entry(tokens: dict[str, Any]) -> dict[str, Any]:
 
 def development(found: Standalone) -> Callable[[], Awaitable[str]]:
     """Signs in as the development user, again when the token is about to end."""
-    held = {"token": "", "ends_at": 0.0}
+    held: dict[str, Any] = {"token": "", "ends_at": 0.0}
 
     async def token() -> str:
-        if float(held["ends_at"]) - _EARLY_S < time.time():
+        if held["ends_at"] - _EARLY_S < time.time():
             async with Api(found.url) as api:
                 tokens = await api.login(found.email, found.password_file.read_text(encoding="utf-8").strip())
             held.update(token=str(tokens["access_token"]), ends_at=time.time() + float(tokens["expires_in"]))

@@ -56,7 +56,7 @@ def tool(
     """Make a tool of an async function: name, description and schemas come from its name, docstring and annotations."""
 
     def declare(function: Function) -> ToolSpec:
-        hints = get_type_hints(function)
+        hints = get_type_hints(function, include_extras=True)
         returned = hints.pop("return", None)
         return ToolSpec(
             name=name or function.__name__,

@@ -71,7 +71,7 @@ def _welcome(stack: supervise.Stack) -> list[str]:
         "",
         f"  login     {processes.BOOTSTRAP_ADMIN}, password in {login.password_file(stack.place, login.DEVELOPER)}",
         "            or a token: .venv/bin/netra token",
-        f"  next      .venv/bin/netra run {proof.AGENT} 'Count the words of this sentence.'",
+        f"  next      .venv/bin/netra run {proof.AGENT} --request 'Count the words of this sentence.'",
         "",
     ]
 

@@ -143,10 +143,13 @@ class Compose(Given):
                     prepare.write_secret(self._secrets / entry.name, file.read().decode())
 
     async def _compose(self, *words: str) -> bytes:
+        variables = environment.get_environment()
+        name = variables.get("NETRA_STORES_PROJECT")  # where the stores belong to another project than the services
+        project = {"COMPOSE_PROJECT_NAME": name} if name else {}
         process = await asyncio.create_subprocess_exec(
             "docker", "compose", *words,
             cwd=folder.ROOT,
-            env=environment.get_environment().subprocess_env(),
+            env=variables.subprocess_env(project),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -102,6 +102,7 @@ def environment_of(row: Process, setting: Setting) -> dict[str, str]:
         "NETRA_STATE_DIR": str(place.path / "state" / row.name),
         "NETRA_TRACE_DIR": str(place.traces),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "",  # compiled once, a second start is seconds faster
     }
     if row.name == "auth":
         told["NETRA_BOOTSTRAP_ADMIN"] = BOOTSTRAP_ADMIN

@@ -10,6 +10,7 @@ AGENT = "text-analyst"
 REQUEST = "Say what you find in this sentence: every event of a run is recorded before anybody sees it."
 ENDS = {"agent_completed": True, "agent_failed": False, "agent_cancelled": False, "agent_timed_out": False}
 WIDTH = 110
+_TELLING = ("error", "result", "parameters", "reasoning", "content", "message")
 
 
 async def proof(place: folder.Folder, progress: Progress) -> str:
@@ -34,6 +35,7 @@ async def proof(place: folder.Folder, progress: Progress) -> str:
 
 def _line(frame: dict[str, Any]) -> str:
     """One event on one line; what does not fit ends in dots."""
-    payload = str(frame.get("payload") or frame.get("data") or "")
-    text = f"{frame.get('seq', '-')!s:>3}  {frame.get('type', '?'):<18} {payload}"
+    data = frame["data"]
+    told = " ".join(str(data[name]) for name in ("tool_name", *_TELLING) if data.get(name))
+    text = f"{frame['seq']:>3}  {frame['type']:<18} {told}"
     return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"

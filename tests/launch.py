@@ -7,17 +7,17 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 from chassis import environment
 from standalone import backends, folder, ports
 from standalone.errors import BackendUnavailable, StandaloneError
 
-# the project's own ports stay with `make up`; these are for the tests alone
-TEST_PORTS = {"NETRA_TEST_POSTGRES_PORT": 5434, "NETRA_TEST_VALKEY_PORT": 6381}
-SERVICE_PORTS = [f"NETRA_{name}_PORT" for name in ("AUTH", "CONTEXT", "DISPATCHER", "EVENTS", "GATEWAY")]
 # two checkouts on one machine do not meet, and a second start sweeps what a first one left
 PROJECT = f"netra-test-{zlib.crc32(str(folder.ROOT).encode()):08x}"
+STORE_PORTS = {"NETRA_TEST_POSTGRES_PORT": 5434, "NETRA_TEST_VALKEY_PORT": 6381}
+SERVICE_PORTS = [f"NETRA_{name}_PORT" for name in ("AUTH", "CONTEXT", "DISPATCHER", "EVENTS", "GATEWAY")]
 
 
 def engine() -> str:
@@ -71,41 +71,62 @@ def _pytest(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
 
 
 def _in_containers(arguments: Sequence[str], given: environment.IsolatedEnvironment) -> int:
-    project = {"COMPOSE_PROJECT_NAME": PROJECT}
-    variables = given.subprocess_env({**project, **_ports(given)})
+    system = Project(PROJECT, ports.free([*STORE_PORTS, *SERVICE_PORTS]))
+    # stores of their own for services in process: tests of the system kill parts of it
+    stores = Project(f"{PROJECT}-stores", _usual_ports(given), ("postgres", "valkey"))
+    told = {"NETRA_BACKEND": "compose", "NETRA_STACK": "compose", "COMPOSE_PROJECT_NAME": system.name, "NETRA_STORES_PROJECT": stores.name}
     try:
-        _compose("down", "--volumes", variables=variables)
-        _compose("up", "--detach", "--build", "--wait", variables=variables)
-        # the tests ask compose for the ports, so that none of the settings above leak into what they test
-        code = _pytest(arguments, given.subprocess_env({**project, "NETRA_BACKEND": "compose", "NETRA_STACK": "compose"}))
+        for project in (system, stores):
+            project.up()
+        code = _pytest(arguments, given.subprocess_env(told))
         if code:
-            _keep_logs(variables)
+            _keep_logs(system)
         return code
     finally:
-        _compose("down", "--volumes", variables=variables)
+        for project in (system, stores):
+            project.down()
 
 
-def _ports(given: environment.IsolatedEnvironment) -> dict[str, str]:
-    """Given ports, the usual test ports where they are free, else free ones."""
-    free = ports.free([*TEST_PORTS, *SERVICE_PORTS])
-    usual = {name: port for name, port in TEST_PORTS.items() if ports.is_free(port)}
-    return {name: given.get(name) or str(port) for name, port in {**free, **usual}.items()}
+def _usual_ports(given: environment.IsolatedEnvironment) -> dict[str, int]:
+    """Given ports, the usual ones where they are free, else free ones."""
+    usual = {name: port for name, port in STORE_PORTS.items() if ports.is_free(port)}
+    return {name: int(given.get(name) or usual.get(name, port)) for name, port in ports.free(STORE_PORTS).items()}
 
 
-def _compose(*words: str, variables: Mapping[str, str]) -> str:
-    done = subprocess.run(["docker", "compose", *words], cwd=folder.ROOT, env=variables, check=False, capture_output=True, text=True)
-    if done.returncode:
-        remedy = "see what it says, or test without containers: NETRA_BACKEND=embedded make test"
-        raise BackendUnavailable(f"docker compose {words[0]} failed:\n{done.stderr[-3000:]}", remedy)
-    return done.stdout
+@dataclass(frozen=True, slots=True)
+class Project:
+    """Containers of docker-compose.yml under a name and on ports of their own; all services or some."""
+
+    name: str
+    ports: Mapping[str, int]
+    services: tuple[str, ...] = ()
+
+    def up(self) -> None:
+        """Start afresh; returns when everything is healthy."""
+        self.down()
+        self.compose("up", "--detach", "--build", "--wait", *self.services)
+
+    def down(self) -> None:
+        """Remove containers and data."""
+        self.compose("down", "--volumes")
+
+    def compose(self, *words: str) -> str:
+        """Run a command of docker compose; returns what it printed."""
+        told = {"COMPOSE_PROJECT_NAME": self.name} | {name: str(port) for name, port in self.ports.items()}
+        variables = environment.get_environment().subprocess_env(told)
+        done = subprocess.run(["docker", "compose", *words], cwd=folder.ROOT, env=variables, check=False, capture_output=True, text=True)
+        if done.returncode:
+            remedy = "see what it says, or test without containers: NETRA_BACKEND=embedded make test"
+            raise BackendUnavailable(f"docker compose {words[0]} failed:\n{done.stderr[-3000:]}", remedy)
+        return done.stdout
 
 
-def _keep_logs(variables: Mapping[str, str]) -> None:
+def _keep_logs(project: Project) -> None:
     """The containers are about to go; what they said stays."""
     place = folder.default()
     place.make()
     file = place.logs / "tests-compose.log"
-    file.write_text(_compose("logs", "--no-color", "--timestamps", variables=variables))
+    file.write_text(project.compose("logs", "--no-color", "--timestamps"))
     print(f"tests: the logs of the containers are in {file}", file=sys.stderr)
 
 

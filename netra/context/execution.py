@@ -242,11 +242,22 @@ def is_placeholder(value: str) -> bool:
 
 
 def _id(kind: type[_Text]) -> Callable[[str, object], _Text]:
+    chosen = _chosen(kind)
+
+    def check(name: str, value: object) -> _Text:
+        if isinstance(value, str) and is_placeholder(value):
+            raise errors.PlaceholderValue(f"{name} is a placeholder; a real value belongs there", field=name)
+        return chosen(name, value)
+
+    return check
+
+
+def _chosen(kind: type[_Text]) -> Callable[[str, object], _Text]:
+    """The check of an id that clients choose: `1` is as good a name for a request as any."""
+
     def check(name: str, value: object) -> _Text:
         if not isinstance(value, str) or not value.strip():
             raise errors.InvalidContext(f"{name} is required", field=name)
-        if is_placeholder(value):
-            raise errors.PlaceholderValue(f"{name} is a placeholder; a real value belongs there", field=name)
         try:
             return value if type(value) is kind else kind(value)
         except errors.InvalidPayload as error:
@@ -312,10 +323,10 @@ def _microseconds(moment: datetime) -> int:
 
 _CHECKS: dict[str, Callable[[str, object], object]] = {
     "context_id": _id(ids.ContextId), "user_id": _id(ids.UserId), "tenant_id": _id(ids.TenantId), "session_id": _id(ids.SessionId),
-    "thread_id": _id(ids.ThreadId), "run_id": _id(ids.RunId), "request_id": _id(ids.RequestId),
+    "thread_id": _id(ids.ThreadId), "run_id": _id(ids.RunId), "request_id": _chosen(ids.RequestId),
     "connection_id": _optional(_id(ids.ConnectionId)), "roles": _roles, "tier": _word, "created_at": _time,
     "deadline": lambda name, value: None if value is None else _time(name, value), "depth": _depth,
-    "parent_request_id": _optional(_id(ids.RequestId)), "correlation_id": _id(ids.CorrelationId),
+    "parent_request_id": _optional(_chosen(ids.RequestId)), "correlation_id": _id(ids.CorrelationId),
 }  # fmt: skip
 _PLAIN = tuple(name for name in _CHECKS if name not in ("roles", "created_at", "deadline"))
 _CLAIMS = frozenset(_CHECKS) | {"agent_context_sha256", "audit_metadata_sha256"}

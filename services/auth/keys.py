@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from chassis import log
+from chassis import log, wrapping
 from netra import errors
 from netra.auth.v1 import auth_pb2
 from services.auth import store
@@ -22,11 +17,6 @@ _log = log.get(__name__)
 ISSUER = "auth"
 _KID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 _STATE = {"next": auth_pb2.Key.STATE_NEXT, "current": auth_pb2.Key.STATE_CURRENT, "retired": auth_pb2.Key.STATE_RETIRED}
-_NONCE_BYTES = 12
-
-
-class KeysUnreadable(ValueError):
-    """The stored signing keys were wrapped with another secret than the present one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +27,10 @@ class Signer:
     private_key: Ed25519PrivateKey
 
 
-class Wrap:
-    """Encrypts private keys for storage (AES-256-GCM, key derived with HKDF-SHA256, bound to the key id)."""
-
-    def __init__(self, secret: str) -> None:
-        derived = HKDF(hashes.SHA256(), 32, salt=None, info=b"netra auth signing keys").derive(secret.encode())
-        self._cipher = AESGCM(derived)
-
-    def seal(self, kid: str, private_key: Ed25519PrivateKey) -> bytes:
-        """The private key, encrypted."""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, private_key.private_bytes_raw(), kid.encode())
-
-    def open(self, kid: str, sealed: bytes) -> Ed25519PrivateKey:
-        """The private key again. Raises `KeysUnreadable` with what to do."""
-        try:
-            raw = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], kid.encode())
-        except (InvalidTag, ValueError):
-            raise KeysUnreadable(
-                f"the signing key {kid} in auth.signing_keys cannot be unwrapped: JWT_SECRET_KEY, or the secret file `signing` "
-                "where that is not set, is not the secret it was wrapped with. Put the old secret back, or delete the rows of "
-                "auth.signing_keys to start with new keys, which ends the validity of all tokens."
-            ) from None
-        return Ed25519PrivateKey.from_private_bytes(raw)
-
-
 class Keys:
     """The keys of this installation. Every replica of auth reads the same rows; the database decides who rotates."""
 
-    def __init__(self, rows: store.Store, wrap: Wrap, rotation: timedelta) -> None:
+    def __init__(self, rows: store.Store, wrap: wrapping.Wrap, rotation: timedelta) -> None:
         self._rows, self._wrap, self._rotation = rows, wrap, rotation
         self._opened: dict[str, Ed25519PrivateKey] = {}
         self._current: store.SigningKey | None = None

@@ -14,7 +14,7 @@ from chassis import identity, lifecycle, log, migrations, postgres, server, trus
 from netra import errors
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from services.auth import clients, feed, keys, passwords, revocations, servicer, sessions, store, store_system, tokens, users
-from services.auth.settings import AuthSettings, check_secret
+from services.auth.settings import AuthSettings
 
 _log = log.get(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -39,7 +39,7 @@ async def build(settings: AuthSettings) -> AsyncIterator[Service]:
     async with contextlib.AsyncExitStack() as stack:
         services = clients.Clients(settings.secrets_dir / "services.json")
         services.load()
-        wrap = keys.Wrap(_wrapping_secret(settings))
+        wrap = settings.wrap("auth.signing_keys")
         own, crossing = await asyncio.gather(
             _pool(settings, "netra_auth", "postgres"), _pool(settings, "netra_auth_system", "postgres_system")
         )
@@ -77,14 +77,6 @@ async def build(settings: AuthSettings) -> AsyncIterator[Service]:
         tasks.spawn(_end_streams(listening, told), "auth-end-streams")
         await listening.serving(True)
         yield Service(listening.port, listening, trusted, signing, told)
-
-
-def _wrapping_secret(settings: AuthSettings) -> str:
-    if settings.jwt_secret_key is not None:
-        return settings.jwt_secret_key.get_secret_value()
-    secret = settings.secret("signing").get_secret_value()
-    check_secret(f"the secret file {settings.secrets_dir / 'signing'}", secret)
-    return secret
 
 
 def _lifetimes(settings: AuthSettings) -> sessions.Lifetimes:

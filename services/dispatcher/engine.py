@@ -76,7 +76,7 @@ class ExecutionEngine:
     ) -> None:  # fmt: skip
         self._contexts, self._records, self._appends, self._store = contexts, records, appends, store
         self._agents, self.tools, self._trust = agents, tools, trusted
-        self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("an agent's task failed", error=type(error).__name__))
+        self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("an agent's task failed", exc_info=error))
 
     async def run(self, running: Running) -> None:
         """Take a claimed run to its end. Returns without one when another process owns the run by now."""

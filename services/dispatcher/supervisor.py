@@ -60,7 +60,7 @@ class Supervisor:
         self._contexts, self._signals, self._agents, self._limits = contexts, signals, agents, limits
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.uuid7()}"
         self._running: dict[str, engine.Running] = {}
-        self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("a run's task failed", error=type(error).__name__))
+        self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("a run's task failed", exc_info=error))
         self._woken = asyncio.Event()
         self._renewed_at = time.monotonic()
         self._claiming = True

@@ -190,4 +190,4 @@ def _since(began: float) -> float:
 
 
 def _logged(error: BaseException) -> None:
-    _log.error("a tool's task failed", error=type(error).__name__)
+    _log.error("a tool's task failed", exc_info=error)

@@ -277,12 +277,13 @@ async def test_a_foreign_thread_does_not_exist(running: Runs) -> None:
 async def test_a_foreign_run_does_not_exist(running: Runs) -> None:
     owner, stranger = await running.services.user(), await running.services.user()
     run_id = (await running.start(owner)).run_id
-    for call, request in (
+    calls: list[tuple[Any, Any]] = [
         (running.dispatcher.GetRun, dispatcher_pb2.GetRunRequest(run_id=run_id)),
         (running.dispatcher.CancelRun, dispatcher_pb2.CancelRunRequest(run_id=run_id)),
-    ):
+    ]
+    for call, request in calls:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call(request, metadata=stranger.bearer)  # type: ignore[operator]
+            await call(request, metadata=stranger.bearer)
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     assert types(await running.ended(owner, run_id))[-1] == "agent_completed"
 

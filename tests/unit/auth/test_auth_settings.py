@@ -5,7 +5,8 @@ import secrets
 import pydantic
 import pytest
 
-from services.auth.settings import AuthSettings, check_secret
+from chassis.wrapping import check_secret
+from services.auth.settings import AuthSettings
 
 
 def test_random_secrets_are_fine() -> None:

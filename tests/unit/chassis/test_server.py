@@ -18,7 +18,7 @@ def test_an_rpc_without_a_rule_is_named() -> None:
     service = file.service.add(name="BareService")
     service.method.add(name="Open", input_type=".bare.v1.Empty", output_type=".bare.v1.Empty")
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)  # type: ignore[no-untyped-call]
+    pool.Add(file)
     with pytest.raises(server.MissingAccessRule, match=r"bare\.v1\.BareService/Open"):
         server.rules(pool.FindServiceByName("bare.v1.BareService"))
 

@@ -65,8 +65,6 @@ def test_it_is_frozen_all_the_way_down_and_shares_nothing() -> None:
         ("user_id", "00000000-0000-0000-0000-000000000000", errors.PlaceholderValue),
         ("thread_id", " None ", errors.PlaceholderValue),
         ("run_id", "registry", errors.PlaceholderValue),
-        ("request_id", "temp_12", errors.PlaceholderValue),
-        ("request_id", "0", errors.PlaceholderValue),
         ("tier", "default", errors.PlaceholderValue),
         ("roles", ["mock"], errors.PlaceholderValue),
         ("user_id", "", errors.InvalidContext),
