@@ -10,7 +10,6 @@ from pathlib import Path
 from opentelemetry import metrics, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.exporter.otlp.json.file.trace_exporter import FileSpanExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.metrics import MeterProvider
@@ -36,6 +35,9 @@ def _exporting(service: str, settings: settings_.ProcessSettings) -> TracerProvi
     if settings.trace_dir is not None:
         provider.add_span_processor(BatchSpanProcessor(_file_exporter(settings.trace_dir, service), schedule_delay_millis=500))
     if settings.otlp_endpoint:
+        # loaded only where spans leave the machine: it would cost every start a tenth of a second
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
         exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=settings.otlp_endpoint.startswith("http://"))
         provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider

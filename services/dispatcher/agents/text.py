@@ -18,7 +18,7 @@ async def analyst(turn: Turn) -> dict[str, object]:
     keywords = await turn.tool("text_keywords", text=turn.request, limit=5)
     words = ", ".join(entry["word"] for entry in keywords["keywords"]) or "nothing in particular"
     return {
-        "message": f"{figures['words']} words in {figures['sentences']} sentences, mostly about {words}.",
+        "message": f"Words: {figures['words']}. Sentences: {figures['sentences']}. Mostly about: {words}.",
         "statistics": figures,
         "keywords": keywords["keywords"],
     }
