@@ -62,4 +62,4 @@ async def test_valkey_keeps_each_service_to_its_prefix(stores: Standalone, comma
     async with redis.from_url(address) as mine:
         assert await mine.set("dispatcher:x", "1", ex=5)
         with pytest.raises(NoPermissionError):
-            await mine.execute_command(*command)
+            await mine.execute_command(*command)  # type: ignore[no-untyped-call]
