@@ -1,6 +1,6 @@
 # Everything is explained by `make help`.
 .DEFAULT_GOAL := help
-PYTHON := .venv/bin/python
+PY := .venv/bin/python
 IMAGE ?= netra:local
 WORKERS ?= 2
 
@@ -13,10 +13,10 @@ bootstrap:
 	@scripts/bootstrap.sh
 
 run: bootstrap ## everything on this machine, one analysis as proof, then serve until Ctrl-C
-	@exec $(PYTHON) -m standalone run
+	@exec $(PY) -m standalone run
 
 demo: bootstrap ## the same, and exit after the proof
-	@exec $(PYTHON) -m standalone demo
+	@exec $(PY) -m standalone demo
 
 up: ## everything in containers (docker compose), and what to do next
 	@scripts/up.sh
@@ -25,12 +25,12 @@ down: ## stop the containers; the data stays
 	docker compose down
 
 test: bootstrap ## unit, integration, system: in containers if a Docker engine answers, else on this machine (NETRA_BACKEND chooses)
-	@$(PYTHON) -m tests.launch -n $(WORKERS)
+	@$(PY) -m tests.launch -n $(WORKERS)
 
 check: bootstrap ## format, lint, types, import rules, protos
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
 	.venv/bin/lint-imports --no-cache
 	scripts/buf.sh lint protos
 	scripts/protos.sh --check
@@ -39,7 +39,7 @@ protos: bootstrap ## regenerate the stubs
 	scripts/protos.sh
 
 bench: bootstrap ## measurements, with the peers
-	@for file in bench/*.py; do [ -e "$$file" ] || continue; $(PYTHON) $$file || exit 1; done
+	@for file in bench/*.py; do [ -e "$$file" ] || continue; $(PY) $$file || exit 1; done
 
 image: ## the one image
 	docker build --tag $(IMAGE) .
@@ -49,7 +49,7 @@ clean: ## remove caches, build results and tools (not the data: see reset)
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 reset: bootstrap ## stop and delete .netra with all data (FORCE=1 does not ask)
-	@$(PYTHON) -m standalone reset $(if $(FORCE),--force)
+	@$(PY) -m standalone reset $(if $(FORCE),--force)
 
 doctor: bootstrap ## look for problems on this machine, each with its remedy
-	@$(PYTHON) -m standalone doctor
+	@$(PY) -m standalone doctor

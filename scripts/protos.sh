@@ -2,7 +2,7 @@
 # Generates the stubs under netra/ from protos/; with --check generates elsewhere and fails on a difference.
 set -eu
 cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python}
+python=.venv/bin/python
 # mypy-protobuf's plugins are found on PATH
 PATH=$(cd .venv/bin 2>/dev/null && pwd):$PATH
 export PATH
