@@ -91,7 +91,13 @@ class ExecutionEngine:
                 _log.warning("another process owns the run by now")
 
     async def _run(self, running: Running, context: UserExecutionContext) -> None:
-        order, record = running.claim.order, await self._opened(running)
+        order = running.claim.order
+        if running.claim.expired:
+            # the platform was away for an hour: nothing can be recorded in the user's name any more
+            _log.error("the context token of a run ran out; the run ends without an event")
+            await self._close(running, runs.RunState.FAILED)
+            return
+        record = await self._opened(running)
         if record.ended:
             await self._close(running, runs.state_after(record.terminal_type))
             return

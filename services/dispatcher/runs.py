@@ -89,9 +89,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An order that this process owns at an epoch, for as long as it renews the lease."""
+    """An order that this process owns at an epoch, for as long as it renews the lease.
+
+    `expired` means that nobody renewed its context token in time: the record cannot be opened for it any more.
+    """
 
     order: Order
     epoch: int
     cancelled: bool
-    takeover: bool
+    expired: bool

@@ -23,12 +23,19 @@ SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, epoch = epoc
     lease_until = now() + make_interval(secs => $2), started_at = coalesce(started_at, now())
 FROM claimable WHERE r.run_id = claimable.run_id
 RETURNING r.run_id, r.kind, r.agent, r.request, r.inputs, r.deadline_s, r.message_id, r.context, r.context_token, r.traceparent,
-    r.epoch, r.cancelled_at IS NOT NULL AS cancelled
+    r.epoch, r.cancelled_at IS NOT NULL AS cancelled, r.token_renewed_at < now() - interval '1 hour' AS expired
 """
 _RENEW = """
 UPDATE dispatcher.runs SET lease_until = now() + make_interval(secs => $2)
 WHERE lease_owner = $1 AND run_id = ANY($3::uuid[]) AND state IN ('running', 'suspended', 'finishing')
 RETURNING run_id, epoch, cancelled_at IS NOT NULL AS cancelled, token_renewed_at < now() - interval '20 minutes' AS token_old
+"""
+# those that wait have no owner who renews their token; taking a row says that this process does it
+_OLD_TOKENS = """
+UPDATE dispatcher.runs SET token_renewed_at = now()
+WHERE run_id IN (SELECT run_id FROM dispatcher.runs WHERE state = 'queued' AND token_renewed_at < now() - interval '20 minutes'
+                 ORDER BY token_renewed_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+RETURNING run_id, epoch, context_token
 """
 
 
@@ -49,6 +56,12 @@ class SystemStore:
         async with self._database.transaction() as transaction:
             rows = await transaction.fetch(_RENEW, owner, lease_s, list(run_ids))
         return {str(row["run_id"]): (row["epoch"], row["cancelled"], row["token_old"]) for row in rows}
+
+    async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
+        """Run, epoch and context token of runs that wait and whose token needs renewal; each is told to one process."""
+        async with self._database.transaction() as transaction:
+            rows = await transaction.fetch(_OLD_TOKENS, most)
+        return [(ids.RunId(str(row["run_id"])), row["epoch"], row["context_token"]) for row in rows]
 
     async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
         """Keep the fresh context token of a run."""
@@ -90,4 +103,4 @@ def _claim(row: postgres.Row) -> runs.Claim:
         context_token=row["context_token"],
         traceparent=row["traceparent"],
     )
-    return runs.Claim(order, row["epoch"], row["cancelled"], row["epoch"] > 1)
+    return runs.Claim(order, row["epoch"], row["cancelled"], row["expired"])

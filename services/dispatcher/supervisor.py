@@ -19,6 +19,7 @@ _WAKE = "wake"
 _CANCEL = "cancel"
 # how long after a tool's own deadline another process closes an interactive call that its owner left open
 _TOOL_GRACE_S = 10.0
+_TOKENS_AT_ONCE = 100
 
 
 class Mine(Protocol):
@@ -38,6 +39,10 @@ class Leases(Protocol):
 
     async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, bool, bool]]:
         """Keep owning runs. Those still owned, each with its epoch, whether it is cancelled and whether its token is old."""
+        ...
+
+    async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
+        """Run, epoch and context token of runs that wait and whose token needs renewal; each is told to one process."""
         ...
 
     async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
@@ -91,7 +96,7 @@ class Supervisor:
             lease_s = wanted.deadline_s + _TOOL_GRACE_S
             run, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
             if run.run_id not in self._running and run.state == runs.RunState.RUNNING:
-                running = engine.Running(runs.Claim(order, 1, cancelled=False, takeover=False), order.context_token)
+                running = engine.Running(runs.Claim(order, 1, cancelled=False, expired=False), order.context_token)
                 return await self._called(running, arguments, answer)
         if run.outcome:
             return run.outcome
@@ -123,6 +128,7 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._claim_always())
             group.create_task(self._renew_always())
+            group.create_task(self._renew_waiting_always())
             group.create_task(self._listen(_WAKE))
             group.create_task(self._listen(_CANCEL))
 
@@ -196,12 +202,25 @@ class Supervisor:
                 await self._renew_token(running)
 
     async def _renew_token(self, running: engine.Running) -> None:
+        running.token = await self._renewed(running.claim.order.run_id, running.claim.epoch, running.token)
+
+    async def _renewed(self, run_id: ids.RunId, epoch: int, token: str) -> str:
         try:
-            running.token = await self._contexts.renew(running.token)
+            fresh = await self._contexts.renew(token)
         except errors.NetraError as error:
-            _log.warning("a context could not be renewed", run_id=running.claim.order.run_id, code=error.code)
-            return
-        await self._all.token_renewed(running.claim.order.run_id, running.claim.epoch, running.token)
+            _log.warning("a context could not be renewed", run_id=run_id, code=error.code)
+            return token
+        await self._all.token_renewed(run_id, epoch, fresh)
+        return fresh
+
+    async def _renew_waiting_always(self) -> None:
+        while True:
+            try:
+                for run_id, epoch, token in await self._all.old_tokens(_TOKENS_AT_ONCE):
+                    await self._renewed(run_id, epoch, token)
+            except (errors.Unavailable, errors.DeadlineExceeded):
+                _log.warning("tokens of waiting runs could not be looked at")
+            await asyncio.sleep(self._limits.waiting_tokens_s)
 
     def _let_go(self, leased: dict[str, engine.Running], why: str) -> None:
         for run_id, running in leased.items():

@@ -10,11 +10,14 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2, json_format
 
+from chassis import postgres
 from netra import errors, ids
 from netra.agent import Turn, agent
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import kinds_pb2
 from netra.tool import tool
+from standalone import prepare
+from tests.fixtures.stack import Standalone
 from tests.fixtures.storage import Services
 from tests.integration.conftest import Runs, types
 
@@ -308,6 +311,41 @@ async def test_runs_are_paged_newest_first(running: Runs) -> None:
         if not (token := page.next_page_token):
             break
     assert seen == sorted(started, reverse=True)
+
+
+class TestWaiting:
+    """A run that waits for long keeps an identity."""
+
+    async def _waiting(self, services: Services, every_s: float) -> tuple[Runs, Any, str, str]:
+        """A run that hangs, and one that waits for it on the same thread."""
+        await services.all(agents=AGENTS, tools=TOOLS, waiting_tokens_s=every_s)
+        running, mark = Runs(services), ids.uuid7()
+        user = await services.user()
+        STARTED[mark] = asyncio.Event()
+        first = await running.start(user, "hanging", inputs={"mark": mark})
+        await asyncio.wait_for(STARTED[mark].wait(), 10)
+        second = await running.start(user, "silent", thread_id=first.thread_id)
+        return running, user, first.run_id, second.run_id
+
+    async def _age(self, stores: Standalone, database: str, run_id: str, minutes: int) -> str:
+        """Make the token of a run older; returns the token."""
+        query = "UPDATE dispatcher.runs SET token_renewed_at = now() - make_interval(mins => $2) WHERE run_id = $1 RETURNING context_token"
+        async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
+            return str(await admin.value(query, run_id, minutes))
+
+    async def test_its_token_is_renewed(self, services: Services, stores: Standalone, database: str) -> None:
+        _, _, _, run_id = await self._waiting(services, 0.05)
+        token = await self._age(stores, database, run_id, 30)
+        query = "SELECT context_token FROM dispatcher.runs WHERE run_id = $1"
+        async with asyncio.timeout(10), postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
+            while await admin.value(query, run_id) == token:  # noqa: ASYNC110 - another process changes it
+                await asyncio.sleep(0.02)
+
+    async def test_one_whose_token_ran_out_ends_all_the_same(self, services: Services, stores: Standalone, database: str) -> None:
+        running, user, first, second = await self._waiting(services, 3600)
+        await self._age(stores, database, second, 120)
+        await running.dispatcher.CancelRun(dispatcher_pb2.CancelRunRequest(run_id=first), metadata=user.bearer)
+        await _state(running, user, second, dispatcher_pb2.RUN_STATE_FAILED)
 
 
 class TestExecuteTool:
