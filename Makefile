@@ -45,7 +45,7 @@ image: ## the one image
 	docker build --tag $(IMAGE) .
 
 clean: ## remove caches, build results and tools (not the data: see reset)
-	rm -rf .venv .tools build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage coverage.xml
+	rm -rf .venv .tools build dist .grimp_cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage coverage.xml
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 reset: bootstrap ## stop and delete .netra with all data (FORCE=1 does not ask)
