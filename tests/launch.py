@@ -71,6 +71,10 @@ def _pytest(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
 
 
 def _in_containers(arguments: Sequence[str], given: environment.IsolatedEnvironment) -> int:
+    if not engine():
+        raise BackendUnavailable(
+            "compose is asked for, but no Docker engine with compose answers", "start it, or NETRA_BACKEND=embedded make test"
+        )
     system = Project(PROJECT, ports.free([*STORE_PORTS, *SERVICE_PORTS]))
     # stores of their own for services in process: tests of the system kill parts of it
     stores = Project(f"{PROJECT}-stores", _usual_ports(given), ("postgres", "valkey"))

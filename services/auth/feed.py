@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from chassis import log, trust
 from netra import errors
 from netra.auth.v1 import auth_pb2
-from services.auth import keys, policy, revocations, store
+from services.auth import keys, policy, revocations
 
 _log = log.get(__name__)
 HEARTBEAT_S = 5.0
@@ -73,7 +73,7 @@ class Feed:
             self._add_policy(update, policy.current())
             await self._tell(update)
 
-    async def withdraw(self, revocation: store.Revocation) -> None:
+    async def withdraw(self, revocation: revocations.Revocation) -> None:
         """Tell at once about a session that ended here."""
         await self._tell(auth_pb2.WatchTrustResponse(revocations=self._withdrawn.add([revocation])))
 

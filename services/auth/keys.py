@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chassis import log, wrapping
 from netra import errors
 from netra.auth.v1 import auth_pb2
-from services.auth import store
 
 _log = log.get(__name__)
 ISSUER = "auth"
@@ -27,13 +27,57 @@ class Signer:
     private_key: Ed25519PrivateKey
 
 
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key of auth; the private part is wrapped, and gone once the key is retired."""
+
+    kid: str
+    state: str
+    public_key: bytes
+    wrapped: bytes | None
+    age: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedKey:
+    """A verification key of another service."""
+
+    issuer: str
+    kid: str
+    public_key: bytes
+
+
+class Kept(Protocol):
+    """Where keys are kept."""
+
+    async def signing_keys(self) -> list[SigningKey]:
+        """Own keys: next, current, and those retired so lately that their tokens may still live."""
+        ...
+
+    async def add_first_keys(self, current: SigningKey, following: SigningKey) -> None:
+        """Add two keys unless there are keys."""
+        ...
+
+    async def rotate_keys(self, current_kid: str, following: SigningKey) -> bool:
+        """Retire the current key, activate the next, add a new next. False when it is not current."""
+        ...
+
+    async def published_keys(self) -> list[PublishedKey]:
+        """The keys of other services."""
+        ...
+
+    async def publish_key(self, issuer: str, kid: str, public_key: bytes) -> bool:
+        """Add a key of another service. False when the id stands for another key."""
+        ...
+
+
 class Keys:
     """The keys of this installation. Every replica of auth reads the same rows; the database decides who rotates."""
 
-    def __init__(self, rows: store.Store, wrap: wrapping.Wrap, rotation: timedelta) -> None:
+    def __init__(self, rows: Kept, wrap: wrapping.Wrap, rotation: timedelta) -> None:
         self._rows, self._wrap, self._rotation = rows, wrap, rotation
         self._opened: dict[str, Ed25519PrivateKey] = {}
-        self._current: store.SigningKey | None = None
+        self._current: SigningKey | None = None
 
     @property
     def signer(self) -> Signer:
@@ -83,12 +127,12 @@ class Keys:
         if not await self._rows.publish_key(issuer, kid, public_key):
             raise errors.AlreadyExists("Another key was published under this kid.", field="kid")
 
-    def _fresh(self, state: str) -> store.SigningKey:
+    def _fresh(self, state: str) -> SigningKey:
         private_key = Ed25519PrivateKey.generate()
         public_key = private_key.public_key().public_bytes_raw()
         kid = hashlib.sha256(public_key).hexdigest()[:32]
-        return store.SigningKey(kid, state, public_key, self._wrap.seal(kid, private_key), timedelta())
+        return SigningKey(kid, state, public_key, self._wrap.seal(kid, private_key), timedelta())
 
-    def _private(self, key: store.SigningKey) -> Ed25519PrivateKey:
+    def _private(self, key: SigningKey) -> Ed25519PrivateKey:
         opened = self._opened.get(key.kid)
         return opened if opened is not None else self._wrap.open(key.kid, key.wrapped or b"")

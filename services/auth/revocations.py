@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from netra.auth.v1 import auth_pb2
-from services.auth import store, store_system
 
 # longer than any token lives, and than any process goes without hearing from us
 KEPT = timedelta(hours=2)
@@ -16,10 +17,26 @@ KEPT = timedelta(hours=2)
 _OVERLAP = timedelta(seconds=60)
 
 
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A session that was ended."""
+
+    session_id: str
+    revoked_at: datetime
+
+
+class Kept(Protocol):
+    """Where the ended sessions of all users are kept."""
+
+    async def revocations(self, since: datetime | None, kept: timedelta) -> tuple[list[Revocation], datetime]:
+        """Sessions ended after `since` (or within `kept`), and the time at which this was true."""
+        ...
+
+
 class Revocations:
     """The recently ended sessions, each told once."""
 
-    def __init__(self, rows: store_system.SystemStore) -> None:
+    def __init__(self, rows: Kept) -> None:
         self._rows = rows
         self._recent: dict[str, datetime] = {}
         self._read_at: datetime | None = None
@@ -31,7 +48,7 @@ class Revocations:
         self._forget()
         return self.add(found)
 
-    def add(self, found: Iterable[store.Revocation]) -> list[auth_pb2.Revocation]:
+    def add(self, found: Iterable[Revocation]) -> list[auth_pb2.Revocation]:
         """Take note; returns those that are new here."""
         new = [each for each in found if each.session_id not in self._recent]
         self._recent |= {each.session_id: each.revoked_at for each in new}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from chassis import identity
 from netra import errors, ids
-from services.auth import feed, passwords, store, store_system, tokens, users
+from services.auth import feed, passwords, revocations, tokens, users
 
 _MAX_DEVICE = 200
 
@@ -20,13 +21,69 @@ class Lifetimes:
     absolute: timedelta
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A session to be opened."""
+
+    session_id: str
+    device: str
+    refresh_digest: bytes
+    idle: timedelta
+    absolute: timedelta
+    rehashed: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What a used refresh token was good for."""
+
+    user: users.User
+    session: tokens.Session
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """The session of a refresh token that was used before."""
+
+    user_id: str
+    session_id: str
+
+
+class Kept(Protocol):
+    """Where the sessions of one user are kept."""
+
+    async def open_session(self, user_id: str, opening: Opening) -> tokens.Session:
+        """Add a session with its first refresh token; store the new hash of the password if there is one."""
+        ...
+
+    async def end_session(self, user_id: str, session_id: str, reason: str, actor: str) -> revocations.Revocation | None:
+        """End a session and withdraw its tokens; None when it has ended before."""
+        ...
+
+
+class Known(users.Known, Protocol):
+    """Where users and sessions are found by what they sign in with."""
+
+    async def rotate(self, used: bytes, child: bytes, idle: timedelta) -> Renewed | None:
+        """Use up a refresh token and add its child: of many that try at once, one succeeds."""
+        ...
+
+    async def used_before(self, digest: bytes) -> Reused | None:
+        """Whose refresh token this was, if it has been used."""
+        ...
+
+    async def audit(self, user_id: str | None, action: str, outcome: str, detail: str) -> None:
+        """Add a line about somebody who is not signed in."""
+        ...
+
+
 class Sessions:
     """Signs users in and out."""
 
     def __init__(
         self,
-        rows: store.Store,
-        system: store_system.SystemStore,
+        rows: Kept,
+        system: Known,
         hashing: passwords.Passwords,
         issue: tokens.Tokens,
         told: feed.Feed,
@@ -64,17 +121,17 @@ class Sessions:
         if ended is not None:
             await self._told.withdraw(ended)
 
-    async def _open(self, found: store_system.Account, password: str, device: str) -> tokens.Issued:
+    async def _open(self, found: users.Account, password: str, device: str) -> tokens.Issued:
         outdated = found.password_hash is not None and self._hashing.outdated(found.password_hash)
         rehashed = await self._hashing.hash(password) if outdated else None
         refresh_token = tokens.new_refresh()
-        opening = store.Opening(
+        opening = Opening(
             ids.SessionId.new(), device, tokens.digest(refresh_token), self._lifetimes.idle, self._lifetimes.absolute, rehashed
         )
         session = await self._rows.open_session(found.user.user_id, opening)
         return self._issue.for_user(found.user, session, refresh_token)
 
-    async def _refuse(self, found: store_system.Account | None, matched: bool) -> None:
+    async def _refuse(self, found: users.Account | None, matched: bool) -> None:
         if found is None:
             await self._system.audit(None, "login", "refused", "no such user")
         else:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from chassis import postgres
+from services.auth import keys, revocations, sessions, tokens, users
 
 # after this, no token that a retired key signed is valid any more
 _RETIRED_SHOWN = timedelta(hours=2)
@@ -14,66 +14,7 @@ _INSERT_KEY = "INSERT INTO auth.signing_keys (kid, state, public_key, wrapped) V
 _AUDIT = "INSERT INTO auth.audit (user_id, actor, action, outcome, detail) VALUES ($1, $2, $3, $4, $5)"
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    """What a token says about a user."""
-
-    user_id: str
-    tenant_id: str
-    roles: tuple[str, ...]
-    tier: str
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A live session."""
-
-    session_id: str
-    remaining_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """A session to be opened."""
-
-    session_id: str
-    device: str
-    refresh_digest: bytes
-    idle: timedelta
-    absolute: timedelta
-    rehashed: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Revocation:
-    """A session that was ended."""
-
-    session_id: str
-    revoked_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """A key of auth; the private part is wrapped, and gone once the key is retired."""
-
-    kid: str
-    state: str
-    public_key: bytes
-    wrapped: bytes | None
-    age: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedKey:
-    """A verification key of another service."""
-
-    issuer: str
-    kid: str
-    public_key: bytes
-
-
-async def audit(
+async def _audit(
     transaction: postgres.Transaction, user_id: str | None, actor: str, action: str, outcome: str = "ok", detail: str = ""
 ) -> None:
     """Add a line to the audit trail, in the transaction of what it tells about."""
@@ -86,7 +27,7 @@ class Store:
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
 
-    async def create_user(self, user: User, email: str, password_hash: str, actor: str) -> None:
+    async def create_user(self, user: users.User, email: str, password_hash: str, actor: str) -> None:
         """Add a user. Raises `Conflict` when the e-mail is taken."""
         query = (
             "INSERT INTO auth.users (user_id, tenant_id, email, roles, tier, version, password_hash) VALUES ($1, $2, $3, $4, $5, $6, $7)"
@@ -96,7 +37,7 @@ class Store:
                 query, user.user_id, user.tenant_id, email, list(user.roles), user.tier, user.version, password_hash
             )  # fmt: skip
             detail = f"roles {','.join(user.roles)}; tier {user.tier}"
-            await audit(transaction, user.user_id, actor, "create_user", detail=detail)
+            await _audit(transaction, user.user_id, actor, "create_user", detail=detail)
 
     async def email_of(self, user_id: str) -> str | None:
         """The e-mail address of a user."""
@@ -104,7 +45,7 @@ class Store:
             email: str | None = await transaction.value("SELECT email FROM auth.users WHERE user_id = $1", user_id)
             return email
 
-    async def open_session(self, user_id: str, opening: Opening) -> Session:
+    async def open_session(self, user_id: str, opening: sessions.Opening) -> tokens.Session:
         """Add a session with its first refresh token; store the new hash of the password if there is one."""
         async with self._database.transaction(user_id) as transaction:
             remaining_s = await transaction.value(
@@ -118,10 +59,10 @@ class Store:
             )  # fmt: skip
             if opening.rehashed is not None:
                 await transaction.execute("UPDATE auth.users SET password_hash = $2 WHERE user_id = $1", user_id, opening.rehashed)
-            await audit(transaction, user_id, f"user:{user_id}", "login", detail=f"session {opening.session_id}")
-        return Session(opening.session_id, remaining_s)
+            await _audit(transaction, user_id, f"user:{user_id}", "login", detail=f"session {opening.session_id}")
+        return tokens.Session(opening.session_id, remaining_s)
 
-    async def end_session(self, user_id: str, session_id: str, reason: str, actor: str) -> Revocation | None:
+    async def end_session(self, user_id: str, session_id: str, reason: str, actor: str) -> revocations.Revocation | None:
         """End a session and withdraw its tokens; None when it has ended before."""
         async with self._database.transaction(user_id) as transaction:
             revoked_at = await transaction.value(
@@ -131,10 +72,10 @@ class Store:
                 session_id, user_id, reason,
             )  # fmt: skip
             outcome = "ok" if revoked_at is not None else "had ended"
-            await audit(transaction, user_id, actor, "end_session", outcome, f"{reason}; session {session_id}")
-        return Revocation(session_id, revoked_at) if revoked_at is not None else None
+            await _audit(transaction, user_id, actor, "end_session", outcome, f"{reason}; session {session_id}")
+        return revocations.Revocation(session_id, revoked_at) if revoked_at is not None else None
 
-    async def signing_keys(self) -> list[SigningKey]:
+    async def signing_keys(self) -> list[keys.SigningKey]:
         """Own keys: next, current, and those retired so lately that their tokens may still live."""
         async with self._database.transaction() as transaction:
             rows = await transaction.fetch(
@@ -142,9 +83,9 @@ class Store:
                 " WHERE retired_at IS NULL OR retired_at > now() - $1::interval ORDER BY created_at, kid",
                 _RETIRED_SHOWN,
             )  # fmt: skip
-        return [SigningKey(row["kid"], row["state"], row["public_key"], row["wrapped"], row["age"]) for row in rows]
+        return [keys.SigningKey(row["kid"], row["state"], row["public_key"], row["wrapped"], row["age"]) for row in rows]
 
-    async def add_first_keys(self, current: SigningKey, following: SigningKey) -> None:
+    async def add_first_keys(self, current: keys.SigningKey, following: keys.SigningKey) -> None:
         """Add two keys unless there are keys."""
         async with self._database.transaction() as transaction:
             await transaction.execute(_KEYS_LOCK)
@@ -154,7 +95,7 @@ class Store:
                 await transaction.execute(_INSERT_KEY, key.kid, key.state, key.public_key, key.wrapped)
             await transaction.execute("UPDATE auth.signing_keys SET activated_at = now() WHERE kid = $1", current.kid)
 
-    async def rotate_keys(self, current_kid: str, following: SigningKey) -> bool:
+    async def rotate_keys(self, current_kid: str, following: keys.SigningKey) -> bool:
         """Retire the current key and forget its private part, activate the next, add a new next. False when it is not current."""
         async with self._database.transaction() as transaction:
             await transaction.execute(_KEYS_LOCK)
@@ -167,14 +108,14 @@ class Store:
                 return False
             await transaction.execute("UPDATE auth.signing_keys SET state = 'current', activated_at = now() WHERE state = 'next'")
             await transaction.execute(_INSERT_KEY, following.kid, following.state, following.public_key, following.wrapped)
-            await audit(transaction, None, "auth", "rotate_keys", detail=f"retired {current_kid}")
+            await _audit(transaction, None, "auth", "rotate_keys", detail=f"retired {current_kid}")
         return True
 
-    async def published_keys(self) -> list[PublishedKey]:
+    async def published_keys(self) -> list[keys.PublishedKey]:
         """The keys of other services."""
         async with self._database.transaction() as transaction:
             rows = await transaction.fetch("SELECT issuer, kid, public_key FROM auth.published_keys ORDER BY issuer, published_at, kid")
-        return [PublishedKey(row["issuer"], row["kid"], row["public_key"]) for row in rows]
+        return [keys.PublishedKey(row["issuer"], row["kid"], row["public_key"]) for row in rows]
 
     async def publish_key(self, issuer: str, kid: str, public_key: bytes) -> bool:
         """Add a key of another service. False when the id stands for another key."""
@@ -184,7 +125,7 @@ class Store:
                 issuer, kid, public_key,
             )  # fmt: skip
             if added is not None:
-                await audit(transaction, None, f"service:{issuer}", "publish_key", detail=f"kid {kid}")
+                await _audit(transaction, None, f"service:{issuer}", "publish_key", detail=f"kid {kid}")
                 return True
             known = await transaction.value("SELECT public_key FROM auth.published_keys WHERE issuer = $1 AND kid = $2", issuer, kid)
         return bool(known == public_key)

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from chassis import postgres
-from services.auth import store
+from services.auth import revocations, sessions, tokens, users
 
 # kept a day beyond their end, so that a late reuse is still noticed
 _SWEPT_AFTER = timedelta(days=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What a sign-in needs to know."""
-
-    user: store.User
-    password_hash: str | None
-    disabled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Renewed:
-    """What a used refresh token was good for."""
-
-    user: store.User
-    session: store.Session
-
-
-@dataclass(frozen=True, slots=True)
-class Reused:
-    """The session of a refresh token that was used before."""
-
-    user_id: str
-    session_id: str
+_AUDIT = "INSERT INTO auth.audit (user_id, actor, action, outcome, detail) VALUES ($1, 'anonymous', $2, $3, $4)"
 
 
 class SystemStore:
@@ -43,7 +18,7 @@ class SystemStore:
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
 
-    async def by_email(self, email: str) -> Account | None:
+    async def by_email(self, email: str) -> users.Account | None:
         """The user who signs in with this address."""
         async with self._database.transaction() as transaction:
             row = await transaction.row(
@@ -51,9 +26,9 @@ class SystemStore:
                 " FROM auth.users WHERE email = $1",
                 email,
             )
-        return Account(_user(row), row["password_hash"], row["disabled"]) if row is not None else None
+        return users.Account(_user(row), row["password_hash"], row["disabled"]) if row is not None else None
 
-    async def rotate(self, used: bytes, child: bytes, idle: timedelta) -> Renewed | None:
+    async def rotate(self, used: bytes, child: bytes, idle: timedelta) -> sessions.Renewed | None:
         """Use up a refresh token and add its child: of many that try at once, one succeeds."""
         async with self._database.transaction() as transaction:
             row = await transaction.row(
@@ -69,29 +44,29 @@ class SystemStore:
                 " SELECT session_id, user_id, tenant_id, roles, tier, version, remaining_s FROM used",
                 used, child, idle,
             )  # fmt: skip
-        return Renewed(_user(row), store.Session(str(row["session_id"]), row["remaining_s"])) if row is not None else None
+        return sessions.Renewed(_user(row), tokens.Session(str(row["session_id"]), row["remaining_s"])) if row is not None else None
 
-    async def used_before(self, digest: bytes) -> Reused | None:
+    async def used_before(self, digest: bytes) -> sessions.Reused | None:
         """Whose refresh token this was, if it has been used."""
         async with self._database.transaction() as transaction:
             row = await transaction.row(
                 "SELECT user_id, session_id FROM auth.refresh_tokens WHERE token_digest = $1 AND used_at IS NOT NULL", digest
             )
-        return Reused(str(row["user_id"]), str(row["session_id"])) if row is not None else None
+        return sessions.Reused(str(row["user_id"]), str(row["session_id"])) if row is not None else None
 
-    async def revocations(self, since: datetime | None, kept: timedelta) -> tuple[list[store.Revocation], datetime]:
+    async def revocations(self, since: datetime | None, kept: timedelta) -> tuple[list[revocations.Revocation], datetime]:
         """Sessions ended after `since` (or within `kept`), and the time of the database at which this was true."""
         async with self._database.transaction() as transaction:
             read_at: datetime = await transaction.value("SELECT now()")
             rows = await transaction.fetch(
                 "SELECT session_id, revoked_at FROM auth.revocations WHERE revoked_at > $1 ORDER BY revoked_at", since or read_at - kept
             )
-        return [store.Revocation(str(row["session_id"]), row["revoked_at"]) for row in rows], read_at
+        return [revocations.Revocation(str(row["session_id"]), row["revoked_at"]) for row in rows], read_at
 
     async def audit(self, user_id: str | None, action: str, outcome: str, detail: str) -> None:
         """Add a line about somebody who is not signed in."""
         async with self._database.transaction() as transaction:
-            await store.audit(transaction, user_id, "anonymous", action, outcome, detail)
+            await transaction.execute(_AUDIT, user_id, action, outcome, detail)
 
     async def sweep(self) -> None:
         """Delete what can matter to nobody any more."""
@@ -100,5 +75,5 @@ class SystemStore:
             await transaction.execute("DELETE FROM auth.revocations WHERE revoked_at < now() - $1::interval", _SWEPT_AFTER)
 
 
-def _user(row: postgres.Row) -> store.User:
-    return store.User(str(row["user_id"]), str(row["tenant_id"]), tuple(row["roles"]), row["tier"], row["version"])
+def _user(row: postgres.Row) -> users.User:
+    return users.User(str(row["user_id"]), str(row["tenant_id"]), tuple(row["roles"]), row["tier"], row["version"])

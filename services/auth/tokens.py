@@ -9,9 +9,17 @@ from dataclasses import dataclass
 
 from chassis import identity
 from netra import errors
-from services.auth import keys, store
+from services.auth import keys, users
 
 _REFRESH = re.compile(r"nrt_[A-Za-z0-9_\-]{43}")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The live session that a token is issued in."""
+
+    session_id: str
+    remaining_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class Tokens:
         self._verifier = verifier
         self._access_s, self._service_s = access_s, service_s
 
-    def for_user(self, user: store.User, session: store.Session, refresh_token: str) -> Issued:
+    def for_user(self, user: users.User, session: Session, refresh_token: str) -> Issued:
         """An access token of a session, which it never outlives, and the refresh token beside it."""
         lifetime = min(self._access_s, session.remaining_s)
         if lifetime <= 0:

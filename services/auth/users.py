@@ -5,15 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from chassis import log, postgres
 from netra import errors, ids
-from services.auth import passwords, permissions, store, store_system
+from services.auth import passwords, permissions
 
 _log = log.get(__name__)
 _EMAIL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~\-]{1,64}@[a-z0-9](?:[a-z0-9.\-]*[a-z0-9])?")
 _MAX_EMAIL = 254
 _SAME_TIER = {"": "free", "mid": "business"}
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """What a token says about a user."""
+
+    user_id: str
+    tenant_id: str
+    roles: tuple[str, ...]
+    tier: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a sign-in needs to know."""
+
+    user: User
+    password_hash: str | None
+    disabled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +70,37 @@ def wanted(email: str, password: str, roles: Iterable[str], tier: str) -> Wanted
     return Wanted(address, password, chosen, known_tier)
 
 
+class Kept(Protocol):
+    """Where users are kept."""
+
+    async def create_user(self, user: User, email: str, password_hash: str, actor: str) -> None:
+        """Add a user. Raises `Conflict` when the e-mail is taken."""
+        ...
+
+    async def email_of(self, user_id: str) -> str | None:
+        """The e-mail address of a user."""
+        ...
+
+
+class Known(Protocol):
+    """Where users are found by what they sign in with."""
+
+    async def by_email(self, email: str) -> Account | None:
+        """The user who signs in with this address."""
+        ...
+
+
 class Users:
     """The users of this installation."""
 
-    def __init__(self, rows: store.Store, system: store_system.SystemStore, hashing: passwords.Passwords) -> None:
+    def __init__(self, rows: Kept, system: Known, hashing: passwords.Passwords) -> None:
         self._rows, self._system, self._hashing = rows, system, hashing
 
     async def create(self, user: Wanted, tenant_id: str, actor: str) -> ids.UserId:
         """Make a user. Raises `AlreadyExists` when the e-mail is taken."""
         user_id = ids.UserId.new()
         hashed = await self._hashing.hash(user.password)
-        record = store.User(user_id, tenant_id, user.roles, user.tier, 1)
+        record = User(user_id, tenant_id, user.roles, user.tier, 1)
         try:
             await self._rows.create_user(record, user.email, hashed, actor)
         except postgres.Conflict:

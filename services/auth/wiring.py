@@ -45,7 +45,7 @@ async def build(settings: AuthSettings) -> AsyncIterator[Service]:
         )
         stack.push_async_callback(own.close)
         stack.push_async_callback(crossing.close)
-        await _migrated(own)
+        await migrations.awaited(own, "auth", _MIGRATIONS)
         rows, system = store.Store(own), store_system.SystemStore(crossing)
 
         trusted = trust.Trust()
@@ -85,23 +85,6 @@ def _lifetimes(settings: AuthSettings) -> sessions.Lifetimes:
 
 async def _pool(settings: AuthSettings, role: str, secret: str) -> postgres.DatabaseManager:
     return await postgres.open_pool(settings.postgres_dsn(role, secret), role)
-
-
-async def _migrated(database: postgres.DatabaseManager) -> None:
-    wanted = migrations.latest(_MIGRATIONS)
-    told = False
-    while (found := await _version(database)) < wanted:
-        if not told:
-            _log.warning("waiting for the migrations of schema auth", found=found, wanted=wanted)
-            told = True
-        await asyncio.sleep(0.2)
-
-
-async def _version(database: postgres.DatabaseManager) -> int:
-    try:
-        return await postgres.schema_version(database, "auth")
-    except errors.NetraError:
-        return 0  # the database is restarting
 
 
 async def _follow(told: feed.Feed, signing: keys.Keys, system: store_system.SystemStore) -> None:

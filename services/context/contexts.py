@@ -7,16 +7,15 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from chassis import identity
-from chassis.postgres import Conflict, Transaction
+from chassis.postgres import Conflict
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context import store
 from services.context.keys import SigningKey
 
 LIFETIME_S = 3600
-_Make = Callable[[Transaction], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,24 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A context, what was asked under its request id, and when it was closed."""
+
+    context: UserExecutionContext
+    asked: bytes
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the audit trail: who did what to a context."""
+
+    actor: str
+    action: str
+    detail: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Signed:
     """A context with a token for `x-netra-context`."""
 
@@ -51,11 +68,38 @@ class Signed:
     expires_at: datetime
 
 
+class Kept(Protocol):
+    """Where contexts and their audit trail are kept."""
+
+    async def by_id(self, user_id: ids.UserId, context_id: ids.ContextId) -> Stored | None:
+        """The user's context with this id."""
+        ...
+
+    async def by_request(self, user_id: ids.UserId, request_id: ids.RequestId) -> Stored | None:
+        """The user's context that was made under this request id."""
+        ...
+
+    async def open(self, frame: UserExecutionContext, asked: bytes, line: Line, *, new_thread: bool) -> None:
+        """Store a context, and its thread when that is new.
+
+        Raises `NotFound` when the thread is neither new nor the user's, `Conflict` when the request id is taken.
+        """
+        ...
+
+    async def derive(self, frame: UserExecutionContext, asked: bytes, line: Line) -> None:
+        """Store a child. Raises `Conflict` when the request id is taken."""
+        ...
+
+    async def close(self, frame: UserExecutionContext, line: Line) -> datetime | None:
+        """Close an open context; None when there is no open one."""
+        ...
+
+
 class Contexts:
     """The contexts of all users; each method works for one."""
 
-    def __init__(self, contexts: store.Store, key: SigningKey) -> None:
-        self._store = contexts
+    def __init__(self, kept: Kept, key: SigningKey) -> None:
+        self._kept = kept
         self._key = key
 
     def sign(self, context: UserExecutionContext) -> Signed:
@@ -74,15 +118,9 @@ class Contexts:
         thread_id = opening.thread_id or ids.ThreadId.new()
         frame = opening.frame(principal, thread_id)
         asked = _asked("open", opening.thread_id or "", frame.agent_context_digest)
-
-        async def make(transaction: Transaction) -> None:
-            if opening.thread_id is None:
-                await store.insert_thread(transaction, principal.user_id, principal.tenant_id, thread_id)
-            elif await store.thread(transaction, principal.user_id, thread_id) is None:
-                raise errors.NotFound("There is no such thread.", field="thread_id")
-            await _keep(transaction, frame, asked, actor, "open", {"session_id": frame.session_id, "run_id": frame.run_id})
-
-        return self.sign(await self._once(frame, asked, make))
+        detail = {"request_id": frame.request_id, "session_id": frame.session_id, "run_id": frame.run_id}
+        line, new_thread = Line(actor, "open", detail), opening.thread_id is None
+        return self.sign(await self._once(frame, asked, lambda: self._kept.open(frame, asked, line, new_thread=new_thread)))
 
     async def derive(
         self, parent: UserExecutionContext, request_id: ids.RequestId, operation: str, agent_context: bytes, actor: str
@@ -94,32 +132,27 @@ class Contexts:
         complete = await self._usable(parent)
         frame = complete.child(operation, request_id, agent_context)
         asked = _asked("derive", complete.context_id, operation, frame.agent_context_digest)
-        detail: Mapping[str, object] = {"operation": operation, "parent_request_id": complete.request_id, "depth": frame.depth}
-
-        async def make(transaction: Transaction) -> None:
-            await _keep(transaction, frame, asked, actor, "derive", detail)
-
-        return self.sign(await self._once(frame, asked, make))
+        parent_request_id = complete.request_id
+        detail = {"request_id": frame.request_id, "operation": operation, "parent_request_id": parent_request_id, "depth": frame.depth}
+        line = Line(actor, "derive", detail)
+        return self.sign(await self._once(frame, asked, lambda: self._kept.derive(frame, asked, line)))
 
     async def renew(self, frame: UserExecutionContext) -> Signed:
         """A fresh token. Raises `FailedPrecondition` when the context is closed or past its deadline."""
         return self.sign(await self._usable(frame))
 
-    async def get(self, user_id: ids.UserId, context_id: ids.ContextId) -> store.Stored:
+    async def get(self, user_id: ids.UserId, context_id: ids.ContextId) -> Stored:
         """A stored context of the user. Raises `NotFound`."""
-        async with self._store.transaction(user_id) as transaction:
-            found = await store.context_by_id(transaction, user_id, context_id)
+        found = await self._kept.by_id(user_id, context_id)
         if found is None:
             raise errors.NotFound("There is no such context.")
         return found
 
     async def close(self, frame: UserExecutionContext, actor: str) -> datetime:
         """When the context was closed, now or before. Raises `NotFound`."""
-        async with self._store.transaction(frame.user_id) as transaction:
-            closed_at = await store.close_context(transaction, frame.user_id, frame.context_id)
-            if closed_at is not None:
-                await store.insert_audit(transaction, frame, actor, "close", {"run_id": frame.run_id})
-                return closed_at
+        closed_at = await self._kept.close(frame, Line(actor, "close", {"run_id": frame.run_id}))
+        if closed_at is not None:
+            return closed_at
         closed_before = (await self.get(frame.user_id, frame.context_id)).closed_at
         if closed_before is None:
             raise errors.Unavailable("The context could not be closed just now. Try again.")
@@ -130,38 +163,26 @@ class Contexts:
         _refuse_ended(stored)
         return stored.context
 
-    async def _once(self, frame: UserExecutionContext, asked: bytes, make: _Make) -> UserExecutionContext:
-        known = await self._known(frame)
+    async def _once(self, frame: UserExecutionContext, asked: bytes, make: Callable[[], Awaitable[None]]) -> UserExecutionContext:
+        known = await self._kept.by_request(frame.user_id, frame.request_id)
         if known is None:
             try:
-                async with self._store.transaction(frame.user_id) as transaction:
-                    await make(transaction)
+                await make()
                 return frame
             except Conflict:
                 # the same request came in twice at once, and the other one was first
-                known = await self._known(frame)
+                known = await self._kept.by_request(frame.user_id, frame.request_id)
         if known is None or known.asked != asked:
             raise errors.AlreadyExists(field="request_id")
         _refuse_ended(known)
         return known.context
 
-    async def _known(self, frame: UserExecutionContext) -> store.Stored | None:
-        async with self._store.transaction(frame.user_id) as transaction:
-            return await store.context_by_request(transaction, frame.user_id, frame.request_id)
 
-
-def _refuse_ended(stored: store.Stored) -> None:
+def _refuse_ended(stored: Stored) -> None:
     if stored.closed_at is not None:
         raise errors.FailedPrecondition("The execution context is closed.")
     if stored.context.deadline is not None and stored.context.deadline <= datetime.now(UTC):
         raise errors.FailedPrecondition("The deadline of the execution context has passed.")
-
-
-async def _keep(
-    transaction: Transaction, frame: UserExecutionContext, asked: bytes, actor: str, action: str, detail: Mapping[str, object]
-) -> None:
-    await store.insert_context(transaction, frame, asked)
-    await store.insert_audit(transaction, frame, actor, action, {"request_id": frame.request_id, **detail})
 
 
 def _asked(*parts: str) -> bytes:

@@ -10,7 +10,7 @@ from google.protobuf import timestamp_pb2
 from chassis import identity
 from netra import errors, ids
 from netra.context.v1 import context_pb2, context_pb2_grpc
-from services.context import contexts, store, threads
+from services.context import contexts, threads
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -91,14 +91,14 @@ def _stamp(moment: datetime) -> timestamp_pb2.Timestamp:
     return stamp
 
 
-def _message(entry: store.Message) -> context_pb2.Message:
+def _message(entry: threads.Message) -> context_pb2.Message:
     return context_pb2.Message(
         message_id=entry.message_id, thread_id=entry.thread_id, position=entry.position, role=entry.role, content=entry.content,
         run_id=entry.run_id, created_at=_stamp(entry.created_at),
     )  # fmt: skip
 
 
-def _thread(entry: store.Thread) -> context_pb2.Thread:
+def _thread(entry: threads.Thread) -> context_pb2.Thread:
     return context_pb2.Thread(
         thread_id=entry.thread_id, created_at=_stamp(entry.created_at), updated_at=_stamp(entry.updated_at), messages=entry.messages
     )

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from chassis.postgres import DatabaseManager
-
-
-@dataclass(frozen=True, slots=True)
-class WrappedKey:
-    """A signing key as stored: name, and nonce plus ciphertext."""
-
-    kid: str
-    sealed: bytes = field(repr=False)
+from services.context.keys import WrappedKey
 
 
 class SystemStore:

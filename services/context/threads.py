@@ -5,17 +5,40 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import Protocol
 
-from chassis.postgres import Conflict, Transaction
+from chassis.postgres import Conflict
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context import store
 
 MAX_CONTENT = 256 * 1024
 ROLES = ("user", "assistant")
 _PAGE, _LARGEST_PAGE = 50, 200
 _LAST_POSITION = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A conversation."""
+
+    thread_id: ids.ThreadId
+    created_at: datetime
+    updated_at: datetime
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One entry of a thread."""
+
+    message_id: ids.MessageId
+    thread_id: ids.ThreadId
+    position: int
+    role: str
+    content: str
+    run_id: ids.RunId
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,61 +61,58 @@ class Draft:
             raise errors.TooLarge(f"content has {size} bytes; at most {MAX_CONTENT} are allowed", field="content")
 
 
+class Kept(Protocol):
+    """Where threads and messages are kept."""
+
+    async def append(self, frame: UserExecutionContext, draft: Draft) -> Message:
+        """The user's message under this request id: the one there is, or this one, now the last of the context's thread.
+
+        Raises `NotFound`, and `Conflict` when the request id is taken at the same moment.
+        """
+        ...
+
+    async def messages(self, user_id: ids.UserId, thread_id: ids.ThreadId, after: int, limit: int) -> tuple[Thread, list[Message]]:
+        """A thread, and its messages behind a position, oldest first; fewer than `limit` when they are long. Raises `NotFound`."""
+        ...
+
+    async def threads(self, user_id: ids.UserId, before: ids.ThreadId | None, limit: int) -> list[Thread]:
+        """The user's threads made before another one, newest first."""
+        ...
+
+
 class Threads:
     """The threads of all users; each method works for one."""
 
-    def __init__(self, threads: store.Store) -> None:
-        self._store = threads
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
 
-    async def append(self, frame: UserExecutionContext, draft: Draft) -> store.Message:
+    async def append(self, frame: UserExecutionContext, draft: Draft) -> Message:
         """The message at the end of the context's thread; the same request id adds it once.
 
         Raises `NotFound`, and `AlreadyExists` when the request id was used for another message.
         """
         try:
-            async with self._store.transaction(frame.user_id) as transaction:
-                return await _append(transaction, frame, draft)
+            message = await self._kept.append(frame, draft)
         except Conflict:
             # used for another thread at the same moment
             raise errors.AlreadyExists(field="request_id") from None
+        if (message.thread_id, message.role, message.content) != (frame.thread_id, draft.role, draft.content):
+            raise errors.AlreadyExists(field="request_id")
+        return message
 
-    async def messages(
-        self, user_id: ids.UserId, thread_id: ids.ThreadId, page_size: int, page_token: str
-    ) -> tuple[list[store.Message], str]:
+    async def messages(self, user_id: ids.UserId, thread_id: ids.ThreadId, page_size: int, page_token: str) -> tuple[list[Message], str]:
         """One page, oldest first, and the token of the next. Raises `NotFound`, `InvalidPayload`."""
         after, limit = _position(_unpacked(page_token, "m")), _limit(page_size)
-        async with self._store.transaction(user_id) as transaction:
-            thread = await store.thread(transaction, user_id, thread_id)
-            if thread is None:
-                raise errors.NotFound("There is no such thread.")
-            page = await store.messages(transaction, user_id, thread_id, after, limit)
+        thread, page = await self._kept.messages(user_id, thread_id, after, limit)
         more = bool(page) and page[-1].position < thread.messages
         return page, _packed("m", str(page[-1].position)) if more else ""
 
-    async def threads(self, user_id: ids.UserId, page_size: int, page_token: str) -> tuple[list[store.Thread], str]:
+    async def threads(self, user_id: ids.UserId, page_size: int, page_token: str) -> tuple[list[Thread], str]:
         """One page, newest first, and the token of the next. Raises `InvalidPayload`."""
         before, limit = _thread_id(_unpacked(page_token, "t")), _limit(page_size)
-        async with self._store.transaction(user_id) as transaction:
-            found = await store.threads(transaction, user_id, before, limit + 1)
+        found = await self._kept.threads(user_id, before, limit + 1)
         page = found[:limit]
         return page, _packed("t", page[-1].thread_id) if len(found) > limit else ""
-
-
-async def _append(transaction: Transaction, frame: UserExecutionContext, draft: Draft) -> store.Message:
-    # the lock gives concurrent messages one order without gaps
-    thread = await store.thread(transaction, frame.user_id, frame.thread_id, lock=True)
-    if thread is None:
-        raise errors.NotFound("There is no such thread.")
-    known = await store.message_by_request(transaction, frame.user_id, draft.request_id)
-    if known is not None:
-        if (known.thread_id, known.role, known.content) != (frame.thread_id, draft.role, draft.content):
-            raise errors.AlreadyExists(field="request_id")
-        return known
-    message = store.Message(
-        ids.MessageId.new(), frame.thread_id, thread.messages + 1, draft.role, draft.content, frame.run_id, datetime.now(UTC)
-    )
-    await store.insert_message(transaction, frame.user_id, draft.request_id, message)
-    return message
 
 
 def _limit(page_size: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from chassis import channel, status
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
-from services.context.keys import SigningKey
 
 _PUBLISH_TIMEOUT_S = 5.0
 
@@ -17,9 +16,9 @@ class Auth:
         self.stub: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(self._channel)
         self.credentials = channel.ServiceCredentials("context", secret, self.stub)
 
-    async def publish(self, key: SigningKey) -> None:
-        """Have the verification key published. Raises `NetraError`."""
-        request = auth_pb2.PublishKeyRequest(kid=key.kid, public_key=key.public)
+    async def publish(self, kid: str, public_key: bytes) -> None:
+        """Have a verification key published. Raises `NetraError`."""
+        request = auth_pb2.PublishKeyRequest(kid=kid, public_key=public_key)
         with status.translated():
             await self.stub.PublishKey(request, metadata=await self.credentials(), timeout=_PUBLISH_TIMEOUT_S)
 

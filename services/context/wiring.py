@@ -78,7 +78,7 @@ async def _keep_published(server: Server, trust: Trust, auth: Auth, key: keys.Si
     while True:
         while not (trust.ready and trust.key("context", key.kid)):
             try:
-                await auth.publish(key)
+                await auth.publish(key.kid, key.public)
                 await trust.awaited_key("context", key.kid)
             except errors.NetraError as error:
                 _log.warning("the signing key could not be published yet", code=error.code)

@@ -8,7 +8,7 @@ import pytest
 from chassis import trust
 from netra import errors
 from netra.auth.v1 import auth_pb2
-from services.auth import feed, permissions, revocations, store
+from services.auth import feed, permissions, revocations
 
 KEY = auth_pb2.Key(kid="k", public_key=b"1" * 32, state=auth_pb2.Key.STATE_CURRENT, issuer="auth")
 
@@ -27,16 +27,16 @@ class _Rows:
     """Stands for the rows of revocations."""
 
     def __init__(self) -> None:
-        self.found: list[store.Revocation] = []
+        self.found: list[revocations.Revocation] = []
         self.asked: list[datetime | None] = []
 
-    async def revocations(self, since: datetime | None, _kept: timedelta) -> tuple[list[store.Revocation], datetime]:
+    async def revocations(self, since: datetime | None, _kept: timedelta) -> tuple[list[revocations.Revocation], datetime]:
         self.asked.append(since)
         return self.found, datetime.now(UTC)
 
 
-def _ended(session_id: str, ago_s: float = 0.0) -> store.Revocation:
-    return store.Revocation(session_id, datetime.now(UTC) - timedelta(seconds=ago_s))
+def _ended(session_id: str, ago_s: float = 0.0) -> revocations.Revocation:
+    return revocations.Revocation(session_id, datetime.now(UTC) - timedelta(seconds=ago_s))
 
 
 @pytest.fixture

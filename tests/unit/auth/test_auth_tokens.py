@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chassis import identity, trust
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
-from services.auth import keys, policy, store, tokens
+from services.auth import keys, policy, tokens, users
 
-USER = store.User(ids.UserId.new(), ids.TenantId.new(), ("user",), "free", 3)
+USER = users.User(ids.UserId.new(), ids.TenantId.new(), ("user",), "free", 3)
 
 
 async def _made() -> tuple[tokens.Tokens, identity.Verifier]:
@@ -27,7 +27,7 @@ async def _made() -> tuple[tokens.Tokens, identity.Verifier]:
 
 async def test_access_tokens_name_user_session_roles_and_tier() -> None:
     issue, verifier = await _made()
-    session = store.Session(ids.SessionId.new(), 10_000)
+    session = tokens.Session(ids.SessionId.new(), 10_000)
     issued = issue.for_user(USER, session, "nrt_x")
     principal = await verifier.principal(issued.access_token)
     assert (principal.user_id, principal.session_id, principal.roles, principal.tier) == (
@@ -42,9 +42,9 @@ async def test_access_tokens_name_user_session_roles_and_tier() -> None:
 
 async def test_an_access_token_does_not_outlive_its_session() -> None:
     issue, _ = await _made()
-    assert issue.for_user(USER, store.Session(ids.SessionId.new(), 7), "").expires_in_s == 7
+    assert issue.for_user(USER, tokens.Session(ids.SessionId.new(), 7), "").expires_in_s == 7
     with pytest.raises(errors.Unauthenticated):
-        issue.for_user(USER, store.Session(ids.SessionId.new(), 0), "")
+        issue.for_user(USER, tokens.Session(ids.SessionId.new(), 0), "")
 
 
 async def test_service_tokens_are_not_access_tokens() -> None:

@@ -4,12 +4,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chassis.wrapping import Wrap
 from services.context import keys
-from services.context.store_system import SystemStore, WrappedKey
+from services.context.keys import WrappedKey
 
 WRAP = Wrap("0123456789abcdef0123456789abcdef", "context.signing_keys")
 
 
-class OneRow(SystemStore):
+class OneRow:
     """What the table does with its unique index: the first offer stays."""
 
     def __init__(self) -> None:

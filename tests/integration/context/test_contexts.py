@@ -1,0 +1,276 @@
+"""Contexts, threads and messages, over a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chassis import channel, postgres, status
+from netra import errors, ids
+from netra.context.v1 import context_pb2, context_pb2_grpc
+from standalone import processes
+from tests.fixtures.stack import Standalone
+from tests.fixtures.storage import Services
+from tests.fixtures.users import User
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class Contexts:
+    """Calls the context service, as users and as the dispatcher."""
+
+    def __init__(self, services: Services, dispatcher: channel.Metadata) -> None:
+        self.services, self._dispatcher = services, dispatcher
+        self.stub: context_pb2_grpc.ContextServiceAsyncStub = context_pb2_grpc.ContextServiceStub(services.channel("context"))
+
+    def within(self, token: str) -> channel.Metadata:
+        """Metadata of the dispatcher's calls in a context."""
+        return (*self._dispatcher, ("x-netra-context", token))
+
+    async def open(self, user: User, **more: Any) -> context_pb2.OpenContextResponse:
+        """Open a context for a new run."""
+        wanted = {"request_id": ids.uuid7(), "run_id": ids.RunId.new(), "access_token": user.token, "agent_context": b"{}"} | more
+        return await self.stub.OpenContext(context_pb2.OpenContextRequest(**wanted), metadata=self._dispatcher)
+
+    async def derive(self, token: str, request_id: str = "", agent_context: bytes = b"{}") -> context_pb2.DeriveContextResponse:
+        """A child of a context."""
+        request = context_pb2.DeriveContextRequest(request_id=request_id or ids.uuid7(), operation="step", agent_context=agent_context)
+        return await self.stub.DeriveContext(request, metadata=self.within(token))
+
+    async def append(self, token: str, content: str, request_id: str = "") -> context_pb2.Message:
+        """Add a message to the thread of a context."""
+        request = context_pb2.AppendMessageRequest(request_id=request_id or ids.uuid7(), role="user", content=content)
+        return (await self.stub.AppendMessage(request, metadata=self.within(token))).message
+
+    async def messages(self, user: User, thread_id: str, size: int = 0, page: str = "") -> context_pb2.ListMessagesResponse:
+        """One page of a thread."""
+        request = context_pb2.ListMessagesRequest(thread_id=thread_id, page_size=size, page_token=page)
+        return await self.stub.ListMessages(request, metadata=user.bearer)
+
+    async def threads(self, user: User, size: int = 0, page: str = "") -> context_pb2.ListThreadsResponse:
+        """One page of a user's threads."""
+        return await self.stub.ListThreads(context_pb2.ListThreadsRequest(page_size=size, page_token=page), metadata=user.bearer)
+
+
+@pytest.fixture
+async def contexts(services: Services) -> Contexts:
+    """Auth and context, serving."""
+    await services.auth()
+    await services.context()
+    health: Any = health_pb2_grpc.HealthStub(services.channel("context"))
+    async with asyncio.timeout(10):
+        async for answer in health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):
+            if answer.status == SERVING:
+                break
+    return Contexts(services, await services.service_token("dispatcher"))
+
+
+async def _refused(call: Awaitable[Any]) -> errors.NetraError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return status.from_rpc(caught.value)
+
+
+async def test_of_ten_who_bring_one_request_id_all_get_the_context_of_the_first(contexts: Contexts) -> None:
+    user, request_id = await contexts.services.user(), ids.uuid7()
+    runs = [ids.RunId.new() for _ in range(10)]
+    answers = await asyncio.gather(*(contexts.open(user, request_id=request_id, run_id=run_id) for run_id in runs))
+    assert len({answer.context.context_id for answer in answers}) == 1
+    assert len({answer.context.run_id for answer in answers}) == 1
+    assert answers[0].context.run_id in runs
+    # the losers left nothing behind
+    found = (await contexts.threads(user)).threads
+    assert [thread.thread_id for thread in found] == [answers[0].context.thread_id]
+
+
+async def test_another_question_under_the_same_request_id_is_refused(contexts: Contexts) -> None:
+    user, request_id = await contexts.services.user(), ids.uuid7()
+    opened = await contexts.open(user, request_id=request_id)
+    changed: list[dict[str, Any]] = [{"agent_context": b'{"a":1}'}, {"thread_id": opened.context.thread_id}]
+    for more in changed:
+        refused = await _refused(contexts.open(user, request_id=request_id, **more))
+        assert (refused.code, refused.details["field"]) == ("ALREADY_EXISTS", "request_id")
+    assert len((await contexts.threads(user)).threads) == 1
+
+
+async def test_two_users_may_use_one_request_id(contexts: Contexts) -> None:
+    one, two, request_id = await contexts.services.user(), await contexts.services.user(), ids.uuid7()
+    first, second = await contexts.open(one, request_id=request_id), await contexts.open(two, request_id=request_id)
+    assert first.context.context_id != second.context.context_id
+    assert (first.context.user_id, second.context.user_id) == (one.user_id, two.user_id)
+
+
+async def test_a_foreign_thread_does_not_exist(contexts: Contexts) -> None:
+    owner, stranger, request_id = await contexts.services.user(), await contexts.services.user(), ids.uuid7()
+    thread_id = (await contexts.open(owner)).context.thread_id
+    foreign = await _refused(contexts.open(stranger, thread_id=thread_id, request_id=request_id))
+    missing = await _refused(contexts.open(stranger, thread_id=ids.ThreadId.new()))
+    assert (foreign.code, foreign.message, foreign.details) == ("NOT_FOUND", missing.message, missing.details)
+    assert foreign.details["field"] == "thread_id"
+    assert (await _refused(contexts.messages(stranger, thread_id))).code == "NOT_FOUND"
+    assert not (await contexts.threads(stranger)).threads
+    # what was refused took neither the request id nor anything from the owner
+    assert (await contexts.open(stranger, request_id=request_id)).context.thread_id != thread_id
+    assert (await contexts.open(owner, thread_id=thread_id)).context.thread_id == thread_id
+
+
+async def test_a_foreign_context_does_not_exist(contexts: Contexts) -> None:
+    owner, stranger = await contexts.services.user(), await contexts.services.user()
+    request = context_pb2.GetContextRequest(context_id=(await contexts.open(owner)).context.context_id)
+    assert (await _refused(contexts.stub.GetContext(request, metadata=stranger.bearer))).code == "NOT_FOUND"
+    assert (await contexts.stub.GetContext(request, metadata=owner.bearer)).context.user_id == owner.user_id
+
+
+async def test_twenty_concurrent_messages_get_the_positions_one_to_twenty(contexts: Contexts) -> None:
+    user = await contexts.services.user()
+    opened = await contexts.open(user)
+    added = await asyncio.gather(*(contexts.append(opened.context_token, f"message {number}") for number in range(20)))
+    assert sorted(message.position for message in added) == list(range(1, 21))
+    listed = (await contexts.messages(user, opened.context.thread_id)).messages
+    assert [message.position for message in listed] == list(range(1, 21))
+    assert list(listed) == sorted(added, key=lambda message: message.position)
+    assert [thread.messages for thread in (await contexts.threads(user)).threads] == [20]
+
+
+async def test_the_same_message_is_added_once(contexts: Contexts) -> None:
+    user, request_id = await contexts.services.user(), ids.uuid7()
+    opened = await contexts.open(user)
+    added = await asyncio.gather(*(contexts.append(opened.context_token, "hello", request_id) for _ in range(10)))
+    assert len({message.message_id for message in added}) == 1
+    assert [message.content for message in (await contexts.messages(user, opened.context.thread_id)).messages] == ["hello"]
+    refused = await _refused(contexts.append(opened.context_token, "something else", request_id))
+    assert (refused.code, refused.details["field"]) == ("ALREADY_EXISTS", "request_id")
+
+
+async def test_a_request_id_adds_to_one_of_two_threads(contexts: Contexts) -> None:
+    user, request_id = await contexts.services.user(), ids.uuid7()
+    opened = [await contexts.open(user) for _ in range(2)]
+    calls = (contexts.append(each.context_token, "hello", request_id) for each in opened)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    lost = [status.from_rpc(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert [(error.code, error.details["field"]) for error in lost] == [("ALREADY_EXISTS", "request_id")]
+    # the loser's thread did not count it
+    assert sorted(thread.messages for thread in (await contexts.threads(user)).threads) == [0, 1]
+
+
+async def test_a_closed_context_is_neither_renewed_nor_derived_from(contexts: Contexts) -> None:
+    user, request_id = await contexts.services.user(), ids.uuid7()
+    opened = await contexts.open(user, request_id=request_id)
+    within = contexts.within(opened.context_token)
+    renewed = await contexts.stub.RenewContext(context_pb2.RenewContextRequest(), metadata=within)
+    child = await contexts.derive(renewed.context_token)
+    closed_at = (await contexts.stub.CloseContext(context_pb2.CloseContextRequest(), metadata=within)).closed_at
+    for call in (
+        contexts.stub.RenewContext(context_pb2.RenewContextRequest(), metadata=within),
+        contexts.derive(opened.context_token),
+        contexts.open(user, request_id=request_id),
+    ):
+        assert (await _refused(call)).code == "FAILED_PRECONDITION"
+    # closing again keeps the first time, and the child is a context of its own
+    assert (await contexts.stub.CloseContext(context_pb2.CloseContextRequest(), metadata=within)).closed_at == closed_at
+    found = await contexts.stub.GetContext(context_pb2.GetContextRequest(context_id=opened.context.context_id), metadata=user.bearer)
+    assert found.closed_at == closed_at
+    await contexts.stub.RenewContext(context_pb2.RenewContextRequest(), metadata=contexts.within(child.context_token))
+
+
+async def test_ten_generations_and_no_more(contexts: Contexts) -> None:
+    opened = await contexts.open(await contexts.services.user())
+    token, depths = opened.context_token, []
+    for _ in range(10):
+        child = await contexts.derive(token)
+        token = child.context_token
+        depths.append(child.context.depth)
+    assert depths == list(range(1, 11))
+    refused = await _refused(contexts.derive(token))
+    assert (refused.code, refused.details["field"]) == ("INVALID_PAYLOAD", "depth")
+
+
+async def test_the_same_child_is_derived_once_with_the_authority_of_its_parent(contexts: Contexts) -> None:
+    user, request_id = await contexts.services.user(tier="early"), ids.uuid7()
+    opened = await contexts.open(user, agent_context=b'{"a":1}')
+    children = await asyncio.gather(*(contexts.derive(opened.context_token, request_id, b'{"b":2}') for _ in range(10)))
+    assert len({child.context.context_id for child in children}) == 1
+    child, parent = children[0].context, opened.context
+    assert json.loads(child.agent_context) == {"a": 1, "b": 2}
+    assert (child.request_id, child.parent_request_id) == (request_id, parent.request_id)
+    for name in ("user_id", "tenant_id", "session_id", "thread_id", "run_id", "roles", "tier", "correlation_id"):
+        assert getattr(child, name) == getattr(parent, name)
+    assert (await _refused(contexts.derive(opened.context_token, request_id, b'{"b":3}'))).code == "ALREADY_EXISTS"
+
+
+async def test_every_change_is_in_the_audit_trail_once(contexts: Contexts, stores: Standalone, database: str) -> None:
+    user, request_id = await contexts.services.user(), ids.uuid7()
+    opened = (await asyncio.gather(*(contexts.open(user, request_id=request_id) for _ in range(5))))[0]
+    child = await contexts.derive(opened.context_token)
+    for _ in range(2):
+        await contexts.stub.CloseContext(context_pb2.CloseContextRequest(), metadata=contexts.within(opened.context_token))
+    await _refused(contexts.open(user, thread_id=ids.ThreadId.new()))
+    account = stores.postgres_admin_url.rpartition("@")[0]
+    url = f"{account}@{processes.without_user(stores.postgres_admin_url, database).removeprefix('postgresql://')}"
+    async with postgres.connection(url) as admin:
+        lines = await admin.fetch("SELECT context_id::text, actor, action, detail->>'run_id' AS run FROM context.audit ORDER BY id")
+    root, below, run_id = opened.context.context_id, child.context.context_id, opened.context.run_id
+    assert [tuple(line) for line in lines] == [
+        (root, "dispatcher", "open", run_id), (below, "dispatcher", "derive", None), (root, "dispatcher", "close", run_id),
+    ]  # fmt: skip
+
+
+async def test_messages_are_paged_oldest_first(contexts: Contexts) -> None:
+    user = await contexts.services.user()
+    opened = await contexts.open(user)
+    for number in range(5):
+        await contexts.append(opened.context_token, str(number))
+    pages, token = [], ""
+    while True:
+        answer = await contexts.messages(user, opened.context.thread_id, 2, token)
+        pages.append([message.content for message in answer.messages])
+        if not (token := answer.next_page_token):
+            break
+    assert pages == [["0", "1"], ["2", "3"], ["4"]]
+
+
+async def test_a_page_of_long_messages_is_shorter_and_loses_none(contexts: Contexts) -> None:
+    user = await contexts.services.user()
+    opened = await contexts.open(user)
+    for _ in range(10):
+        await contexts.append(opened.context_token, "x" * 256 * 1024)
+    first = await contexts.messages(user, opened.context.thread_id)
+    rest = await contexts.messages(user, opened.context.thread_id, page=first.next_page_token)
+    assert [message.position for message in (*first.messages, *rest.messages)] == list(range(1, 11))
+    assert 0 < len(first.messages) < 10
+    assert not rest.next_page_token
+
+
+async def test_threads_are_paged_newest_first(contexts: Contexts) -> None:
+    user = await contexts.services.user()
+    made = [(await contexts.open(user)).context.thread_id for _ in range(5)]
+    pages, token = [], ""
+    while True:
+        answer = await contexts.threads(user, 2, token)
+        pages.append([thread.thread_id for thread in answer.threads])
+        if not (token := answer.next_page_token):
+            break
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [thread_id for page in pages for thread_id in page] == sorted(made, reverse=True)
+
+
+async def test_pages_that_cannot_be_are_refused_by_field(contexts: Contexts) -> None:
+    user = await contexts.services.user()
+    opened = await contexts.open(user)
+    await contexts.open(user)
+    of_threads = (await contexts.threads(user, 1)).next_page_token
+    assert of_threads
+    for call, field in (
+        (contexts.messages(user, opened.context.thread_id, page=of_threads), "page_token"),
+        (contexts.threads(user, page="junk"), "page_token"),
+        (contexts.threads(user, -1), "page_size"),
+        (contexts.messages(user, opened.context.thread_id, 201), "page_size"),
+    ):
+        refused = await _refused(call)
+        assert (refused.code, refused.details["field"]) == ("INVALID_PAYLOAD", field)
