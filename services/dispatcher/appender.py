@@ -25,8 +25,7 @@ class Appender:
         self._records = records
         self._numbers = itertools.count(1)
         self._pending: dict[int, tuple[events_pb2.AppendRequest, asyncio.Future[None]]] = {}
-        self._outbox: asyncio.Queue[events_pb2.AppendRequest] = asyncio.Queue()
-        self.connected = False
+        self._outbox: asyncio.Queue[events_pb2.AppendRequest | None] = asyncio.Queue()
 
     def append(self, request: events_pb2.AppendRequest) -> asyncio.Future[None]:
         """Done when the append is committed; fails with the error it was refused with."""
@@ -43,18 +42,20 @@ class Appender:
             for request, _ in self._pending.values():
                 self._outbox.put_nowait(request)
             try:
-                async for answer in self._records.stub.Append(self._requests()):
-                    self.connected = True
-                    self._answered(answer)
+                await self._converse(self._outbox)
             except (grpc.aio.AioRpcError, errors.NetraError) as error:
                 _log.warning("the append stream broke; resending", pending=len(self._pending), error=type(error).__name__)
-            self.connected = False
             await asyncio.sleep(_RESEND_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
-    async def _requests(self) -> AsyncIterator[events_pb2.AppendRequest]:
-        outbox = self._outbox
-        while True:
-            yield await outbox.get()
+    async def _converse(self, outbox: asyncio.Queue[events_pb2.AppendRequest | None]) -> None:
+        call = self._records.stub.Append(_drawn_from(outbox))
+        try:
+            async for answer in call:
+                self._answered(answer)
+        finally:
+            call.cancel()
+            # grpc waits for the next request for as long as there may be one
+            outbox.put_nowait(None)
 
     def _answered(self, answer: events_pb2.AppendResponse) -> None:
         request, committed = self._pending.pop(answer.append_id, (None, None))
@@ -69,3 +70,8 @@ class Appender:
             committed.set_exception(errors.by_code(answer.error_code)(answer.error_message))
         else:
             committed.set_result(None)
+
+
+async def _drawn_from(outbox: asyncio.Queue[events_pb2.AppendRequest | None]) -> AsyncIterator[events_pb2.AppendRequest]:
+    while (request := await outbox.get()) is not None:
+        yield request

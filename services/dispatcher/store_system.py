@@ -53,7 +53,8 @@ class SystemStore:
 
     async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, bool, bool]]:
         """Keep owning runs. Those still owned, each with its epoch, whether it is cancelled and whether its token is old."""
-        async with self._database.transaction() as transaction:
+        # a database that hangs must be noticed before the lease has run out
+        async with self._database.transaction(timeout_s=lease_s / 3) as transaction:
             rows = await transaction.fetch(_RENEW, owner, lease_s, list(run_ids))
         return {str(row["run_id"]): (row["epoch"], row["cancelled"], row["token_old"]) for row in rows}
 

@@ -20,6 +20,7 @@ _CANCEL = "cancel"
 # how long after a tool's own deadline another process closes an interactive call that its owner left open
 _TOOL_GRACE_S = 10.0
 _TOKENS_AT_ONCE = 100
+_RETRY_S = 0.1
 
 
 class Mine(Protocol):
@@ -166,13 +167,18 @@ class Supervisor:
             running = engine.Running(claim, claim.order.context_token)
             if claim.cancelled:
                 running.ask_to_stop()
+            before = self._running.get(claim.order.run_id)
             self._running[claim.order.run_id] = running
-            running.task = self._tasks.spawn(self._own(running), name=f"run {claim.order.run_id}")
+            running.task = self._tasks.spawn(self._own(running, before), name=f"run {claim.order.run_id}")
         return bool(claims)
 
-    async def _own(self, running: engine.Running) -> None:
+    async def _own(self, running: engine.Running, before: engine.Running | None) -> None:
         run_id = running.claim.order.run_id
         try:
+            if before is not None and before.task is not None:
+                # this process lost the lease and got it again: what it still runs goes first
+                before.task.cancel()
+                await asyncio.wait({before.task})
             await self._engine.run(running)
         finally:
             if self._running.get(run_id) is running:
@@ -180,13 +186,15 @@ class Supervisor:
             self._woken.set()
 
     async def _renew_always(self) -> None:
+        pause_s = self._limits.lease_s / 3
         while True:
-            await asyncio.sleep(self._limits.lease_s / 3)
+            await asyncio.sleep(pause_s)
             leased = {run_id: running for run_id, running in self._running.items() if running.claim.order.kind == "agent"}
             try:
                 await self._renew(leased)
-                self._renewed_at = time.monotonic()
+                self._renewed_at, pause_s = time.monotonic(), self._limits.lease_s / 3
             except (errors.Unavailable, errors.DeadlineExceeded):
+                pause_s = _RETRY_S
                 if time.monotonic() - self._renewed_at > self._limits.lease_s - 1.0:
                     self._let_go(leased, "the lease could not be renewed")
 
