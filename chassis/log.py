@@ -31,12 +31,9 @@ def mask(_logger: Any, _method: str, entry: Any) -> Any:
 
 
 def _processors(log_format: str) -> list[Any]:
-    rendering = (
-        [structlog.dev.ConsoleRenderer(colors=False)]
-        if log_format == "console"
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
-    return [mask, *rendering]
+    renderer = structlog.dev.ConsoleRenderer(colors=False) if log_format == "console" else structlog.processors.JSONRenderer()
+    # what is masked last includes the text of exceptions
+    return [structlog.processors.format_exc_info, mask, renderer]
 
 
 def set_up(service: str, settings: settings_.ProcessSettings) -> None:

@@ -37,6 +37,8 @@ _GRPC_CODE: dict[str, int] = {
     "OWNER_LOST": code_pb2.ABORTED,
     "UNAVAILABLE": code_pb2.UNAVAILABLE,
 }
+# longer ones would not fit into the trailers of a call
+_MAX_MESSAGE = 1024
 _BY_STATUS: dict[grpc.StatusCode, type[errors.NetraError]] = {
     grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
@@ -70,13 +72,17 @@ def to_proto(error: errors.NetraError) -> status_pb2.Status:
     """The rich status: ErrorInfo always, BadRequest when a field is at fault, RetryInfo when waiting helps."""
     details = [_packed(error_details_pb2.ErrorInfo(reason=error.code, domain=DOMAIN, metadata=_metadata(error)))]
     if "field" in error.details:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.details["field"], description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.details["field"], description=_short(error.message))
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
     if error.retry_after_ms is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(error.retry_after_ms)
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=_GRPC_CODE.get(error.code, code_pb2.INTERNAL), message=error.message, details=details)
+    return status_pb2.Status(code=_GRPC_CODE.get(error.code, code_pb2.INTERNAL), message=_short(error.message), details=details)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
 
 
 def _packed(message: Any) -> any_pb2.Any:
@@ -87,7 +93,7 @@ def _packed(message: Any) -> any_pb2.Any:
 
 def _metadata(error: errors.NetraError) -> dict[str, str]:
     correlation = telemetry.correlation_id()
-    return {**error.details, **({"correlation_id": correlation} if correlation else {})}
+    return {**{name: _short(value) for name, value in error.details.items()}, **({"correlation_id": correlation} if correlation else {})}
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.NetraError) -> None:

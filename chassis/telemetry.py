@@ -96,12 +96,18 @@ def span(name: str, headers: Mapping[str, str] | None = None, kind: str = "INTER
     Sets the correlation id from the headers for the time of the span.
     """
     parent = None if headers is None else _propagator.extract(dict(headers))
-    with tracer.start_as_current_span(name, context=parent, kind=trace.SpanKind[kind], record_exception=False) as current:
+    with tracer.start_as_current_span(
+        name, context=parent, kind=trace.SpanKind[kind], record_exception=False, set_status_on_exception=False
+    ) as current:
         if headers is not None:
             correlate(headers.get(CORRELATION_HEADER, ""))
         elif _correlation.get():
             current.set_attribute("netra.correlation_id", _correlation.get())
-        yield current
+        try:
+            yield current
+        except Exception as error:
+            failed(current, type(error).__name__)
+            raise
 
 
 def failed(current: trace.Span, code: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from google.protobuf.message import DecodeError
 
 from chassis import log
 from netra import errors
@@ -83,7 +84,7 @@ class Trust:
             self._policy = update.policy
             self._grants = {(grant.role, grant.tier): frozenset(grant.permissions) for grant in update.policy.grants}
         self._take_revocations(update.revocations)
-        if update.keys or update.HasField("policy"):
+        if update.keys or update.HasField("policy") or update.revocations:
             self._save()
         async with self._changed:
             self._changed.notify_all()
@@ -105,15 +106,25 @@ class Trust:
         if self._state is None:
             return
         snapshot = auth_pb2.WatchTrustResponse(keys=self._published, policy=self._policy)
-        self._state.parent.mkdir(parents=True, exist_ok=True)
+        for session_id, revoked_at in self._revoked.items():
+            revocation = snapshot.revocations.add(session_id=session_id)
+            revocation.revoked_at.FromNanoseconds(int(revoked_at * 1e9))
         draft = self._state.with_suffix(".new")
-        draft.write_bytes(snapshot.SerializeToString())
-        draft.replace(self._state)
+        try:
+            self._state.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(snapshot.SerializeToString())
+            draft.replace(self._state)
+        except OSError as error:
+            _log.warning("what is trusted could not be kept for a restart", reason=error.strerror)
 
     async def restore(self) -> None:
         """Take over the snapshot of an earlier process, so that an outage of auth does not stop a restart."""
-        if self._state is not None and self._state.exists():
+        if self._state is None or not self._state.exists():
+            return
+        try:
             await self.apply(auth_pb2.WatchTrustResponse.FromString(self._state.read_bytes()))
+        except (OSError, DecodeError):
+            _log.warning("what an earlier process trusted cannot be read; waiting for auth", file=str(self._state))
 
 
 async def follow(

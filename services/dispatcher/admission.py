@@ -47,8 +47,8 @@ class Known(Protocol):
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1."""
         ...
 
-    async def by_request(self, user_id: ids.UserId, request_id: str) -> runs.Run | None:
-        """The run that a request started, if any."""
+    async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, only_if_free: bool) -> runs.Run | None:
+        """The run that a request started, if any. Raises `Busy` or `RateLimited` when there is none and a new one may not come."""
         ...
 
 
@@ -59,8 +59,15 @@ class Admission:
         self._contexts, self._store, self._limits = contexts, known, limits
 
     async def known(self, user: identity.Principal, wanted: Wanted) -> runs.Run | None:
-        """The run that the same request started. Raises `AlreadyExists` when it was another request under the same id."""
-        run = await self._store.by_request(user.user_id, ids.RequestId(wanted.request_id))
+        """The run that the same request started. Raises `AlreadyExists` when it was another request under the same id.
+
+        Raises `Busy` or `RateLimited` when there is none yet, so that a refused request leaves nothing behind.
+        """
+        _check(wanted, self._limits.max_deadline_s)
+        run = await self._store.known(
+            user.user_id, ids.RequestId(wanted.request_id), thread_id=wanted.thread_id,
+            most_queued=self._limits.queued_per_user, only_if_free=wanted.only_if_free,
+        )  # fmt: skip
         if run is not None and run.digest != wanted.digest():
             raise errors.AlreadyExists(field="request_id")
         return run
@@ -69,7 +76,6 @@ class Admission:
         self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
     ) -> tuple[runs.Run, runs.Order]:
         """Open a context, store the message and the run. With an `owner` the run is that process's at once."""
-        _check(wanted, self._limits.max_deadline_s)
         opened = await self._opened(user, wanted)
         message_id = await self._message(wanted, opened)
         order = runs.Order(

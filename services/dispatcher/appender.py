@@ -16,6 +16,7 @@ from services.dispatcher import upstreams
 
 _log = log.get(__name__)
 _RESEND_S = 0.2
+_MAX_BYTES = 2 * 1024 * 1024
 
 
 class Appender:
@@ -31,6 +32,10 @@ class Appender:
         """Done when the append is committed; fails with the error it was refused with."""
         request.append_id = next(self._numbers)
         committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if request.ByteSize() > _MAX_BYTES:
+            # the stream would break on it, for every run, each time it is sent again
+            committed.set_exception(errors.TooLarge(f"An append holds at most {_MAX_BYTES} bytes."))
+            return committed
         self._pending[request.append_id] = (request, committed)
         self._outbox.put_nowait(request)
         return committed

@@ -25,7 +25,10 @@ from services.dispatcher.tools import registry as tools_
 _log = log.get(__name__)
 _T = TypeVar("_T")
 _GRACE_S = 3.0
+# a run that so many owners could not bring to an end is given up
+_MOST_OWNERS = 10
 _PATIENCE_S = 30.0
+_CALL_STATE = {"success": runs.RunState.COMPLETED, "cancelled": runs.RunState.CANCELLED, "timeout": runs.RunState.TIMED_OUT}
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 
 
@@ -49,6 +52,7 @@ class Running:
     token: str
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stop_asked_at: float = 0.0
+    token_old: bool = False
     task: asyncio.Task[Any] | None = None
 
     def ask_to_stop(self) -> None:
@@ -89,15 +93,16 @@ class ExecutionEngine:
                 await self._run(running, context)
             except errors.Fenced:
                 _log.warning("another process owns the run by now")
+            except errors.NetraError as error:
+                # the lease runs out, and whoever claims the run then tries again, up to the cap
+                _log.error("the run cannot be carried on just now", code=error.code, reason=error.message)
 
     async def _run(self, running: Running, context: UserExecutionContext) -> None:
         order = running.claim.order
-        if running.claim.expired:
-            # the platform was away for an hour: nothing can be recorded in the user's name any more
-            _log.error("the context token of a run ran out; the run ends without an event")
+        record = await self._opened(running)
+        if record is None:
             await self._close(running, runs.RunState.FAILED)
             return
-        record = await self._opened(running)
         if record.ended:
             await self._close(running, runs.state_after(record.terminal_type))
             return
@@ -107,6 +112,8 @@ class ExecutionEngine:
             ending = _lost(record, bridge, is_tool=order.kind == "tool")
         elif running.stop.is_set():
             ending = _cancelled(running, [])
+        elif running.claim.epoch > _MOST_OWNERS:
+            ending = _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(errors.OwnerLost()))
         else:
             bridge.started(context.depth, f"{spec.name} begins.")
             bridge.message_created(order.message_id, "user", order.request)
@@ -121,9 +128,21 @@ class ExecutionEngine:
             ends_with_tool=order.kind == "tool",
         )  # fmt: skip
 
-    async def _opened(self, running: Running) -> events_pb2.OpenRunResponse:
+    async def _opened(self, running: Running) -> events_pb2.OpenRunResponse | None:
+        """The record so far; None when nothing can be recorded in the user's name any more."""
         order, epoch = running.claim.order, running.claim.epoch
-        return await _patient(lambda: self._records.open(order.run_id, epoch, running.token, telemetry.trace_id()))
+        if running.claim.expired:
+            _log.error("the context token of the run ran out; it ends without an event")
+            return None
+        try:
+            return await _patient(lambda: self._records.open(order.run_id, epoch, running.token, telemetry.trace_id()))
+        except errors.Fenced:
+            raise
+        except errors.NetraError as error:
+            if epoch <= _MOST_OWNERS:
+                raise
+            _log.error("the record of the run cannot be opened; it ends without an event", code=error.code)
+            return None
 
     async def _agent(
         self, running: Running, context: UserExecutionContext, spec: AgentSpec, bridge: journal.AgentWebSocketBridge
@@ -132,7 +151,7 @@ class ExecutionEngine:
         permissions = self._trust.permissions(context.roles, context.tier)
         async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge) as tools:
             mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools)
-            finished = await self._until(running, _guarded(spec, mine))
+            finished = await self._until(running, _guarded(spec, mine), order.deadline_s)
             if finished is None and running.stop.is_set():
                 return _cancelled(running, tools.stopped)
             if finished is None:
@@ -144,14 +163,12 @@ class ExecutionEngine:
         elapsed = round((time.perf_counter() - began) * 1000, 3)
         return _Ending(runs.RunState.COMPLETED, lambda bridge: bridge.completed(result, elapsed, usage), _answer(result))
 
-    async def _until(
-        self, running: Running, work: Awaitable[tuple[object, errors.NetraError | None]]
-    ) -> tuple[object, errors.NetraError | None] | None:
-        """What the agent came to; None when it was stopped before, by a cancel or its deadline."""
-        agent = self._tasks.spawn(_awaited(work), name="agent")
+    async def _until(self, running: Running, work: Awaitable[_T], deadline_s: float | None) -> _T | None:
+        """What the work came to; None when it was stopped before, by a cancel or its deadline."""
+        agent: asyncio.Task[_T] = self._tasks.spawn(_awaited(work), name="agent")
         stop = self._tasks.spawn(running.stop.wait(), name="stop")
         try:
-            await asyncio.wait({agent, stop}, timeout=running.claim.order.deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({agent, stop}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
             return agent.result() if agent.done() else None
         finally:
             stop.cancel()
@@ -163,11 +180,22 @@ class ExecutionEngine:
             ending = await self._answered(running, bridge, ending)
         if not await _patient(lambda: self._store.finishing(running.claim.order.run_id, running.claim.epoch)):
             raise errors.Fenced
-        if bridge.broken is not None:
-            ending = _refused(bridge)
-        ending.tell(bridge)
-        await bridge.barrier()
-        await self._close(running, ending.state)
+        await self._close(running, await self._told(bridge, ending))
+
+    async def _told(self, bridge: journal.AgentWebSocketBridge, ending: _Ending) -> runs.RunState:
+        """The state that the run ends in, once its end is in the record. What the record refuses makes it a failure."""
+        try:
+            await bridge.barrier()
+            ending.tell(bridge)
+            await bridge.barrier()
+            return ending.state
+        except errors.Fenced:
+            raise
+        except errors.NetraError as refused:
+            bridge.mend()
+            bridge.failed(errors.AgentFailed(f"The record refused an event of this run: {refused.message}"))
+            await bridge.barrier()
+            return runs.RunState.FAILED
 
     async def _answered(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: _Ending) -> _Ending:
         request_id = f"{running.claim.order.run_id}:answer"
@@ -194,14 +222,19 @@ class ExecutionEngine:
     async def call(self, running: Running, arguments: dict[str, Any], answer: Callable[[dispatch.Outcome], bytes]) -> bytes:
         """Take an interactive tool call to its end; returns and keeps what `answer` makes of its outcome."""
         order, context = running.claim.order, _context(running.claim.order)
-        bridge = self._bridge(running, await self._opened(running), None)
+        record = await self._opened(running)
+        if record is None:
+            raise errors.Unauthenticated("The context of the call has ended.")
+        bridge = self._bridge(running, record, None)
         permissions = self._trust.permissions(context.roles, context.tier)
         async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge) as tools:
-            outcome = await tools.execute(order.agent, arguments)
+            # the tool has a deadline of its own; a cancel leaves its outcome as the last one
+            outcome = await self._until(running, tools.execute(order.agent, arguments), None) or tools.last
+        if outcome is None:
+            raise errors.Cancelled
         await bridge.barrier()
         kept = answer(outcome)
-        state = runs.RunState.COMPLETED if outcome.error is None else runs.RunState.FAILED
-        await self._close(running, state, kept)
+        await self._close(running, _CALL_STATE.get(outcome.status, runs.RunState.FAILED), kept)
         return kept
 
     async def close(self) -> None:
@@ -216,7 +249,9 @@ async def _awaited(work: Awaitable[Any]) -> Any:
 async def _guarded(spec: AgentSpec, mine: turn.Turn) -> tuple[object, errors.NetraError | None]:
     try:
         result = await spec.function(mine)
-        orjson.dumps(result)
+        size = len(orjson.dumps(result))
+        if size > dispatch.MAX_RESULT_BYTES:
+            raise errors.AgentFailed(f"{spec.name} returned {size} bytes; at most {dispatch.MAX_RESULT_BYTES} can be recorded.")
         return result, None
     except errors.NetraError as error:
         return None, error
@@ -251,16 +286,6 @@ def _lost(record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBrid
     if is_tool and record.open_tool_calls:
         return _Ending(runs.RunState.FAILED, lambda _bridge: None)
     return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(errors.OwnerLost()))
-
-
-def _refused(bridge: journal.AgentWebSocketBridge) -> _Ending:
-    """The record refused something the run told: say so as its end. Raises `Fenced` when the run is another's."""
-    error = bridge.broken
-    if not isinstance(error, errors.NetraError) or isinstance(error, errors.Fenced):
-        raise errors.Fenced
-    bridge.mend()
-    refused = errors.AgentFailed(f"The record refused an event of this run: {error.message}")
-    return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(refused))
 
 
 def _cancelled(running: Running, stopped: list[dispatch.Stopped]) -> _Ending:

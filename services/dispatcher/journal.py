@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -13,8 +15,23 @@ from netra.events.v1 import events_pb2
 from services.dispatcher import appender
 from services.dispatcher.tools import dispatch
 
-_MAX_EVENTS = 128
+_MAX_ENTRIES = 128
 _MAX_BYTES = 512 * 1024
+_MAX_WAITING = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An event, a step, or an event with the step it belongs to."""
+
+    event: events_pb2.NewEvent | None
+    step: events_pb2.Step | None
+    end: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it carries."""
+        return (len(self.event.data) if self.event else 0) + (len(self.step.result) if self.step else 0)
 
 
 class AgentWebSocketBridge:
@@ -36,12 +53,11 @@ class AgentWebSocketBridge:
         self._agent = {"agent_id": run_id, "agent_name": agent_name}
         self._version = agent_version
         self._ends_with_tool = ends_with_tool
-        self._events: list[events_pb2.NewEvent] = []
-        self._steps: list[events_pb2.Step] = []
-        self._end = False
+        self._entries: deque[_Entry] = deque()
         self._in_flight: asyncio.Future[None] | None = None
-        self._idle = asyncio.Event()
+        self._idle, self._room = asyncio.Event(), asyncio.Event()
         self._idle.set()
+        self._room.set()
         self.broken: BaseException | None = None
 
     def started(self, depth: int, message: str) -> None:
@@ -58,8 +74,7 @@ class AgentWebSocketBridge:
 
     def step(self, key: str, result: object) -> None:
         """A step without an event."""
-        self._steps.append(events_pb2.Step(key=key, result=orjson.dumps(result)))
-        self._send()
+        self._add(_Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result)), end=False))
 
     def tool_executing(self, call: dispatch.Call) -> None:
         """A call begins."""
@@ -124,25 +139,33 @@ class AgentWebSocketBridge:
         if self.broken is not None:
             raise self.broken
 
+    async def room(self) -> None:
+        """Returns when not too much waits to be recorded: an agent must not run away from its record."""
+        await self._room.wait()
+
     def mend(self) -> None:
         """Forget what the record refused, and what came after it; go on with the seq that was refused."""
-        self._events, self._steps, self._end, self.broken = [], [], False, None
+        self._entries.clear()
+        self.broken = None
 
     def _emit(
         self, kind: str, data: Mapping[str, object], *, tool_call_id: str = "", step: tuple[str, object] | None = None, end: bool = False
     ) -> None:
         body = orjson.dumps({**self._agent, **data})
         event = events_pb2.NewEvent(event_id=ids.EventId.new(), type=kind, data=body, tool_call_id=tool_call_id)
-        self._events.append(event)
-        if step is not None:
-            self._steps.append(events_pb2.Step(key=step[0], result=orjson.dumps(step[1])))
-        self._end = self._end or end
+        kept = None if step is None else events_pb2.Step(key=step[0], result=orjson.dumps(step[1]))
+        self._add(_Entry(event, kept, end))
+
+    def _add(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+        if len(self._entries) >= _MAX_WAITING:
+            self._room.clear()
         self._send()
 
     def _send(self) -> None:
         if self._in_flight is not None or self.broken is not None:
             return
-        if not self._events and not self._steps and not self._end:
+        if not self._entries:
             self._idle.set()
             return
         self._idle.clear()
@@ -151,19 +174,19 @@ class AgentWebSocketBridge:
         self._in_flight.add_done_callback(lambda done: self._committed(done, len(request.events)))
 
     def _next_append(self) -> events_pb2.AppendRequest:
-        count, size = 0, 0
-        while count < min(len(self._events), _MAX_EVENTS) and (count == 0 or size < _MAX_BYTES):
-            size += len(self._events[count].data)
-            count += 1
-        last = count == len(self._events)
-        steps = self._steps if last else []
-        request = events_pb2.AppendRequest(
-            run_id=self._run_id, epoch=self._epoch, first_seq=self._next_seq, events=self._events[:count], steps=steps,
-            end=self._end and last,
-        )  # fmt: skip
-        self._events = self._events[count:]
-        if last:
-            self._steps, self._end = [], False
+        request = events_pb2.AppendRequest(run_id=self._run_id, epoch=self._epoch, first_seq=self._next_seq)
+        size = 0
+        for _ in range(_MAX_ENTRIES):
+            if not self._entries or (size and size + self._entries[0].size > _MAX_BYTES):
+                break
+            entry = self._entries.popleft()
+            size += entry.size
+            # an event and the step it belongs to are recorded together or not at all
+            request.events.extend([entry.event] if entry.event is not None else [])
+            request.steps.extend([entry.step] if entry.step is not None else [])
+            request.end = entry.end
+        if len(self._entries) < _MAX_WAITING:
+            self._room.set()
         return request
 
     def _committed(self, done: asyncio.Future[None], count: int) -> None:
@@ -171,6 +194,7 @@ class AgentWebSocketBridge:
         self.broken = asyncio.CancelledError() if done.cancelled() else done.exception()
         if self.broken is not None:
             self._idle.set()
+            self._room.set()
         else:
             self._next_seq += count
             self._send()

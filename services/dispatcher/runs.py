@@ -37,7 +37,8 @@ _BY_EVENT = {
     "agent_failed": RunState.FAILED,
     "agent_cancelled": RunState.CANCELLED,
     "agent_timed_out": RunState.TIMED_OUT,
-    "tool_completed": RunState.COMPLETED,
+    # a tool run whose owner died before its answer was kept: how it went is in the record
+    "tool_completed": RunState.FAILED,
 }
 
 

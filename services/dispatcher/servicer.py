@@ -119,7 +119,7 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
             deadline_s=tool.spec.timeout_s,
         )
         kept = await self._supervisor.call(identity.current().user, wanted, arguments, _answer)
-        answer = pb.ExecuteToolResponse.FromString(kept)
+        answer = pb.ExecuteToolResponse.FromString(kept) if kept else _lost()
         run = await self._store.by_request(identity.current().user_id, request.request_id)
         answer.run_id = run.run_id if run is not None else ""
         return answer
@@ -138,6 +138,11 @@ def _answer(outcome: dispatch.Outcome) -> bytes:
         data = journal.error_data(outcome.error)
         answer.error.CopyFrom(pb.ToolError(code=data["code"], message=data["message"], details=orjson.dumps(data["details"])))
     return answer.SerializeToString()
+
+
+def _lost() -> pb.ExecuteToolResponse:
+    error = errors.OwnerLost("The process that ran the tool died. What it recorded of the call is in the record of the run.")
+    return pb.ExecuteToolResponse(status="unknown", error=pb.ToolError(code=error.code, message=error.message, details=b"{}"))
 
 
 def _run(run: runs.Run) -> pb.Run:

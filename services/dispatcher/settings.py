@@ -13,6 +13,6 @@ class DispatcherSettings(ProcessSettings):
     poll_s: float = Field(0.5, gt=0, description="How often the queue is looked at without being told, in seconds.")
     slots: int = Field(200, gt=0, description="Runs that one process executes at a time.")
     queued_per_user: int = Field(200, gt=0, description="Runs that one user may have waiting; one more is RATE_LIMITED.")
-    waiting_tokens_s: float = Field(60.0, gt=0, description="How often context tokens of waiting runs are looked at, in seconds.")
+    tokens_s: float = Field(60.0, gt=0, description="How often old context tokens are renewed, in seconds.")
     default_agent: str = "text-analyst"
     max_deadline_s: float = Field(86_400.0, gt=0)

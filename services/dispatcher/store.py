@@ -83,6 +83,13 @@ class Store:
         row = await transaction.row(query, user_id, request_id)
         return None if row is None else _run(row)
 
+    async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, only_if_free: bool) -> runs.Run | None:
+        """The run that a request started, if any. Raises `Busy` or `RateLimited` when there is none and a new one may not come."""
+        async with self._database.transaction(user_id) as transaction:
+            if (run := await self._by_request(transaction, user_id, request_id)) is None:
+                await self._admit(transaction, user_id, thread_id, most_queued, only_if_free and bool(thread_id))
+            return run
+
     async def by_request(self, user_id: ids.UserId, request_id: str) -> runs.Run | None:
         """The run that a request started, if any."""
         async with self._database.transaction(user_id) as transaction:

@@ -14,7 +14,7 @@ WITH claimable AS (
     WHERE (state = 'queued' AND (cancelled_at IS NOT NULL OR NOT EXISTS (
                SELECT FROM dispatcher.runs AS earlier
                WHERE earlier.thread_id = r.thread_id AND earlier.kind = 'agent' AND earlier.state IN ('queued', 'running', 'suspended')
-                 AND (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id)))
+                 AND (earlier.state <> 'queued' OR (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id))))
            OR state IN ('running', 'finishing') AND lease_until < now())
       AND (kind = 'tool' OR agent = ANY($3))
     ORDER BY created_at, run_id LIMIT $4 FOR UPDATE SKIP LOCKED)
@@ -30,12 +30,10 @@ UPDATE dispatcher.runs SET lease_until = now() + make_interval(secs => $2)
 WHERE lease_owner = $1 AND run_id = ANY($3::uuid[]) AND state IN ('running', 'suspended', 'finishing')
 RETURNING run_id, epoch, cancelled_at IS NOT NULL AS cancelled, token_renewed_at < now() - interval '20 minutes' AS token_old
 """
-# those that wait have no owner who renews their token; taking a row says that this process does it
+# those that wait have no owner who renews their token; two processes that renew the same one do no harm
 _OLD_TOKENS = """
-UPDATE dispatcher.runs SET token_renewed_at = now()
-WHERE run_id IN (SELECT run_id FROM dispatcher.runs WHERE state = 'queued' AND token_renewed_at < now() - interval '20 minutes'
-                 ORDER BY token_renewed_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-RETURNING run_id, epoch, context_token
+SELECT run_id, epoch, context_token FROM dispatcher.runs
+WHERE state = 'queued' AND token_renewed_at < now() - interval '20 minutes' ORDER BY token_renewed_at LIMIT $1
 """
 
 
@@ -59,7 +57,7 @@ class SystemStore:
         return {str(row["run_id"]): (row["epoch"], row["cancelled"], row["token_old"]) for row in rows}
 
     async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
-        """Run, epoch and context token of runs that wait and whose token needs renewal; each is told to one process."""
+        """Run, epoch and context token of runs that wait and whose token needs renewal, oldest first."""
         async with self._database.transaction() as transaction:
             rows = await transaction.fetch(_OLD_TOKENS, most)
         return [(ids.RunId(str(row["run_id"])), row["epoch"], row["context_token"]) for row in rows]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from chassis import identity, lifecycle, log, streams
+from chassis import channel, identity, lifecycle, log, streams
 from netra import errors, ids
 from services.dispatcher import admission, engine, runs, settings, upstreams
 from services.dispatcher.agents import registry as agents_
@@ -90,7 +90,7 @@ class Supervisor:
     async def call(self, user: identity.Principal, wanted: admission.Wanted, arguments: dict[str, Any], answer: Any) -> bytes:
         """Execute one tool and return what `answer` makes of its outcome; the same request gets the same answer.
 
-        Raises `Busy` while the same request still executes.
+        Empty when the process that executed it died before the answer was kept. Raises `Busy` while the same request executes.
         """
         run = await self._admission.known(user, wanted)
         if run is None:
@@ -98,21 +98,21 @@ class Supervisor:
             run, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
             if run.run_id not in self._running and run.state == runs.RunState.RUNNING:
                 running = engine.Running(runs.Claim(order, 1, cancelled=False, expired=False), order.context_token)
-                return await self._called(running, arguments, answer)
-        if run.outcome:
+                self._running[run.run_id] = running
+                # the call ends in the record even when its caller has gone
+                running.task = self._tasks.spawn(self._called(running, arguments, answer), name=f"call {run.run_id}")
+                result: bytes = await asyncio.shield(running.task)
+                return result
+        if run.outcome or run.state in runs.ENDED:
             return run.outcome
         raise errors.Busy("The same request still executes. Ask again for its outcome.", retry_after_ms=1000)
 
     async def _called(self, running: engine.Running, arguments: dict[str, Any], answer: Any) -> bytes:
-        run_id = running.claim.order.run_id
-        self._running[run_id] = running
+        channel.bind_deadline(None)
         try:
-            # the call ends in the record even when its caller has gone
-            running.task = self._tasks.spawn(self._engine.call(running, arguments, answer), name=f"call {run_id}")
-            result: bytes = await asyncio.shield(running.task)
-            return result
+            return await self._engine.call(running, arguments, answer)
         finally:
-            self._running.pop(run_id, None)
+            self._forget(running)
 
     async def cancel(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
         """Ask a run to stop, wherever it runs. Raises `NotFound`."""
@@ -129,20 +129,20 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._claim_always())
             group.create_task(self._renew_always())
-            group.create_task(self._renew_waiting_always())
+            group.create_task(self._renew_tokens_always())
             group.create_task(self._listen(_WAKE))
             group.create_task(self._listen(_CANCEL))
 
-    async def _tell(self, channel: str, message: str) -> None:
+    async def _tell(self, topic: str, message: str) -> None:
         try:
-            await self._signals.publish(channel, message)
+            await self._signals.publish(topic, message)
         except errors.Unavailable:
             # the row carries the same word; it is read at the next poll
-            _log.warning("a signal was not sent", channel=channel)
+            _log.warning("a signal was not sent", topic=topic)
 
-    async def _listen(self, channel: str) -> None:
-        async for message in self._signals.listen(channel):
-            if channel == _CANCEL and (running := self._running.get(message)) is not None:
+    async def _listen(self, topic: str) -> None:
+        async for message in self._signals.listen(topic):
+            if topic == _CANCEL and (running := self._running.get(message)) is not None:
                 running.ask_to_stop()
             self._woken.set()
 
@@ -173,7 +173,6 @@ class Supervisor:
         return bool(claims)
 
     async def _own(self, running: engine.Running, before: engine.Running | None) -> None:
-        run_id = running.claim.order.run_id
         try:
             if before is not None and before.task is not None:
                 # this process lost the lease and got it again: what it still runs goes first
@@ -181,9 +180,13 @@ class Supervisor:
                 await asyncio.wait({before.task})
             await self._engine.run(running)
         finally:
-            if self._running.get(run_id) is running:
-                del self._running[run_id]
-            self._woken.set()
+            self._forget(running)
+
+    def _forget(self, running: engine.Running) -> None:
+        run_id = running.claim.order.run_id
+        if self._running.get(run_id) is running:
+            del self._running[run_id]
+        self._woken.set()
 
     async def _renew_always(self) -> None:
         pause_s = self._limits.lease_s / 3
@@ -206,11 +209,7 @@ class Supervisor:
                 self._let_go({run_id: running}, "another process owns it")
             elif cancelled:
                 running.ask_to_stop()
-            elif token_old:
-                await self._renew_token(running)
-
-    async def _renew_token(self, running: engine.Running) -> None:
-        running.token = await self._renewed(running.claim.order.run_id, running.claim.epoch, running.token)
+            running.token_old = token_old
 
     async def _renewed(self, run_id: ids.RunId, epoch: int, token: str) -> str:
         try:
@@ -221,14 +220,17 @@ class Supervisor:
         await self._all.token_renewed(run_id, epoch, fresh)
         return fresh
 
-    async def _renew_waiting_always(self) -> None:
+    async def _renew_tokens_always(self) -> None:
+        # apart from the leases: a context service that hangs must not cost them
         while True:
             try:
+                for running in [running for running in self._running.values() if running.token_old]:
+                    running.token = await self._renewed(running.claim.order.run_id, running.claim.epoch, running.token)
                 for run_id, epoch, token in await self._all.old_tokens(_TOKENS_AT_ONCE):
                     await self._renewed(run_id, epoch, token)
             except (errors.Unavailable, errors.DeadlineExceeded):
-                _log.warning("tokens of waiting runs could not be looked at")
-            await asyncio.sleep(self._limits.waiting_tokens_s)
+                _log.warning("context tokens could not be looked at")
+            await asyncio.sleep(self._limits.tokens_s)
 
     def _let_go(self, leased: dict[str, engine.Running], why: str) -> None:
         for run_id, running in leased.items():

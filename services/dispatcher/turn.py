@@ -35,11 +35,13 @@ class Turn:
         """Show what the agent considers. Raises `InvalidPayload` when that is empty or longer than 16 Ki characters."""
         if not reasoning or len(reasoning) > _MAX_REASONING:
             raise errors.InvalidPayload(f"reasoning must have 1 to {_MAX_REASONING} characters", field="reasoning")
+        await self._bridge.room()
         self._thoughts += 1
         self._bridge.thinking(reasoning, self._thoughts, progress, self._key("think"))
 
     async def tool(self, name: str, **arguments: object) -> Any:
         """Call a tool and return its result. Raises what went wrong."""
+        await self._bridge.room()
         outcome = await self._tools.execute(name, arguments, step_key=self._key(f"tool:{name}"))
         return outcome.unwrap()
 
@@ -47,5 +49,6 @@ class Turn:
         """Wait."""
         if not 0 <= seconds <= _MAX_SLEEP_S:
             raise errors.InvalidPayload(f"seconds must be from 0 to {_MAX_SLEEP_S:g}", field="seconds")
+        await self._bridge.room()
         await asyncio.sleep(seconds)
         self._bridge.step(self._key("sleep"), None)

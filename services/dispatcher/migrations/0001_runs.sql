@@ -24,7 +24,8 @@ CREATE TABLE dispatcher.runs (
     lease_until       timestamptz,
     cancelled_at      timestamptz,
     outcome           bytea,
-    created_at        timestamptz NOT NULL DEFAULT now(),
+    -- not now(): starts of one user queue up inside their transactions, and their order here is the order they run in
+    created_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     started_at        timestamptz,
     ended_at          timestamptz,
     UNIQUE (user_id, request_id)

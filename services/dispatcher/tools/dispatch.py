@@ -87,6 +87,7 @@ class UnifiedToolDispatcher:
         self._tasks = lifecycle.Tasks(on_failure=_logged)
         self._open = True
         self.calls = 0
+        self.last: Outcome | None = None
         self.stopped: list[Stopped] = []
 
     @classmethod
@@ -116,21 +117,18 @@ class UnifiedToolDispatcher:
             raise errors.FailedPrecondition("The execution context is closed; no tool can be called in it.")
         self.calls += 1
         tool, refusal = self._checked(name, arguments)
-        call = Call(ids.ToolCallId.new(), name, tool.spec.version if tool else "", arguments)
+        call = Call(ids.ToolCallId.new(), name, tool.spec.version if tool else "", arguments if _recordable(arguments) else {})
         self._reporter.tool_executing(call)
         began = time.perf_counter()
         try:
             result = await self._run(tool, call) if tool else None
-        except asyncio.CancelledError:
-            self._stopped(call, began, step_key, confirmed=True)
+        except asyncio.CancelledError as stopped:
+            self._stopped(call, began, step_key, confirmed=not isinstance(stopped, trusted.StillRunning))
             raise
-        except trusted.Unconfirmed as error:
-            self._stopped(call, began, step_key, confirmed=False)
-            return _failed(call, error, began)
         except Exception as error:
             refusal = _shown(name, error)
         outcome = _failed(call, refusal, began) if refusal else Outcome(call, "success", result, None, _since(began))
-        self._reporter.tool_completed(outcome, trusted.ENFORCEMENT, step_key)
+        self._report(outcome, step_key)
         return outcome
 
     def _checked(self, name: str, arguments: Mapping[str, Any]) -> tuple[registry.Registered | None, errors.NetraError | None]:
@@ -154,7 +152,10 @@ class UnifiedToolDispatcher:
     def _stopped(self, call: Call, began: float, step_key: str, *, confirmed: bool) -> None:
         self.stopped.append(Stopped(call.tool_call_id, time.monotonic(), confirmed))
         message = f"{call.tool} was stopped." if confirmed else f"{call.tool} was told to stop; whether it did is not known."
-        outcome = _failed(call, errors.Cancelled(message), began)
+        self._report(_failed(call, errors.Cancelled(message), began), step_key)
+
+    def _report(self, outcome: Outcome, step_key: str) -> None:
+        self.last = outcome
         self._reporter.tool_completed(outcome, trusted.ENFORCEMENT, step_key)
 
 
@@ -165,6 +166,13 @@ def masked(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [masked(item) for item in value]
     return value
+
+
+def _recordable(arguments: Mapping[str, Any]) -> bool:
+    try:
+        return len(_json(arguments, "arguments")) <= MAX_ARGUMENT_BYTES
+    except errors.ToolFailed:
+        return False
 
 
 def _json(value: object, what: str) -> bytes:

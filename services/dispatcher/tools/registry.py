@@ -40,7 +40,9 @@ def _no_fetching(uri: str) -> Any:
 
 
 def _compiled(schema: Any) -> jsonschema_rs.Draft202012Validator:
-    return jsonschema_rs.Draft202012Validator(schema, retriever=_no_fetching, pattern_options=jsonschema_rs.RegexOptions())
+    return jsonschema_rs.Draft202012Validator(
+        schema, retriever=_no_fetching, pattern_options=jsonschema_rs.RegexOptions(), mask="the value"
+    )
 
 
 def _registered(spec: ToolSpec) -> Registered:

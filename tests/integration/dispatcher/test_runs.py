@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2, json_format
 from chassis import postgres
 from netra import errors, ids
 from netra.agent import Turn, agent
+from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import kinds_pb2
 from netra.tool import tool
@@ -83,8 +84,43 @@ async def silent(turn: Turn) -> str:
     return "nothing"
 
 
-AGENTS = [hanging, tolerant, failing, silent]
-TOOLS = [hang, slow, broken, liar]
+@tool(timeout_s=0.1)
+async def deaf() -> str:
+    """Swallows its cancellation."""
+    while True:
+        try:
+            await asyncio.sleep(1)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.2)
+            return "late"
+
+
+@agent("thoughtful")
+async def thoughtful(turn: Turn) -> str:
+    """Thinks faster than anybody can write."""
+    for number in range(2500):
+        await turn.think(f"Thought {number}.")
+    return "done"
+
+
+@agent("boastful")
+async def boastful(turn: Turn) -> dict[str, str]:
+    """Returns more than can be recorded."""
+    return {"message": "short", "rest": "x" * 5_000_000}
+
+
+@agent("pushy")
+async def pushy(turn: Turn) -> str:
+    """Hands a tool more than it may take."""
+    try:
+        await turn.tool("text_statistics", text="x" * 5_000_000)
+    except errors.TooLarge as error:
+        return error.code
+    return "taken"
+
+
+AGENTS = [hanging, tolerant, failing, silent, thoughtful, boastful, pushy]
+TOOLS = [hang, slow, broken, liar, deaf]
 
 
 @pytest.fixture
@@ -313,12 +349,46 @@ async def test_runs_are_paged_newest_first(running: Runs) -> None:
     assert seen == sorted(started, reverse=True)
 
 
+async def test_an_agent_that_runs_ahead_of_its_record_loses_nothing(running: Runs) -> None:
+    user = await running.services.user()
+    events = await running.ended(user, (await running.start(user, "thoughtful")).run_id)
+    thoughts = [event["data"]["reasoning"] for event in events if event["type"] == "agent_thinking"]
+    assert thoughts == [f"Thought {number}." for number in range(2500)]
+    assert types(events)[-1] == "agent_completed"
+
+
+@pytest.mark.parametrize(("name", "end"), [("boastful", "agent_failed"), ("pushy", "agent_completed")])
+async def test_what_is_too_large_harms_no_other_run(running: Runs, name: str, end: str) -> None:
+    user = await running.services.user()
+    large = await running.start(user, name)
+    small = await running.start(user)
+    assert types(await running.ended(user, small.run_id))[-1] == "agent_completed"
+    events = await running.ended(user, large.run_id)
+    assert types(events)[-1] == end
+    if name == "pushy":
+        assert events[-1]["data"]["result"] == "FRAME_TOO_LARGE"
+
+
+async def test_a_refused_start_leaves_nothing_behind(running: Runs) -> None:
+    user, mark = await running.services.user(), ids.uuid7()
+    STARTED[mark] = asyncio.Event()
+    first = await running.start(user, "hanging", inputs={"mark": mark})
+    await asyncio.wait_for(STARTED[mark].wait(), 10)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await running.start(user, thread_id=first.thread_id, on_busy=dispatcher_pb2.ON_BUSY_REJECT)
+    context: context_pb2_grpc.ContextServiceAsyncStub = context_pb2_grpc.ContextServiceStub(running.services.channel("context"))
+    messages = await context.ListMessages(context_pb2.ListMessagesRequest(thread_id=first.thread_id), metadata=user.bearer)
+    assert len(messages.messages) == 1
+    await running.dispatcher.CancelRun(dispatcher_pb2.CancelRunRequest(run_id=first.run_id), metadata=user.bearer)
+    await running.ended(user, first.run_id)
+
+
 class TestWaiting:
     """A run that waits for long keeps an identity."""
 
     async def _waiting(self, services: Services, every_s: float) -> tuple[Runs, Any, str, str]:
         """A run that hangs, and one that waits for it on the same thread."""
-        await services.all(agents=AGENTS, tools=TOOLS, waiting_tokens_s=every_s)
+        await services.all(agents=AGENTS, tools=TOOLS, tokens_s=every_s)
         running, mark = Runs(services), ids.uuid7()
         user = await services.user()
         STARTED[mark] = asyncio.Event()
@@ -375,6 +445,38 @@ class TestExecuteTool:
     async def test_a_failure_is_an_outcome(self, running: Runs) -> None:
         answer = await self._call(running, await running.services.user(), "slow", {})
         assert (answer.status, answer.error.code) == ("timeout", "DEADLINE_EXCEEDED")
+
+    async def test_a_cancel_stops_it(self, running: Runs) -> None:
+        user, mark = await running.services.user(), ids.uuid7()
+        STARTED[mark] = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            calling = group.create_task(self._call(running, user, "hang", {"mark": mark}))
+            await asyncio.wait_for(STARTED[mark].wait(), 10)
+            run = (await running.dispatcher.ListRuns(dispatcher_pb2.ListRunsRequest(), metadata=user.bearer)).runs[0]
+            await running.dispatcher.CancelRun(dispatcher_pb2.CancelRunRequest(run_id=run.run_id), metadata=user.bearer)
+        assert (calling.result().status, mark in GONE) == ("cancelled", True)
+        assert [event["data"]["status"] for event in await running.ended(user, run.run_id)] == ["executing", "cancelled"]
+        await _state(running, user, run.run_id, dispatcher_pb2.RUN_STATE_CANCELLED)
+
+    async def test_a_tool_that_does_not_stop_is_told_as_timed_out_everywhere(self, running: Runs) -> None:
+        user = await running.services.user()
+        answer = await self._call(running, user, "deaf", {})
+        events = await running.ended(user, answer.run_id)
+        assert (answer.status, events[-1]["data"]["status"]) == ("timeout", "timeout")
+
+    async def test_an_answer_that_was_lost_is_said_to_be(self, running: Runs, stores: Standalone, database: str) -> None:
+        user, request_id = await running.services.user(), ids.uuid7()
+        answer = await self._call(running, user, "text_statistics", {"text": "One."}, request_id)
+        async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
+            await admin.execute("UPDATE dispatcher.runs SET outcome = NULL WHERE run_id = $1", answer.run_id)
+        again = await self._call(running, user, "text_statistics", {"text": "One."}, request_id)
+        assert (again.run_id, again.status, again.error.code) == (answer.run_id, "unknown", "OWNER_LOST")
+
+    async def test_a_wrong_argument_is_not_repeated_in_the_error(self, running: Runs) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self._call(running, await running.services.user(), "text_statistics", {"text": {"password": "hunter2" * 2000}})
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "hunter2" not in str(caught.value)
 
     @pytest.mark.parametrize(
         ("name", "arguments", "code"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import pytest
@@ -88,6 +89,13 @@ async def test_text_statistics_count() -> None:
     assert figures == {
         "characters": 25, "words": 5, "unique_words": 4, "sentences": 3, "longest_word": "three", "reading_time_s": 1.3
     }  # fmt: skip
+
+
+async def test_text_statistics_take_no_longer_for_odd_texts() -> None:
+    # a quadratic expression would need an hour for this one
+    async with asyncio.timeout(5):
+        figures: Any = await text.text_statistics.function(text="a." + " " * 262_000)
+    assert figures["sentences"] == 1
 
 
 async def test_text_statistics_of_nothing() -> None:

@@ -15,27 +15,29 @@ _GRACE_S = 2.0
 ENFORCEMENT = {"tier": "trusted", "backend": "asyncio"}
 
 
-class Unconfirmed(errors.NetraError):
-    """The tool was told to stop and did not."""
-
-    code = "DEADLINE_EXCEEDED"
+class StillRunning(asyncio.CancelledError):
+    """The call was cancelled; whether the tool stopped is not known."""
 
 
 async def run(spec: ToolSpec, arguments: Mapping[str, Any], timeout_s: float, tasks: lifecycle.Tasks) -> object:
-    """The tool's result. Raises what the tool raises, `DeadlineExceeded` after `timeout_s`, `Unconfirmed` when it cannot be stopped."""
+    """The tool's result.
+
+    Raises what the tool raises, `DeadlineExceeded` after `timeout_s`, `StillRunning` when a cancel did not stop it.
+    """
     task = tasks.spawn(_call(spec, arguments), name=f"tool {spec.name}")
     try:
         await asyncio.wait({task}, timeout=timeout_s)
         if not task.done():
-            await _stopped(task, spec)
-            raise errors.DeadlineExceeded(f"{spec.name} did not finish within {timeout_s:g} s.")
+            after = "" if await _stopped(task) else " It was told to stop; whether it did is not known."
+            raise errors.DeadlineExceeded(f"{spec.name} did not finish within {timeout_s:g} s.{after}")
         result, error = task.result()
         if error is not None:
             raise error
         return result
     except asyncio.CancelledError:
-        await _stopped(task, spec)
-        raise
+        if await _stopped(task):
+            raise
+        raise StillRunning from None
 
 
 async def _call(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[object, Exception | None]:
@@ -46,8 +48,7 @@ async def _call(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[object, E
         return None, error
 
 
-async def _stopped(task: asyncio.Task[Any], spec: ToolSpec) -> None:
+async def _stopped(task: asyncio.Task[Any]) -> bool:
     task.cancel()
     await asyncio.wait({task}, timeout=_GRACE_S)
-    if not task.done():
-        raise Unconfirmed(f"{spec.name} was told to stop and still runs.")
+    return task.done()
