@@ -109,8 +109,6 @@ class _Socket:
         return hello(websocket.headers, websocket.scope["subprotocols"], websocket.url.query)
 
     async def _opened(self, websocket: WebSocket, greeting: Hello) -> session.Session:
-        if self._edge.open.draining.is_set():
-            raise errors.Unavailable("This gateway is stopping. Try again.", retry_after_ms=500)
         principal = await self._edge.verifier.principal(greeting.token)
         one = session.Session(self._edge, principal, greeting.client_id)
         self._edge.open.admit(one)

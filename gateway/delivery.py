@@ -24,14 +24,14 @@ class Delivery:
 
     __slots__ = (
         "_bytes", "_control", "_events", "_max_bytes", "_max_events",
-        "behind", "closed", "generation", "last", "quiet", "sent", "tail", "wake",
+        "behind", "closed", "generation", "last", "over", "quiet", "sent", "tail", "wake",
     )  # fmt: skip
 
     def __init__(self, last: int, tail: int, max_events: int, max_bytes: int) -> None:
         self.last = self.sent = last
         self.tail = max(last, tail)
         self.behind = self.tail > last
-        self.closed = False
+        self.closed = self.over = False
         self.generation = 0
         self.wake = asyncio.Event()
         self.quiet = asyncio.Event()
@@ -42,6 +42,8 @@ class Delivery:
 
     def say(self, frame: bytes) -> None:
         """Queue a frame that is not an event; it goes out before queued events."""
+        if self.over:
+            return
         self._control.append(frame)
         self.quiet.clear()
         self.wake.set()
@@ -110,6 +112,14 @@ class Delivery:
         """Take no more events; what is queued is still sent."""
         self.closed = True
         self.wake.set()
+
+    def end(self) -> None:
+        """Nobody sends any more: keep nothing, and hold up nobody who waits until all is said."""
+        self.closed = self.over = True
+        self._control.clear()
+        self._events.clear()
+        self._bytes = 0
+        self.quiet.set()
 
     def _take_over(self, events: Iterable[tuple[int, bytes]]) -> None:
         for cursor, frame in events:

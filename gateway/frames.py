@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,10 @@ ALIASES = {
     "AGENT_REQUEST": "START_AGENT",
     "HEARTBEAT": "PING",
 }
+# strings, also one that does not end, and what gives JSON its shape; linear in any text
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[{}\[\]:,]', re.DOTALL)
+# as many as the longest frame that is accepted can have
+_MAX_TOKENS = 65536
 # what a token says, nobody may say in a payload
 _IDENTITY = ("user_id", "tenant_id", "session_id", "role", "roles", "tier", "permissions", "is_admin")
 
@@ -112,21 +118,41 @@ def _check_text(value: Any, depth: int) -> None:
 
 def parse(text: str, max_bytes: int) -> Frame:
     """One frame. Raises `Refused` with the error to send."""
-    frame_id: str | None = None
     try:
         if len(text) > max_bytes or len(text.encode("utf-8", "surrogatepass")) > max_bytes:
             raise errors.TooLarge(f"A frame has at most {max_bytes} bytes.", limit=max_bytes)
         value = strict(text)
         if not isinstance(value, dict):
             raise errors.NotAnObject("A frame must be a JSON object.")
-        frame_id = _usable_id(value.get("id"))
         return _frame(value)
     except errors.NetraError as error:
-        raise Refused(error, frame_id) from None
+        raise Refused(error, id_in(text)) from None
 
 
-def _usable_id(value: Any) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= 64 else None
+def id_in(text: str) -> str | None:
+    """The id to answer a frame under that is not read, whatever else is wrong with it; None when it has no usable one."""
+    if not text.lstrip(" \t\r\n").startswith("{"):
+        return None
+    found, depth, before, last = [], 0, "", ""
+    for match in itertools.islice(_TOKEN.finditer(text), _MAX_TOKENS):
+        piece = match[0]
+        depth += (piece in "{[") - (piece in "}]")
+        if depth == 1 and last == ":" and _said(before) == "id":
+            found.append(_said(piece))
+        before, last = last, piece
+    return found[0] if len(found) == 1 else None
+
+
+def _said(piece: str) -> str | None:
+    """What a short string says; None for anything that no id can be."""
+    if not piece.startswith('"') or len(piece) > 6 * 64 + 2:
+        return None
+    try:
+        said = str(json.loads(piece))
+        said.encode()
+    except ValueError:
+        return None
+    return said if 0 < len(said) <= 64 else None
 
 
 def _frame(value: dict[str, Any]) -> Frame:

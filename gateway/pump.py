@@ -50,11 +50,15 @@ class Feed:
     waiting: list[identity.Principal] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
 
+    def refuses(self, token: str) -> bool:
+        """Whether the token was refused just now; what was said earlier is asked again."""
+        return self.refused.get(token, 0.0) >= time.time() - _REFUSED_S
+
     def credential(self) -> identity.Principal | None:
         """The longest-lived token of a listener that was not refused just now."""
         now = time.time()
         known = [sink.principal for sink in self.sinks] + self.waiting
-        usable = [one for one in known if one.expires_at > now and self.refused.get(one.token, 0.0) < now - _REFUSED_S]
+        usable = [one for one in known if one.expires_at > now and not self.refuses(one.token)]
         return max(usable, key=lambda one: one.expires_at, default=None)
 
 
@@ -76,7 +80,7 @@ class Pump:
             if not feed.joined or principal.expires_at > feed.token_ends + 1:
                 self._ask(feed)
             async with asyncio.timeout(_PATIENCE_S), self._moved:
-                await self._moved.wait_for(lambda: feed.joined or principal.token in feed.refused)
+                await self._moved.wait_for(lambda: feed.joined or feed.refuses(principal.token))
             if not feed.joined:
                 raise errors.Unauthenticated(f"The token was refused: {feed.refusal or 'it has ended'}.")
         except TimeoutError:
@@ -183,7 +187,7 @@ class Pump:
             _delivered.add(len(batch.events))
 
     def _place(self, position: events_pb2.TailPosition) -> None:
-        feed = self._feeds.get(position.user_id) if position.user_id else self._asked_longest_ago()
+        feed = self._feeds.get(position.user_id)
         if feed is None:
             return
         feed.joined = position.joined
@@ -206,11 +210,6 @@ class Pump:
         if not feed.joined:
             _log.info("not following a user", user_id=feed.user_id, reason=reason)
             self._ask(feed)
-
-    def _asked_longest_ago(self) -> Feed | None:
-        """Whom a refusal without a user (an unreadable token) means: the one asked for longest ago."""
-        open_ = [feed for feed in self._feeds.values() if not feed.joined and feed.asked_at]
-        return min(open_, key=lambda feed: feed.asked_at, default=None)
 
 
 async def _drawn_from(requests: asyncio.Queue[events_pb2.TailRequest | None]) -> AsyncIterator[events_pb2.TailRequest]:

@@ -189,7 +189,7 @@ class Session:
     async def _hear(self, text: str | None) -> None:
         wait_ms = self._allowance.take()
         if wait_ms:
-            self._slow_down(wait_ms)
+            self._slow_down(wait_ms, frames.id_in(text or ""))
             return
         try:
             if text is None:
@@ -206,8 +206,8 @@ class Session:
         if "worker" not in self._tasks:
             self._start("worker", self._work())
 
-    def _slow_down(self, wait_ms: int) -> None:
-        self._refuse(errors.RateLimited("Too many frames in a minute.", retry_after_ms=wait_ms), None)
+    def _slow_down(self, wait_ms: int, frame_id: str | None) -> None:
+        self._refuse(errors.RateLimited("Too many frames in a minute.", retry_after_ms=wait_ms), frame_id)
         if self._allowance.refusals > self._edge.settings.frames_per_minute:
             self.end(close_codes.ABUSE)
 
@@ -296,6 +296,12 @@ class Session:
     # the writer
 
     async def _write(self, line: wire.Wire) -> None:
+        try:
+            await self._send(line)
+        finally:
+            self.delivery.end()
+
+    async def _send(self, line: wire.Wire) -> None:
         owed = self.delivery
         while True:
             while (frame := owed.take()) is not None:
@@ -331,8 +337,7 @@ class Session:
         """One page of the record for a socket that is behind."""
         generation, moved = self.delivery.generation, False
         try:
-            size = min(self._edge.settings.queue_events, 1000)
-            page = await self._edge.reader.page(self.principal.token, self.delivery.last, size)
+            page = await self._edge.reader.page(self.principal.token, self.delivery.last, min(self._edge.settings.queue_events, 1000))
             moved = self.delivery.fill(generation, page)
         except errors.NetraError as error:
             _log.info("the record cannot be read just now", code=error.code)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from chassis import identity, log, telemetry
 from gateway import close_codes
-from netra import ids
+from netra import errors, ids
 
 _log = log.get(__name__)
 _open = telemetry.meter.create_up_down_counter("netra.gateway.sockets", description="Open sockets.")
@@ -47,7 +47,9 @@ class UnifiedWebSocketManager:
         return len(self._by_user.get(user_id, ()))
 
     def admit(self, socket: Socket) -> None:
-        """Take a socket in; an older one of the same client makes room. Raises `TooMany`."""
+        """Take a socket in; an older one of the same client makes room. Raises `TooMany`, or `Unavailable` while draining."""
+        if self.draining.is_set():
+            raise errors.Unavailable("This gateway is stopping. Try again.", retry_after_ms=500)
         mine = self._by_user.get(socket.principal.user_id, [])
         older = next((one for one in mine if socket.client_id and one.client_id == socket.client_id), None)
         if older is not None:
@@ -80,10 +82,10 @@ class UnifiedWebSocketManager:
         self.draining.set()
         for socket in self._all():
             socket.drain()
-        self._gone.clear()
         try:
             async with asyncio.timeout(patience_s):
                 while self._by_user:
+                    self._gone.clear()
                     await self._gone.wait()
         except TimeoutError:
             _log.warning("sockets did not drain in time", open=len(self))

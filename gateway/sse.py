@@ -43,12 +43,14 @@ class Events:
             # a run that was accepted a moment ago has no record yet; whose it is, the dispatcher knows
             with status.translated():
                 await self._services.dispatcher.GetRun(dispatcher_pb2.GetRunRequest(run_id=run_id), metadata=channel.bearer(who.token))
-            return events_pb2.ListEventsResponse(next_after=after)
+            bounds = await self._edge.reader.page(who.token, after, 1)
+            return events_pb2.ListEventsResponse(next_after=after, last=bounds.last, oldest=bounds.oldest)
 
     async def stream(self, who: identity.Principal, run_id: ids.RunId, after: int) -> Response:
-        """Everything after a cursor, then live, until the run has ended. Raises `NotFound` before anything is sent."""
-        await self.page(who, run_id, after, 1)
-        return _Stream(lambda cursor: self._subscribe(who, run_id, cursor), lambda: self._may_go_on(who), after)
+        """Everything after a cursor, then live, until the run has ended. Raises `NotFound`, `FailedPrecondition` at first."""
+        _check_range(after, await self.page(who, run_id, after, 1))
+        stall_s = self._edge.settings.stall_s
+        return _Stream(lambda cursor: self._subscribe(who, run_id, cursor), lambda: self._may_go_on(who), after, stall_s)
 
     def _subscribe(self, who: identity.Principal, run_id: ids.RunId, after: int) -> _Call:
         wanted = events_pb2.SubscribeRequest(after=after, run_id=run_id)
@@ -59,34 +61,56 @@ class Events:
         return not (ended or self._edge.open.draining.is_set() or self._edge.verifier.trust.revoked(who.session_id))
 
 
+def _check_range(after: int, found: events_pb2.ListEventsResponse) -> None:
+    if after > found.last:
+        message = f"The record ends at cursor {found.last}; nothing can be after {after}."
+        raise errors.FailedPrecondition(message, last=found.last)
+    if 0 < after < found.oldest - 1:
+        message = f"The record begins at cursor {found.oldest}; what was between {after} and it is gone."
+        raise errors.FailedPrecondition(message, oldest=found.oldest)
+
+
 class _Stream(Response):
-    """One text/event-stream: until the run has ended, the client is gone, the token has ended, or the gateway stops."""
+    """One text/event-stream: until the run has ended, the client is gone or stalls, the token has ended, or the gateway stops."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, subscribe: Callable[[int], _Call], may_go_on: Callable[[], bool], after: int) -> None:
+    def __init__(self, subscribe: Callable[[int], _Call], may_go_on: Callable[[], bool], after: int, stall_s: float) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._subscribe, self._may_go_on, self._after = subscribe, may_go_on, after
+        self._subscribe, self._may_go_on, self._after, self._stall_s = subscribe, may_go_on, after, stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
+        """Send the stream; cut the connection of a peer that takes nothing."""
+        try:
+            await self._serve(receive, send)
+        except* TimeoutError:
+            scope["state"]["cut"]()
+            await _gone(receive)
+
+    async def _serve(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await _put(send, b"retry: 500\n\n")
+        await self._put(send, b"retry: 500\n\n")
         async with asyncio.TaskGroup() as group:
             work = [group.create_task(one) for one in (self._feed(send), self._watch(send), _gone(receive))]
             await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             for task in work:
                 task.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._put(send, b"", more=False)
+
+    async def _put(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        # raises TimeoutError when the peer takes nothing of what was sent before
+        async with asyncio.timeout(self._stall_s):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _feed(self, send: Send) -> None:
         while True:
             call = self._subscribe(self._after)
             try:
                 async for batch in call:
-                    await _put(send, b"".join(map(_event, batch.events)))
-                    self._after = max([self._after, *(event.cursor for event in batch.events)])
+                    for event in batch.events:
+                        await self._put(send, _event(event))
+                        self._after = max(self._after, event.cursor)
                 return
             except grpc.aio.AioRpcError as error:
                 known = status.from_rpc(error)
@@ -103,17 +127,12 @@ class _Stream(Response):
             await asyncio.sleep(_LOOK_S)
             if time.monotonic() - said > _KEEPALIVE_S:
                 said = time.monotonic()
-                await _put(send, b": keepalive\n\n")
+                await self._put(send, b": keepalive\n\n")
 
 
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _put(send: Send, body: bytes) -> None:
-    if body:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def _event(event: events_pb2.Event) -> bytes:

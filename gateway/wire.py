@@ -1,15 +1,19 @@
-"""The WebSocket protocol of uvicorn with our heartbeat code, bytes passed through, and an end that needs no reader."""
+"""The protocols of uvicorn with our heartbeat code, bytes passed through, and an end that needs no reader."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, Protocol
 
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 
 from gateway import close_codes
 
 _LINGER_S = 2.0
+_TRIFLE_S = 0.05
 
 
 class Wire(Protocol):
@@ -27,14 +31,50 @@ class Wire(Protocol):
         """Close, also when nobody reads at the other end."""
 
 
+class HttpProtocol(H11Protocol):
+    """HTTP; puts its end that needs no reader under `cut` into the state of the ASGI scope."""
+
+    def __init__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        super().__init__(config, server_state, {**app_state, "cut": self.cut}, _loop)
+
+    def cut(self) -> None:
+        """End the connection now; what was not taken is dropped."""
+        self.transport.abort()
+
+
 class WireProtocol(WebSocketsSansIOProtocol):
     """One connection. Puts itself under `wire` into the state of the ASGI scope."""
+
+    # since when nothing is read because the session has not taken what was; how long that was since the last ping
+    _unread_since: float | None = None
+    _unread_s = 0.0
 
     def handle_connect(self, event: Any) -> None:
         """Make the scope, then lay the wire in it."""
         super().handle_connect(event)
         if not self.close_sent:
             self.scope["state"]["wire"] = self
+
+    def send_receive_event_to_app(self) -> None:
+        """Hand a message on, and read no further until it was taken."""
+        super().send_receive_event_to_app()
+        if self.read_paused and self._unread_since is None:
+            self._unread_since = self.loop.time()
+
+    async def receive(self) -> Any:
+        """The next message."""
+        message = await super().receive()
+        if not self.read_paused:
+            self._count_unread()
+        return message
+
+    def _count_unread(self) -> None:
+        now = self.loop.time()
+        if self._unread_since is not None:
+            self._unread_s += now - self._unread_since
+        self._unread_since = now if self.read_paused else None
 
     async def send(self, message: Any) -> None:
         """Pass on what the application says; a refused handshake is a complete one."""
@@ -68,8 +108,19 @@ class WireProtocol(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
         self.close_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
 
+    def send_keepalive_ping(self) -> None:
+        """Ask for a pong."""
+        self._count_unread()
+        self._unread_s = 0.0
+        super().send_keepalive_ping()
+
     def keepalive_timeout(self) -> None:
-        """No pong came in time."""
+        """No pong came in time; the time in which nothing was read here does not count."""
+        self._count_unread()
+        unread_s, self._unread_s = self._unread_s, 0.0
+        if unread_s > _TRIFLE_S:
+            self.pong_timer = self.loop.call_later(unread_s, self.keepalive_timeout)
+            return
         self.pong_timer = None
         self.pending_ping_payload = None
         self.end(close_codes.NO_PONG)

@@ -46,7 +46,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _server(settings: GatewaySettings, edge: session.Edge, services: upstreams.Upstreams) -> uvicorn.Server:
     config = uvicorn.Config(
         app.build(edge, http.Api(edge, services), settings),
-        http="h11",
+        http=wire.HttpProtocol,
         ws=wire.WireProtocol,
         ws_max_size=settings.max_frame_bytes * _OVERSIZE,
         ws_ping_interval=settings.heartbeat_s,

@@ -206,8 +206,8 @@ class _Call:
         try:
             joined = await self._live.join(new) if new else {}
         except (errors.Unavailable, errors.DeadlineExceeded) as error:
-            for user in new:
-                self.stream.dismiss(user, error.message)
+            # said is only what is true of a token; whoever gets no answer asks again
+            _log.info("users cannot be joined just now", users=len(new), code=error.code)
             joined = {}
         for user, (topic, position) in joined.items():
             self.stream.follow(topic, max(topic.last, position.last))

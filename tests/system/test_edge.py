@@ -45,11 +45,19 @@ async def test_logout_closes_the_sockets_of_the_session_and_leaves_its_runs(syst
         assert (await again.ended(run["run_id"]))[-1]["type"] == "agent_completed"
 
 
-@pytest.mark.parametrize("body", [{"email": "nobody@netra.example", "password": "wrong-password"}, {"email": "x"}, {}, []])
-async def test_a_wrong_login_is_a_problem_document(system: System, body: Any) -> None:
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"email": "nobody@netra.example", "password": "wrong-password"}, 401, "UNAUTHENTICATED"),
+        ({"email": "x"}, 400, "INVALID_PAYLOAD"),
+        ({}, 400, "INVALID_PAYLOAD"),
+        ([], 400, "NOT_AN_OBJECT"),
+    ],
+)
+async def test_a_wrong_login_is_a_problem_document(system: System, body: Any, status: int, code: str) -> None:
     async with _client(system) as client:
         answer = await client.post("/auth/login", json=body)
-    assert answer.status_code in (400, 401, 422)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/problem+json"
     assert {"code", "message", "correlation_id"} <= set(answer.json())
 
@@ -76,6 +84,8 @@ async def test_a_run_over_http(system: System, new_user: NewUser) -> None:
         async with client.stream("GET", url, headers={"Accept": "text/event-stream", "Last-Event-ID": "5"}) as stream:
             resumed = [json.loads(line[5:]) async for line in stream.aiter_lines() if line.startswith("data:")]
         assert resumed == events[5:]
+        ahead = await client.get(url, headers={"Accept": "text/event-stream", "Last-Event-ID": str(events[-1]["cursor"] + 1)})
+        assert (ahead.status_code, ahead.json()["code"]) == (409, "FAILED_PRECONDITION")
 
 
 async def test_lists_and_catalogues(system: System, new_user: NewUser) -> None:

@@ -68,6 +68,49 @@ def test_a_refusal_carries_the_id_when_there_is_a_usable_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rest", "code"),
+    [
+        ('"payload":18446744073709551616', "BAD_JSON"),
+        ('"payload":1e999', "BAD_JSON"),
+        ('"payload":' + "7" * 5000, "BAD_JSON"),
+        ('"payload":NaN', "BAD_JSON"),
+        ('"payload":"\\ud800"', "BAD_JSON"),
+        ('"payload":{"x":1,"x":2}', "DUPLICATE_KEY"),
+        ('"payload":' + "[" * 40 + "]" * 40, "INVALID_PAYLOAD"),
+        ('"payload":' + "[" * 20000 + "]" * 20000, "BAD_JSON"),
+        ('"payload":{"id":"inner","a":"\\"id\\":\\"text\\""},"user_id":"x"', "INVALID_PAYLOAD"),
+        ('"payload":"' + "x" * 200_000 + '"', "FRAME_TOO_LARGE"),
+    ],
+)
+def test_whatever_else_is_wrong_the_id_is_found(rest: str, code: str) -> None:
+    for text in ('{"type":"PING","id":"m1",' + rest + "}", '{"type":"PING",' + rest + ', "\\u0069d" : "m1"}'):
+        refused = _refused(text)
+        assert (refused.error.code, refused.frame_id) == (code, "m1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"PING","id":"a","id":"b"}',
+        '{"id":7}',
+        '{"id":""}',
+        '{"id":"\\ud800"}',
+        '["id:",{"id":"a"}]',
+        '{"a":{"id":"a"}}',
+        '{"id":"a',
+    ],
+)
+def test_no_id_is_made_up(text: str) -> None:
+    assert _refused(text).frame_id is None
+
+
+@given(st.text('{}[]",:\\id\ud800 ', max_size=40))
+def test_an_id_is_looked_for_in_anything(text: str) -> None:
+    found = frames.id_in(text)
+    assert found is None or 0 < len(found.encode()) <= 256
+
+
+@pytest.mark.parametrize(
     ("written", "meant", "alias"),
     [
         ("START_AGENT", "START_AGENT", ""),

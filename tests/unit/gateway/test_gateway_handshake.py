@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
@@ -99,6 +100,22 @@ def test_a_client_replaces_its_own_socket() -> None:
     assert (older.ended, newer.ended, len(manager)) == ([close_codes.REPLACED], [], 1)
     manager.remove(older)
     assert len(manager) == 1
+
+
+async def test_a_gateway_that_drains_admits_nobody_and_waits_for_the_last() -> None:
+    manager = sockets.UnifiedWebSocketManager(3)
+    one, other = _Socket(_principal(ids.UserId.new())), _Socket(_principal(ids.UserId.new()))
+    manager.admit(one)
+    manager.admit(other)
+    async with asyncio.timeout(2), asyncio.TaskGroup() as group:
+        draining = group.create_task(manager.drain(60))
+        await asyncio.sleep(0)
+        with pytest.raises(errors.Unavailable):
+            manager.admit(_Socket(_principal(ids.UserId.new())))
+        manager.remove(one)
+        await asyncio.sleep(0)
+        assert not draining.done()
+        manager.remove(other)
 
 
 def test_a_revocation_closes_the_sockets_of_that_session_only() -> None:

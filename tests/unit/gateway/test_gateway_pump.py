@@ -162,6 +162,39 @@ async def _expect_unauthenticated(tail: pump.Pump) -> None:
 
 
 @pytest.mark.asyncio
+async def test_an_earlier_refusal_is_no_answer() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        feed, _ = await _attached(tail, call, _principal("t1", lives_s=60), 0)
+        feed.joined, feed.refused["t2"] = False, time.time() - 60
+        following = group.create_task(tail.follow(_principal("t2")))
+        assert (await call.asked()).join.access_token == "t2"
+        await _settled()
+        assert not following.done()
+        call.position(0)
+        assert (await following).joined
+        running.cancel()
+
+
+@pytest.mark.asyncio
+async def test_no_answer_is_unavailable_and_a_word_about_nobody_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "_PATIENCE_S", 0.1)
+    stub = _Stub()
+    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        position = events_pb2.TailPosition(joined=False, reason="The token is refused.")
+        call.answers.put_nowait(events_pb2.TailResponse(positions=[position]))
+        with pytest.raises(errors.Unavailable):
+            await tail.follow(_principal())
+        running.cancel()
+
+
+@pytest.mark.asyncio
 async def test_another_generation_of_the_record_is_told() -> None:
     stub = _Stub()
     tail = pump.Pump(stub)  # type: ignore[arg-type]

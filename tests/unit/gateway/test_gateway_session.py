@@ -1,0 +1,132 @@
+"""A socket ends whatever its client does, and every frame of it is answered under its id."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from chassis import identity
+from gateway import close_codes, pump, session, sockets
+from gateway.settings import GatewaySettings
+from netra import ids
+
+_BURST = 100
+
+
+class _Tail:
+    async def follow(self, principal: identity.Principal) -> pump.Feed:
+        return pump.Feed(principal.user_id, epoch="e1", joined=True)
+
+    def attach(self, feed: pump.Feed, sink: session.Session) -> None:
+        """Nothing is followed here."""
+
+    def detach(self, sink: session.Session) -> None:
+        """Nothing is followed here."""
+
+
+class _Line:
+    """A connection whose peer takes `room` frames."""
+
+    def __init__(self, room: int = 1_000_000) -> None:
+        self.room, self.gone = room, False
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.taken: list[dict[str, Any]] = []
+        self.refused = asyncio.Event()
+        self.closed: list[close_codes.Close] = []
+        self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.scope = {"state": {"wire": self}}
+
+    def put(self, frame: bytes) -> bool:
+        if not self.gone:
+            self.taken.append(json.loads(frame))
+            if self.taken[-1]["type"] == "error":
+                self.refused.set()
+            if len(self.taken) >= self.room:
+                self.writable.clear()
+        return not self.gone
+
+    def unwritten(self) -> int:
+        return 1
+
+    def end(self, close: close_codes.Close) -> None:
+        self.closed.append(close)
+        self.messages.put_nowait({"type": "websocket.disconnect"})
+
+    async def receive(self) -> dict[str, Any]:
+        return await self.messages.get()
+
+    def hear(self, **frame: Any) -> None:
+        self.messages.put_nowait({"type": "websocket.receive", "text": json.dumps(frame)})
+
+
+async def _opened(**limits: Any) -> tuple[session.Session, sockets.UnifiedWebSocketManager]:
+    settings = GatewaySettings.model_validate({"frames_per_minute": 1000, "stall_s": 0.05, **limits})
+    manager = sockets.UnifiedWebSocketManager(3)
+    edge = session.Edge(settings, None, _Tail(), None, None, manager)  # type: ignore[arg-type]
+    who = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 600, "t")
+    one = session.Session(edge, who, "")
+    manager.admit(one)
+    await one.join(None)
+    return one, manager
+
+
+async def _served(line: _Line, **limits: Any) -> None:
+    one, manager = await _opened(**limits)
+    async with asyncio.timeout(5):
+        await one.run(line)  # type: ignore[arg-type]
+    assert len(manager) == 0
+
+
+async def test_a_client_that_is_gone_after_a_burst_leaves_nothing_behind() -> None:
+    line = _Line()
+    line.gone = True
+    for _ in range(_BURST):
+        line.hear(type="PING")
+    line.messages.put_nowait({"type": "websocket.disconnect"})
+    await _served(line)
+
+
+async def test_a_client_that_closes_after_a_burst_has_its_answers() -> None:
+    line = _Line()
+    for index in range(_BURST):
+        line.hear(type="PING", id=f"p{index}")
+    line.messages.put_nowait({"type": "websocket.disconnect"})
+    await _served(line)
+    pongs = [frame["id"] for frame in line.taken if frame["type"] == "pong"]
+    # the reader waits for the writer in between: at least that part was sent, in order
+    assert pongs == [f"p{index}" for index in range(len(pongs))]
+    assert len(pongs) > _BURST // 2
+
+
+async def test_a_client_that_never_reads_is_sent_away() -> None:
+    line = _Line(room=3)
+    for _ in range(_BURST):
+        line.hear(type="PING")
+    await _served(line)
+    assert line.closed == [close_codes.SLOW_READER]
+
+
+async def test_nothing_is_kept_for_a_writer_that_has_ended() -> None:
+    one, _ = await _opened()
+    one.delivery.end()
+    for _ in range(_BURST):
+        one.delivery.say(b"{}")
+    assert (one.delivery.unsaid, one.delivery.quiet.is_set()) == (0, True)
+
+
+@pytest.mark.parametrize(("frame_id", "named"), [("m1", "m1"), (7, None)])
+async def test_a_frame_too_many_is_answered_under_its_id(frame_id: object, named: str | None) -> None:
+    line = _Line()
+    one, _ = await _opened(frames_per_minute=1)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(one.run(line))  # type: ignore[arg-type]
+        line.hear(type="PING", id="first")
+        line.hear(type="PING", id=frame_id)
+        await line.refused.wait()
+        one.end(close_codes.DRAINING)
+    assert (line.taken[-1]["code"], line.taken[-1]["id"]) == ("RATE_LIMITED", named)

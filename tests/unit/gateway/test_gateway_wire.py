@@ -1,0 +1,81 @@
+"""The heartbeat is about the peer, not about how fast its frames are taken here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+from websockets.protocol import State
+
+from gateway import close_codes, wire
+
+_PONG_S = 0.1
+
+
+class _Transport:
+    def __init__(self) -> None:
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        """The peer is silent."""
+
+    def pause_reading(self) -> None:
+        """Nothing comes anyway."""
+
+    def resume_reading(self) -> None:
+        """Nothing comes anyway."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    """Never called."""
+
+
+def _protocol() -> wire.WireProtocol:
+    config = uvicorn.Config(_app, log_config=None, ws_ping_interval=60.0, ws_ping_timeout=_PONG_S)
+    protocol = wire.WireProtocol(config, ServerState(), {})
+    protocol.transport = _Transport()  # type: ignore[assignment]
+    protocol.conn.state = State.OPEN
+    return protocol
+
+
+def _message(protocol: wire.WireProtocol) -> None:
+    protocol.curr_msg_data_type, protocol.frames = "text", [b"{}"]
+    protocol.send_receive_event_to_app()
+
+
+async def test_no_pong_closes() -> None:
+    protocol = _protocol()
+    protocol.send_keepalive_ping()
+    async with asyncio.timeout(2):
+        assert (await protocol.receive())["code"] == close_codes.NO_PONG.code
+
+
+async def test_the_time_in_which_nothing_is_read_does_not_count() -> None:
+    protocol = _protocol()
+    protocol.send_keepalive_ping()
+    _message(protocol)
+    await asyncio.sleep(_PONG_S * 4)
+    assert not protocol.close_sent
+    # read again: now the pong is due
+    assert (await protocol.receive())["type"] == "websocket.receive"
+    assert not protocol.close_sent
+    async with asyncio.timeout(2):
+        assert (await protocol.receive())["code"] == close_codes.NO_PONG.code
+
+
+async def test_frames_do_not_stand_for_a_pong() -> None:
+    protocol = _protocol()
+    protocol.send_keepalive_ping()
+    async with asyncio.timeout(2):
+        while not protocol.close_sent:
+            _message(protocol)
+            await protocol.receive()
+            await asyncio.sleep(_PONG_S / 10)
