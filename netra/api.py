@@ -26,6 +26,21 @@ def direct(url: str) -> bool:
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
+def _address(url: str) -> str:
+    """The address without its last slash. Raises `InvalidPayload` when it cannot be that of a gateway."""
+    try:
+        httpx.URL(url)  # a control character is wrong for one, a port out of range for the other
+        found = urlsplit(url)
+        usable = found.scheme in ("http", "https") and found.hostname and found.port != 0 and not (found.query or found.fragment)
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable:
+        raise errors.InvalidPayload(
+            f"{url!r} is not the address of a gateway, such as http://127.0.0.1:8080. Look at NETRA_URL or --url.", field="url"
+        )
+    return url.rstrip("/")
+
+
 def error_of(frame: Mapping[str, Any]) -> errors.NetraError:
     """The typed error that an error frame or a problem describes."""
     kind = errors.by_code(str(frame.get("code", "")))
@@ -45,7 +60,7 @@ def error_of_response(status: int, body: bytes) -> errors.NetraError:
     if isinstance(problem, dict) and "code" in problem:
         return error_of(problem)
     fallback = {401: errors.Unauthenticated, 403: errors.PermissionDenied, 404: errors.NotFound, 429: errors.RateLimited}
-    kind = fallback.get(status, errors.Unavailable if status >= 500 else errors.InvalidPayload)
+    kind = fallback.get(status, errors.InvalidPayload if 400 <= status < 500 else errors.Unavailable)
     return kind(f"The gateway answered {status}.")
 
 
@@ -53,10 +68,10 @@ class Api:
     """One gateway, in the name of one token (none for signing in). Reading is tried again for `patience_s`."""
 
     def __init__(self, url: str, token: Token = "", *, patience_s: float = 0.0) -> None:
-        self.url = url.rstrip("/")
+        self.url = _address(url)
         self._patience_s = patience_s
         self._token = token
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, trust_env=not direct(url))
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, trust_env=not direct(self.url))
 
     async def __aenter__(self) -> Self:
         return self
@@ -139,6 +154,10 @@ class Api:
                     if event["type"] in TERMINAL:
                         return
                 if not await self._running(run_id):
+                    # the end may have come after the stream was cut
+                    async for event in self.events(run_id, after):
+                        after = event["cursor"]
+                        yield event
                     return
             except (errors.Unavailable, httpx.TransportError) as error:
                 attempts += 1
@@ -157,7 +176,7 @@ class Api:
                 raise error_of_response(response.status_code, await response.aread())
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
-                    yield json.loads(line.removeprefix("data: "))
+                    yield self._object(line.removeprefix("data: "))
 
     async def _call(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, *, signed: bool = True
@@ -179,5 +198,13 @@ class Api:
             raise errors.Unavailable(f"{self.url} cannot be reached. Is the gateway running?") from error
         if not response.is_success:
             raise error_of_response(response.status_code, response.content)
-        found: dict[str, Any] = response.json()
+        return self._object(response.content)
+
+    def _object(self, text: str | bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise errors.Unavailable(f"{self.url} did not answer as a Netra gateway. Look at NETRA_URL or --url.")
         return found

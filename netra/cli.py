@@ -66,6 +66,9 @@ def _complete(work: Callable[[], Awaitable[_T]]) -> _T:
     except OSError as error:
         _err.print(Text.assemble(("ERROR", "bold red"), f" {error}"))
         raise typer.Exit(1) from None
+    except Exception as error:
+        _err.print(Text.assemble((errors.Internal.code, "bold red"), f" netra cannot go on: {error!r}"))
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from netra.api import TERMINAL, Api, Token, direct, error_of, error_of_response
 __all__ = ["TERMINAL", "Api", "Client", "connect"]
 
 _MAX_FRAME = 8 * 1024 * 1024
+_MAX_SENT = 64 * 1024
+_MAX_DEPTH = 32
 _FINAL: dict[int, type[errors.NetraError]] = {
     4501: errors.Unauthenticated,
     4503: errors.PermissionDenied,
@@ -28,13 +31,20 @@ _FINAL: dict[int, type[errors.NetraError]] = {
     4529: errors.QuotaExceeded,
     4530: errors.RateLimited,
 }
+# what was sent cannot be read: sent again it would end the next connection, too
+_UNREADABLE: dict[int, type[errors.NetraError]] = {
+    1002: errors.InvalidPayload,
+    1003: errors.InvalidPayload,
+    1007: errors.InvalidPayload,
+    1009: errors.TooLarge,
+}
 
 
 @dataclass(slots=True)
 class _Request:
     """A frame that waits for its one answer; sent again, under the same id, after a reconnection."""
 
-    frame: dict[str, Any]
+    text: str
     answer: asyncio.Future[dict[str, Any]]
 
 
@@ -60,6 +70,7 @@ class Client:
         self.epoch = ""
         self.cursor: int | None = None
         self._patience_s = patience_s
+        self._max_sent = _MAX_SENT
         self._alive_at = time.monotonic()
         self._client_id = ids.uuid7()
         self._socket: socket_.ClientConnection | None = None
@@ -130,25 +141,34 @@ class Client:
 
     async def _request(self, frame: dict[str, Any]) -> dict[str, Any]:
         """The `data` of the ack. What a part that restarts refuses is asked again, under the same id."""
+        text = _written(frame, self._max_sent)
         until = time.monotonic() + self._patience_s
         while True:
             try:
-                return await self._asked(frame)
+                return await self._asked(frame["id"], text)
             except errors.Unavailable as error:
                 if self._failure is not None or time.monotonic() > until:
                     raise
                 await asyncio.sleep((error.retry_after_ms or 250) / 1000)
 
-    async def _asked(self, frame: dict[str, Any]) -> dict[str, Any]:
+    async def _asked(self, frame_id: str, text: str) -> dict[str, Any]:
         if self._failure is not None:
             raise self._failure
-        request = self._pending[frame["id"]] = _Request(frame, asyncio.get_running_loop().create_future())
+        request = self._pending[frame_id] = _Request(text, asyncio.get_running_loop().create_future())
         try:
-            if self._socket is not None:
-                await _send(self._socket, frame)
-            return await request.answer
+            async with asyncio.timeout(self._patience_s):
+                if self._socket is not None:
+                    await _send(self._socket, text)
+                return await request.answer
+        except TimeoutError:
+            raise self._unanswered() from None
         finally:
-            self._pending.pop(frame["id"], None)
+            self._pending.pop(frame_id, None)
+
+    def _unanswered(self) -> errors.NetraError:
+        if self._socket is None:
+            return errors.Unavailable(f"{self.api.url} cannot be reached. Is the gateway running?")
+        return errors.DeadlineExceeded(f"No answer came within {self._patience_s:g} s. Whether the request was accepted is not known.")
 
     # the socket
 
@@ -175,8 +195,9 @@ class Client:
                 await asyncio.sleep(pause)
         except errors.NetraError as error:
             await self._fail(error)
-        except (KeyError, TypeError, ValueError) as error:
-            await self._fail(errors.Internal(f"The gateway sent a frame that cannot be read: {error!r}"))
+        except Exception as error:
+            # the token function is somebody else's; whatever it was, nobody may wait for ever
+            await self._fail(errors.Internal(f"The connection was given up: {error!r}"))
 
     async def _converse(self) -> None:
         """One connection from opening to close. Raises when another one cannot or must not be tried."""
@@ -185,6 +206,8 @@ class Client:
                 with contextlib.suppress(websockets.ConnectionClosed):
                     await self._listen(socket)
                 code = socket.close_code or 1006
+                if code in _UNREADABLE:
+                    self._refuse_pending(_UNREADABLE[code](socket.close_reason or f"The gateway closed the socket with {code}."))
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
             raise errors.Unavailable(f"{self.api.url} cannot be reached. Is the gateway running?") from error
         if 4500 <= code <= 4999:
@@ -194,7 +217,7 @@ class Client:
         try:
             async for text in socket:
                 self._alive_at = time.monotonic()
-                await self._take(socket, json.loads(text))
+                await self._read(socket, text)
         finally:
             if self._socket is socket:
                 self._alive_at = time.monotonic()
@@ -215,6 +238,12 @@ class Client:
             )
         except websockets.InvalidStatus as refused:
             raise error_of_response(refused.response.status_code, bytes(refused.response.body or b"")) from refused
+
+    async def _read(self, socket: socket_.ClientConnection, text: str | bytes) -> None:
+        try:
+            await self._take(socket, json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.Internal(f"The gateway sent a frame that cannot be read: {error!r}") from error
 
     async def _take(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
         kind = frame["type"]
@@ -237,7 +266,7 @@ class Client:
             return
         if event["cursor"] > last + 1:
             # never happens while gateway and record keep their promise; the record fills the hole
-            await _send(socket, {"type": "RESUME", "payload": {"after": last}})
+            await _send(socket, json.dumps({"type": "RESUME", "payload": {"after": last}}))
             return
         self.cursor = event["cursor"]
         for follower in self._followers:
@@ -255,12 +284,13 @@ class Client:
 
     async def _greeted(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
         self.user_id = frame["user_id"]
+        self._max_sent = int(frame["limits"].get("max_frame_bytes", _MAX_SENT))
         if self.epoch and self.epoch != frame["epoch"]:
             await self._resynced(frame["epoch"], frame["cursor"])
         self.epoch = frame["epoch"]
         self.cursor = frame["cursor"] if self.cursor is None else self.cursor
         for request in list(self._pending.values()):
-            await _send(socket, request.frame)
+            await _send(socket, request.text)
         async with self._changed:
             self._socket = socket
             self._changed.notify_all()
@@ -275,7 +305,7 @@ class Client:
         """Put a fresh token in force, when there is a way to get one; else the socket ends with the token."""
         with contextlib.suppress(errors.NetraError):
             payload = {"access_token": await self.api.token()}
-            await _send(socket, {"type": "AUTH", "id": ids.uuid7(), "payload": payload})
+            await _send(socket, json.dumps({"type": "AUTH", "id": ids.uuid7(), "payload": payload}))
 
     async def close(self, keeper: asyncio.Task[None]) -> None:
         """End the socket and whatever works for it."""
@@ -286,24 +316,68 @@ class Client:
 
     async def _fail(self, error: errors.NetraError) -> None:
         self._failure = error
-        for request in self._pending.values():
-            if not request.answer.done():
-                request.answer.set_exception(error)
+        self._refuse_pending(error)
         for follower in self._followers:
             follower.queue.put_nowait(error)
         async with self._changed:
             self._changed.notify_all()
 
+    def _refuse_pending(self, error: errors.NetraError) -> None:
+        for request in self._pending.values():
+            if not request.answer.done():
+                request.answer.set_exception(error)
 
-async def _send(socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
+
+async def _send(socket: socket_.ClientConnection, text: str) -> None:
     # a connection that is gone is noticed by its reader, and what is pending goes out on the next one
     with contextlib.suppress(websockets.ConnectionClosed):
-        await socket.send(json.dumps(frame))
+        await socket.send(text)
+
+
+def _written(frame: dict[str, Any], limit: int) -> str:
+    """A frame as it is sent. Raises what the gateway would answer: `InvalidPayload` naming the field, or `TooLarge`."""
+    for name, value in frame.items():
+        _check(name, value, _MAX_DEPTH - 1)
+    text = json.dumps(frame, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    size = len(text.encode())
+    if size > limit:
+        raise errors.TooLarge(f"The request has {size} bytes; at most {limit} are allowed.", limit=limit)
+    return text
+
+
+def _check(field: str, value: Any, depth: int) -> None:
+    """JSON that the gateway reads: UTF-8, numbers of 64 bits, and no abyss."""
+    if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise _wrong(field, "holds half a surrogate pair")
+    elif isinstance(value, int | float):
+        if not (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**64):
+            raise _wrong(field, "is a number out of range")
+    elif isinstance(value, dict | list | tuple):
+        if depth == 0:
+            raise _wrong(field, f"is nested too deep: a frame has at most {_MAX_DEPTH} levels")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_key(field, key)
+            _check(f"{field}.{key}", item, depth - 1)
+    elif value is not None:
+        raise _wrong(field, f"is of type {type(value).__name__}, which is not JSON")
+
+
+def _check_key(field: str, key: Any) -> None:
+    if not isinstance(key, str | int | float | None):
+        raise _wrong(field, "has a key that is not text")
+    _check(field, key, 0)
+
+
+def _wrong(field: str, problem: str) -> errors.InvalidPayload:
+    return errors.InvalidPayload(f"{field} {problem}", field=field)
 
 
 @contextlib.asynccontextmanager
 async def connect(url: str, token: Token, *, patience_s: float = 30.0) -> AsyncIterator[Client]:
     """A client at a gateway. `token` is an access token, or a function that gives a fresh one.
+
+    `patience_s` bounds an interruption, and the wait for the answer to a request.
 
     Raises `Unavailable` when the gateway cannot be reached, `Unauthenticated` when it refuses the token.
     """

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from netra import errors
 from netra.api import Api
 
 _EARLY_S = 120
+_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,23 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "credentials.json"
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock(self) -> IO[str]:
         # a refresh token works once: two commands at once must not both use it
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._file.parent / "lock").open("a") as lock:
+        return (self._file.parent / "lock").open("a")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._lock() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _held(self) -> AsyncIterator[None]:
+        with self._lock() as lock:
+            # it is held while a token is renewed: to wait for it must not stop the loop that renews
+            while not _taken(lock):  # noqa: ASYNC110 - another process may hold it
+                await asyncio.sleep(_PAUSE_S)
             yield
 
     def _read(self) -> dict[str, Any]:
@@ -78,7 +91,7 @@ class Store:
 
     async def token(self, url: str) -> str:
         """An access token that lives for a while. Raises `Unauthenticated` when the sign-in has ended."""
-        with self._locked():
+        async with self._held():
             entries = self._read()
             entry = entries.get(url)
             if not isinstance(entry, dict):
@@ -96,6 +109,14 @@ class Store:
             raise errors.Unauthenticated("The sign-in has ended. Run `netra login`.") from None
         self._write({**entries, url: fresh})
         return fresh
+
+
+def _taken(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _entry(tokens: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""The HTTP resources: the end of a run is never lost, and an address of somebody else is told apart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from netra import api, credentials, errors
+
+ENDED = {"ended_at": "2026-11-21T00:00:00Z"}
+
+
+def event(cursor: int) -> dict[str, Any]:
+    return {"cursor": cursor, "type": "agent_completed" if cursor == 5 else "agent_thinking"}
+
+
+def streamed(*cursors: int) -> httpx.Response:
+    return httpx.Response(200, text="".join(f"id: {cursor}\ndata: {json.dumps(event(cursor))}\n\n" for cursor in cursors))
+
+
+def answered_by(handler: Any) -> api.Api:
+    found = api.Api("http://a.example", "t")
+    found._http = httpx.AsyncClient(base_url=found.url, transport=httpx.MockTransport(handler))
+    return found
+
+
+async def test_a_stream_that_is_cut_before_the_run_ends_loses_nothing() -> None:
+    def gateway(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json=ENDED)
+        if request.headers.get("accept") == "text/event-stream":
+            return streamed(1, 2)
+        rest = range(int(request.url.params["after"]) + 1, 6)
+        return httpx.Response(200, json={"events": [event(cursor) for cursor in rest], "next_after": 5})
+
+    async with answered_by(gateway) as gate:
+        assert [found["cursor"] async for found in gate.events("r", follow=True)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("text", ["<html>", "[]", "", '"text"'])
+async def test_an_answer_of_somebody_else_is_told(text: str) -> None:
+    async with answered_by(lambda _: httpx.Response(200, text=text)) as gate:
+        with pytest.raises(errors.Unavailable, match="did not answer as a Netra gateway"):
+            await gate.runs()
+
+
+class _Slow:
+    """A gateway that renews slowly."""
+
+    renewed = 0
+
+    def __init__(self, _: str) -> None: ...
+
+    async def __aenter__(self) -> _Slow:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def refresh(self, _: str) -> dict[str, Any]:
+        await asyncio.sleep(0.1)
+        _Slow.renewed += 1
+        return {"access_token": "fresh", "refresh_token": "r2", "expires_in": 600}
+
+
+@pytest.mark.timeout(10)
+async def test_two_who_need_a_fresh_token_at_once_get_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "Api", _Slow)
+    monkeypatch.setattr(_Slow, "renewed", 0)
+    store = credentials.Store(tmp_path)
+    store.keep("http://a", {"access_token": "old", "refresh_token": "r1", "expires_in": 1})
+    assert list(await asyncio.gather(store.token("http://a"), store.token("http://a"))) == ["fresh", "fresh"]
+    assert _Slow.renewed == 1

@@ -1,0 +1,176 @@
+"""No request waits for ever: what the gateway cannot read is refused here, and every wait has an end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from websockets.asyncio import client as socket_
+
+from netra import api, cli, client, errors
+
+CONNECTED = {"type": "connected", "user_id": "u", "cursor": 0, "epoch": "e", "limits": {"max_frame_bytes": 1024}}
+
+
+class Socket:
+    """A connection of a gateway that greets, and behaves as told to every frame."""
+
+    def __init__(self, behave: Behave, first: str, got: list[str]) -> None:
+        self._behave, self._got = behave, got
+        self._said: asyncio.Queue[str | None] = asyncio.Queue()
+        self._said.put_nowait(first)
+        self.close_code: int | None = None
+        self.close_reason = ""
+
+    async def __aenter__(self) -> Socket:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        while (text := await self._said.get()) is not None:
+            yield text
+
+    async def send(self, text: str) -> None:
+        self._got.append(text)
+        await self._behave(self, json.loads(text))
+
+    def say(self, frame: dict[str, Any]) -> None:
+        self._said.put_nowait(json.dumps(frame))
+
+    def close(self, code: int, reason: str) -> None:
+        self.close_code, self.close_reason = code, reason
+        self._said.put_nowait(None)
+
+
+Behave = Callable[[Socket, dict[str, Any]], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def gateway(behave: Behave, first: str = json.dumps(CONNECTED)) -> AsyncIterator[tuple[str, list[str]]]:
+    """Every connection is to this gateway; yields its address and the frames it got."""
+    got: list[str] = []
+
+    async def opened(*_: object, **__: object) -> Socket:
+        return Socket(behave, first, got)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket_, "connect", opened)
+        yield "http://a.example", got
+
+
+async def accept(socket: Socket, frame: dict[str, Any]) -> None:
+    socket.say({"type": "ack", "id": frame["id"], "data": {"run_id": "r", "thread_id": "t"}})
+
+
+async def say_nothing(socket: Socket, frame: dict[str, Any]) -> None:
+    pass
+
+
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else 1
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"inputs": {"x": float("nan")}}, "payload.inputs.x"),
+        ({"inputs": {"x": [1, float("-inf")]}}, "payload.inputs.x.1"),
+        ({"inputs": {"x": 2**64}}, "payload.inputs.x"),
+        ({"inputs": {"x": 10**400}}, "payload.inputs.x"),
+        ({"inputs": {"x": {1}}}, "payload.inputs.x"),
+        ({"inputs": {"\ud800": 1}}, "payload.inputs"),
+        ({"inputs": {(1, 2): 1}}, "payload.inputs"),
+        ({"user_request": "\ud800"}, "payload.user_request"),
+        ({"thread_id": "\udfff"}, "thread_id"),
+    ],
+)
+async def test_what_the_gateway_cannot_read_is_refused_by_name(given: dict[str, Any], field: str) -> None:
+    async with gateway(accept) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
+        with pytest.raises(errors.InvalidPayload) as refused:
+            await connected.start(**{"user_request": "x", **given})
+        assert refused.value.details["field"] == field
+        assert got == []
+
+
+async def test_nesting_is_refused_where_the_gateway_refuses_it() -> None:
+    async with gateway(accept) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
+        await connected.start(user_request="x", inputs={"x": nested(29)})
+        with pytest.raises(errors.InvalidPayload, match="nested"):
+            await connected.start(user_request="x", inputs={"x": nested(30)})
+        assert len(got) == 1
+
+
+async def test_a_frame_over_the_limit_of_the_gateway_is_not_sent() -> None:
+    async with gateway(accept) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
+        await connected.start(user_request="é" * 400)
+        with pytest.raises(errors.TooLarge) as refused:
+            await connected.start(user_request="é" * 512)
+        assert refused.value.details["limit"] == "1024"
+        assert len(got) == 1
+
+
+async def test_a_request_that_nobody_answers_ends() -> None:
+    async with gateway(say_nothing) as (url, _), client.connect(url, "t", patience_s=0.2) as connected, asyncio.timeout(5):
+        with pytest.raises(errors.DeadlineExceeded, match="not known"):
+            await connected.start(user_request="x")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(1002, errors.InvalidPayload), (1003, errors.InvalidPayload), (1007, errors.InvalidPayload), (1009, errors.TooLarge)],
+)
+async def test_a_request_that_closes_the_socket_is_not_sent_again(code: int, kind: type[errors.NetraError]) -> None:
+    async def close(socket: Socket, frame: dict[str, Any]) -> None:
+        if frame["payload"]["user_request"] == "x":
+            socket.close(code, "no")
+        else:
+            await accept(socket, frame)
+
+    async with gateway(close) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
+        with pytest.raises(kind, match="no"):
+            await connected.start(user_request="x")
+        assert (await connected.start(user_request="y"))["run_id"] == "r"
+        assert len(got) == 2
+
+
+async def test_a_token_function_that_fails_is_told_and_nobody_waits() -> None:
+    async def token() -> str:
+        raise RuntimeError("boom")
+
+    async with gateway(accept) as (url, _), asyncio.timeout(5):
+        with pytest.raises(errors.Internal, match="boom"):
+            async with client.connect(url, token):
+                pass
+
+
+@pytest.mark.parametrize("first", ["<html>", "[]", "{}"])
+async def test_a_frame_that_cannot_be_read_is_told(first: str) -> None:
+    async with gateway(accept, first) as (url, _), asyncio.timeout(5):
+        with pytest.raises(errors.Internal, match="cannot be read"):
+            async with client.connect(url, "t"):
+                pass
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8080", "ftp://a", "http://", "http://a:x", "http://a:99999", "http://[", "http://a\n", "http://a/?b=c"]
+)
+async def test_an_address_that_cannot_be_is_refused_at_once(url: str) -> None:
+    with pytest.raises(errors.InvalidPayload, match="NETRA_URL"):
+        api.Api(url)
+
+
+def test_the_command_line_ends_with_a_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        raise KeyError("runs")
+
+    monkeypatch.setattr(cli, "_err", Console(stderr=True))
+    with pytest.raises(typer.Exit):
+        cli._complete(work)
+    assert "INTERNAL netra cannot go on: KeyError('runs')" in capsys.readouterr().err
