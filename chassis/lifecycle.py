@@ -50,6 +50,12 @@ class Tasks:
             await asyncio.wait(self._tasks)
 
 
+def told_to_stop() -> bool:
+    """Whether the cancellation at hand was asked for; code can also raise `CancelledError` out of its own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _stop_process(error: BaseException) -> None:
     _log.error("a background task failed", exc_info=error)
     # whoever supervises the process starts it again, clean

@@ -253,6 +253,10 @@ async def _guarded(spec: AgentSpec, mine: turn.Turn) -> tuple[object, errors.Net
         if size > dispatch.MAX_RESULT_BYTES:
             raise errors.AgentFailed(f"{spec.name} returned {size} bytes; at most {dispatch.MAX_RESULT_BYTES} can be recorded.")
         return result, None
+    except asyncio.CancelledError:
+        if lifecycle.told_to_stop():
+            raise
+        return None, errors.AgentFailed(f"The agent {spec.name} cancelled itself.")
     except errors.NetraError as error:
         return None, error
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.fixtures.storage import Services
 from tests.integration.conftest import Runs, types
 
 STARTED: dict[str, asyncio.Event] = {}
+RELEASED: dict[str, asyncio.Event] = {}
 GONE: list[str] = []
 
 
@@ -85,14 +87,23 @@ async def silent(turn: Turn) -> str:
 
 
 @tool(timeout_s=0.1)
-async def deaf() -> str:
-    """Swallows its cancellation."""
-    while True:
-        try:
-            await asyncio.sleep(1)
-        except asyncio.CancelledError:
-            await asyncio.sleep(0.2)
-            return "late"
+async def deaf(mark: str) -> None:
+    """Swallows every cancellation until the test lets it go."""
+    while not RELEASED[mark].is_set():
+        with contextlib.suppress(asyncio.CancelledError):
+            await RELEASED[mark].wait()
+
+
+@tool()
+async def quitter() -> None:
+    """Cancels itself."""
+    raise asyncio.CancelledError
+
+
+@agent("leaver")
+async def leaver(turn: Turn) -> None:
+    """Cancels itself."""
+    raise asyncio.CancelledError
 
 
 @agent("thoughtful")
@@ -119,8 +130,8 @@ async def pushy(turn: Turn) -> str:
     return "taken"
 
 
-AGENTS = [hanging, tolerant, failing, silent, thoughtful, boastful, pushy]
-TOOLS = [hang, slow, broken, liar, deaf]
+AGENTS = [hanging, tolerant, failing, silent, thoughtful, boastful, pushy, leaver]
+TOOLS = [hang, slow, broken, liar, deaf, quitter]
 
 
 @pytest.fixture
@@ -266,6 +277,12 @@ async def test_an_agent_that_raises_ends_as_failed_without_its_words(running: Ru
     assert events[-1]["data"]["error"]["code"] == "AGENT_FAILED"
     assert events[-1]["data"]["error"]["support_code"] in events[-1]["data"]["message"]
     assert "secret detail" not in json.dumps(events)
+
+
+async def test_an_agent_that_cancels_itself_has_failed(running: Runs) -> None:
+    user = await running.services.user()
+    events = await running.ended(user, (await running.start(user, "leaver")).run_id)
+    assert (types(events)[-1], events[-1]["data"]["error"]["code"]) == ("agent_failed", "AGENT_FAILED")
 
 
 async def test_the_same_request_starts_one_run(running: Runs) -> None:
@@ -459,10 +476,17 @@ class TestExecuteTool:
         await _state(running, user, run.run_id, dispatcher_pb2.RUN_STATE_CANCELLED)
 
     async def test_a_tool_that_does_not_stop_is_told_as_timed_out_everywhere(self, running: Runs) -> None:
-        user = await running.services.user()
-        answer = await self._call(running, user, "deaf", {})
+        user, mark = await running.services.user(), ids.uuid7()
+        RELEASED[mark] = asyncio.Event()
+        answer = await self._call(running, user, "deaf", {"mark": mark})
+        RELEASED[mark].set()
         events = await running.ended(user, answer.run_id)
         assert (answer.status, events[-1]["data"]["status"]) == ("timeout", "timeout")
+        assert "whether it did is not known" in answer.error.message
+
+    async def test_a_tool_that_cancels_itself_has_failed(self, running: Runs) -> None:
+        answer = await self._call(running, await running.services.user(), "quitter", {})
+        assert (answer.status, answer.error.code) == ("error", "TOOL_FAILED")
 
     async def test_an_answer_that_was_lost_is_said_to_be(self, running: Runs, stores: Standalone, database: str) -> None:
         user, request_id = await running.services.user(), ids.uuid7()

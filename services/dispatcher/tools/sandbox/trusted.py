@@ -44,6 +44,10 @@ async def _call(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[object, E
     # an error of the tool is its answer, not a failure of the task's owner
     try:
         return await spec.function(**arguments), None
+    except asyncio.CancelledError:
+        if lifecycle.told_to_stop():
+            raise
+        return None, errors.ToolFailed(f"{spec.name} cancelled itself.")
     except Exception as error:
         return None, error
 
