@@ -40,6 +40,17 @@ class Turn(Protocol):
         """Call a tool and return its result. Raises `netra.errors.NetraError` when the call does not succeed."""
         ...
 
+    async def child(self, agent: str, *, request: str | None = None, **inputs: object) -> Any:
+        """Have another agent do a part of the work and return its result; its events are in this run's record, under its name.
+
+        It gets this run's request and inputs unless others are given. Raises what the agent raises.
+        """
+        ...
+
+    async def gather(self, *steps: Awaitable[Any]) -> list[Any]:
+        """Take steps at the same time; their results in the order given. When one raises, the others are stopped."""
+        ...
+
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         ...
