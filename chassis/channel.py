@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from typing import Any
 
@@ -90,6 +90,48 @@ class _UnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(await self._details(client_call_details, None), request)
 
 
+class _StreamUnary(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return _Refusable(await continuation(await self._details(client_call_details, None), request_iterator))
+
+
+class _Refusable:
+    """A client-streaming call that raises what its server said, also when that came while messages were on their way.
+
+    Without it grpc puts INTERNAL in the place of the status when such a message cannot be sent any more (grpc/grpc#36066).
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._refused: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._ended)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._call.__await__())
+        except grpc.aio.AioRpcError as error:
+            raise self._refused or error from None
+
+    def _ended(self, call: Any) -> None:
+        # called for each status that is set; what is set is read without waiting
+        code, details, trailing = (_at_once(known()) for known in (call.code, call.details, call.trailing_metadata))
+        lost = code is grpc.StatusCode.INTERNAL and not trailing
+        if self._refused is None and code is not grpc.StatusCode.OK and not lost:
+            self._refused = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or grpc.aio.Metadata(), details)
+
+
+def _at_once(known: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing to wait for."""
+    try:
+        known.send(None)
+    except StopIteration as done:
+        return done.value
+    raise RuntimeError("it waits")
+
+
 class _StreamStream(_Interceptor, grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         return await continuation(await self._details(client_call_details, None), request_iterator)
@@ -97,7 +139,7 @@ class _StreamStream(_Interceptor, grpc.aio.StreamStreamClientInterceptor):
 
 def connect(target: str, authorize: Authorize | None = None) -> grpc.aio.Channel:
     """A channel to `host:port`. With `authorize`, calls without an `authorization` of their own get its metadata."""
-    kinds = (_UnaryUnary, _UnaryStream, _StreamStream)
+    kinds = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
     interceptors: list[grpc.aio.ClientInterceptor] = [kind(authorize) for kind in kinds]
     return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
 

@@ -182,10 +182,13 @@ def build(edge: session.Edge, api: http.Api, settings: GatewaySettings) -> Starl
         CORSMiddleware,
         allow_origins=sorted(settings.origins),
         allow_origin_regex=settings.origin_pattern,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Correlation-Id", "traceparent", "baggage"],
-        expose_headers=["X-Correlation-Id", "Retry-After", "Location"],
-    )
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=[
+            "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "If-Range", "X-Content-SHA256",
+            "X-Correlation-Id", "traceparent", "baggage",
+        ],
+        expose_headers=["X-Correlation-Id", "Retry-After", "Location", "Content-Disposition", "Content-Range", "ETag"],
+    )  # fmt: skip
     routes = [WebSocketRoute("/ws", _Socket(edge).serve), *(Route(path, end, methods=[method]) for method, path, end in api.routes())]
     handlers = {HTTPException: _unknown, errors.NetraError: _refused}
     return Starlette(routes=routes, middleware=[cors, Middleware(_Around)], exception_handlers=handlers)

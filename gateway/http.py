@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chassis import channel, identity, log, status
-from gateway import frames, problems, router, session, sse, upstreams, views
+from gateway import artifacts, frames, problems, router, session, sse, upstreams, views
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from netra.context.v1 import context_pb2
@@ -40,6 +40,7 @@ class Api:
         self._edge = edge
         self._services = services
         self._events = sse.Events(edge, services)
+        self._artifacts = artifacts.Artifacts(edge, services)
 
     def routes(self) -> list[tuple[str, str, Endpoint]]:
         """Method, path, endpoint."""
@@ -61,6 +62,10 @@ class Api:
             ("GET", "/v1/runs/{run_id}", self.get_run),
             ("GET", "/v1/threads", self.list_threads),
             ("GET", "/v1/threads/{thread_id}/messages", self.list_messages),
+            ("POST", "/v1/artifacts", self.put_artifact),
+            ("GET", "/v1/artifacts", self.list_artifacts),
+            ("GET", "/v1/artifacts/{artifact_id}", self.get_artifact),
+            ("DELETE", "/v1/artifacts/{artifact_id}", self.delete_artifact),
             ("GET", "/v1/tools", self.list_tools),
             ("GET", "/v1/agents", self.list_agents),
         ]
@@ -219,6 +224,33 @@ class Api:
         with status.translated():
             found = await self._services.context.ListMessages(wanted, metadata=channel.bearer(who.token))
         return _answer({"messages": [views.message(one) for one in found.messages], "next_page_token": found.next_page_token})
+
+    async def put_artifact(self, request: Request) -> Response:
+        """Keep the body as a file; the idempotency key is the request id."""
+        found = await self._artifacts.put(await self._caller(request), request)
+        return _answer(views.artifact(found), 201, {"Location": f"/v1/artifacts/{found.artifact_id}"})
+
+    async def get_artifact(self, request: Request) -> Response:
+        """The bytes of a file of the caller."""
+        who = await self._caller(request)
+        return await self._artifacts.get(who, _in_path(request, "artifact_id", ids.ArtifactId), request)
+
+    async def list_artifacts(self, request: Request) -> Response:
+        """The caller's files, newest first."""
+        who, query = await self._caller(request), request.query_params
+        size = problems.number(query, "page_size", 1, 200, 0)
+        wanted = context_pb2.ListArtifactsRequest(page_size=size, page_token=query.get("page_token", ""))
+        with status.translated():
+            found = await self._services.context.ListArtifacts(wanted, metadata=channel.bearer(who.token))
+        return _answer({"artifacts": [views.artifact(one) for one in found.artifacts], "next_page_token": found.next_page_token})
+
+    async def delete_artifact(self, request: Request) -> Response:
+        """Remove a file of the caller for good."""
+        who = await self._caller(request)
+        wanted = context_pb2.DeleteArtifactRequest(artifact_id=_in_path(request, "artifact_id", ids.ArtifactId))
+        with status.translated():
+            await self._services.context.DeleteArtifact(wanted, metadata=channel.bearer(who.token))
+        return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
     async def list_tools(self, request: Request) -> Response:
         """The tools the caller may call."""

@@ -20,6 +20,7 @@ class GatewaySettings(ProcessSettings):
     frames_per_minute: int = Field(120, ge=1, description="Frames that one socket may send.")
     max_frame_bytes: int = Field(65536, ge=1024)
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="The largest HTTP body.")
+    artifact_stall_s: float = Field(60.0, gt=0, description="How long nothing may come of an upload.")
     heartbeat_s: float = Field(25.0, gt=0, description="How often a socket is pinged.")
     pong_s: float = Field(10.0, gt=0, description="How long a pong may take.")
     stall_s: float = Field(10.0, gt=0, description="How long a slow reader may take nothing at all.")

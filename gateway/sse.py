@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chassis import channel, identity, log, status
-from gateway import session, upstreams
+from gateway import session, upstreams, wire
 from netra import errors, ids
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
@@ -86,13 +86,13 @@ class _Stream(Response):
             await self._serve(receive, send)
         except* TimeoutError:
             scope["state"]["cut"]()
-            await _gone(receive)
+            await wire.gone(receive)
 
     async def _serve(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await self._put(send, b"retry: 500\n\n")
         async with asyncio.TaskGroup() as group:
-            work = [group.create_task(one) for one in (self._feed(send), self._watch(send), _gone(receive))]
+            work = [group.create_task(one) for one in (self._feed(send), self._watch(send), wire.gone(receive))]
             await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             for task in work:
                 task.cancel()
@@ -128,11 +128,6 @@ class _Stream(Response):
             if time.monotonic() - said > _KEEPALIVE_S:
                 said = time.monotonic()
                 await self._put(send, b": keepalive\n\n")
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _event(event: events_pb2.Event) -> bytes:

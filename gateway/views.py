@@ -113,6 +113,19 @@ def message(found: context_pb2.Message) -> dict[str, Any]:
     }
 
 
+def artifact(found: context_pb2.Artifact) -> dict[str, Any]:
+    """A file."""
+    return {
+        "artifact_id": found.artifact_id,
+        "name": found.name,
+        "bytes": found.size,
+        "sha256": found.sha256,
+        "media_type": found.media_type,
+        "run_id": found.run_id or None,
+        "created_at": _time(found, "created_at"),
+    }
+
+
 def tool(found: dispatcher_pb2.Tool) -> dict[str, Any]:
     """A tool."""
     return {

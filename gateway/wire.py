@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from starlette.types import Receive
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -29,6 +30,12 @@ class Wire(Protocol):
 
     def end(self, close: close_codes.Close) -> None:
         """Close, also when nobody reads at the other end."""
+
+
+async def gone(receive: Receive) -> None:
+    """Returns when the peer of an HTTP request is gone, or its answer is complete."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class HttpProtocol(H11Protocol):

@@ -43,7 +43,7 @@ class Turn(Protocol):
     async def child(self, agent: str, *, request: str | None = None, **inputs: object) -> Any:
         """Have another agent do a part of the work and return its result; its events are in this run's record, under its name.
 
-        It gets this run's request and inputs unless others are given. Raises what the agent raises.
+        It gets this run's request and inputs; those given here win. Raises what the agent raises.
         """
         ...
 

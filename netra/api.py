@@ -1,4 +1,4 @@
-"""The gateway's HTTP resources: sign in, list, read the record of a run."""
+"""The gateway's HTTP resources: sign in, list, read the record of a run, move files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
-from netra import errors
+from netra import errors, files, ids
 
 Token = str | Callable[[], Awaitable[str]]
 TERMINAL = frozenset({"agent_completed", "agent_failed", "agent_cancelled", "agent_timed_out"})
@@ -128,6 +129,78 @@ class Api:
         """Ask a run to stop; returns its state now."""
         return str((await self._call("POST", f"/v1/runs/{run_id}:cancel"))["state"])
 
+    async def upload(
+        self, path: str | Path, *, name: str = "", media_type: str = "", progress: files.Progress | None = None
+    ) -> dict[str, Any]:
+        """Keep a file: returns artifact_id, name, bytes, sha256, media_type, created_at. `progress` gets bytes sent, bytes in all.
+
+        Raises `InvalidPayload` when it cannot be read, `TooLarge` when it is over a limit.
+        """
+        name = name or Path(path).name
+        with files.Outgoing(Path(path), progress) as file:
+            headers = {
+                "Authorization": f"Bearer {await self.token()}",
+                "Content-Type": media_type or files.media_type(name),
+                "Content-Length": str(file.size),
+                "Idempotency-Key": ids.uuid7(),
+            }
+            request = self._http.stream(
+                "POST", "/v1/artifacts", params={"name": name}, headers=headers, content=file.pieces(), timeout=files.TIMEOUT
+            )
+            try:
+                async with request as response:
+                    body = await response.aread()
+            except httpx.TransportError as error:
+                raise errors.Unavailable(f"{self.url} cannot be reached. Is the gateway running?") from error
+            if not response.is_success:
+                raise error_of_response(response.status_code, body)
+            found = self._object(body)
+            if found.get("sha256") != file.sha256:
+                raise errors.Unavailable("What arrived is not what was sent: its SHA-256 is another one. Send it again.")
+        return found
+
+    async def download(self, artifact_id: str, to: str | Path, progress: files.Progress | None = None) -> dict[str, Any]:
+        """Write an artifact to a file, which is there only when it is whole; an interruption is gone on from for `patience_s`.
+
+        Returns artifact_id, name, bytes, sha256, media_type. Raises `NotFound`, `InvalidPayload` when it cannot be written.
+        """
+        with files.Incoming(Path(to), progress) as file:
+            headers = await self._received_whole(artifact_id, file)
+            found = files.described(artifact_id, headers, file.size)
+            file.finish(found["sha256"])
+        return found
+
+    async def _received_whole(self, artifact_id: str, file: files.Incoming) -> httpx.Headers:
+        until = time.monotonic() + self._patience_s
+        while True:
+            before = file.size
+            try:
+                return await self._received(artifact_id, file)
+            except (errors.Unavailable, httpx.TransportError) as error:
+                if file.size > before:
+                    until = time.monotonic() + self._patience_s
+                if time.monotonic() >= until:
+                    raise errors.Unavailable(f"{self.url} cannot be reached, or broke off. Try again.") from error
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _received(self, artifact_id: str, file: files.Incoming) -> httpx.Headers:
+        headers = {"Authorization": f"Bearer {await self.token()}"} | ({"Range": f"bytes={file.size}-"} if file.size else {})
+        path = f"/v1/artifacts/{quote(artifact_id, safe='')}"
+        async with self._http.stream("GET", path, headers=headers, timeout=files.TIMEOUT) as response:
+            if response.status_code != (206 if file.size else 200):
+                raise error_of_response(response.status_code, await response.aread())
+            await file.take(response)
+            return response.headers
+
+    async def artifacts(self, page_size: int = 50, **filters: str) -> list[dict[str, Any]]:
+        """My files, newest first; filters: page_token."""
+        page = await self._call("GET", "/v1/artifacts", {"page_size": str(page_size), **filters})
+        return list(page["artifacts"])
+
+    async def delete_artifact(self, artifact_id: str) -> None:
+        """Remove a file for good."""
+        await self._call("DELETE", f"/v1/artifacts/{quote(artifact_id, safe='')}")
+
     async def events(self, run_id: str, after: int = 0, *, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
         """The record of a run after a cursor; with `follow` until the run has ended."""
         if follow:
@@ -198,7 +271,7 @@ class Api:
             raise errors.Unavailable(f"{self.url} cannot be reached. Is the gateway running?") from error
         if not response.is_success:
             raise error_of_response(response.status_code, response.content)
-        return self._object(response.content)
+        return {} if response.status_code == 204 else self._object(response.content)
 
     def _object(self, text: str | bytes) -> dict[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""`netra`: login, run, events, cancel, runs, tools, agents. A client of the gateway, nothing more."""
+"""`netra`: login, run, events, cancel, runs, why, artifacts, tools, agents. A client of the gateway, nothing more."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ try:
     import typer
     import websockets  # noqa: F401
     from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
 except ModuleNotFoundError as missing:
     sys.exit(f"netra: {missing.name} is not installed; the command line needs the extra: pip install 'netra[cli]'")
 
-from netra import client, credentials, errors
+from netra import client, credentials, errors, show, transfers
+from netra.account import account, summary
 from netra.api import Api, Token
 
 _DEFAULT_URL = "http://127.0.0.1:8080"
-_STYLES = {"completed": "green", "failed": "red", "timed_out": "red", "cancelled": "yellow", "executing": "cyan", "thinking": "dim"}
 _T = TypeVar("_T")
 
 app = typer.Typer(help="Run agents and watch them live.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+artifacts = typer.Typer(help="Your files: list, download, delete.", no_args_is_help=True)
+app.add_typer(artifacts, name="artifacts")
 _out, _err = Console(), Console(stderr=True)
 Url = Annotated[str, typer.Option("--url", envvar="NETRA_URL", help="The gateway; the one of this checkout, else 127.0.0.1:8080.")]
 Credential = Annotated[str, typer.Option("--token", envvar="NETRA_TOKEN", help="An access token.", show_envvar=True)]
@@ -61,13 +61,13 @@ def _complete(work: Callable[[], Awaitable[_T]]) -> _T:
     try:
         return asyncio.run(awaited())
     except errors.NetraError as error:
-        _err.print(Text.assemble((error.code, "bold red"), " ", error.message))
+        show.failure(_err, error.code, error.message)
         raise typer.Exit(1) from None
     except OSError as error:
-        _err.print(Text.assemble(("ERROR", "bold red"), f" {error}"))
+        show.failure(_err, "ERROR", str(error))
         raise typer.Exit(1) from None
     except Exception as error:
-        _err.print(Text.assemble((errors.Internal.code, "bold red"), f" netra cannot go on: {error!r}"))
+        show.failure(_err, errors.Internal.code, f"netra cannot go on: {error!r}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -81,39 +81,16 @@ def _line(value: Any) -> None:
 def _show(event: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _line(event)
-        return
-    style = next((style for end, style in _STYLES.items() if str(event["type"]).endswith(end)), "")
-    _out.print(Text.assemble((f"{event['seq']:>4} ", "dim"), (f"{event['type']:<18}", style), " ", _gist(event["data"])), soft_wrap=True)
-
-
-def _gist(data: dict[str, Any]) -> str:
-    """What of an event fits on a line."""
-    failure = data.get("error") or {}
-    for name in ("reasoning", "result", "content"):
-        if data.get(name) is not None:
-            label = f"{data['tool_name']}: " if data.get("tool_name") else ""
-            return label + (data[name] if isinstance(data[name], str) else json.dumps(data[name], ensure_ascii=False))
-    if data.get("tool_name"):
-        return f"{data['tool_name']} {failure.get('message') or json.dumps(data.get('parameters', {}), ensure_ascii=False)}"
-    return str(failure.get("message") or data.get("message") or data.get("agent_name") or "")
+    else:
+        show.event(_out, event)
 
 
 def _table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
-    if as_json:
-        for row in rows:
-            _line(row)
+    if not as_json:
+        show.table(_out, rows, columns)
         return
-    table = Table(*(Column(name, no_wrap=name.endswith("_id"), overflow="fold") for name in columns))
     for row in rows:
-        table.add_row(*(Text(_cell(name, row.get(name))) for name in columns))
-    _out.print(table)
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    # a table shows seconds; --json has the rest
-    return str(value)[:19].replace("T", " ") if name.endswith("_at") else str(value)
+        _line(row)
 
 
 def _inputs(pairs: list[str]) -> dict[str, Any]:
@@ -149,29 +126,68 @@ def login(
 
 @app.command()
 def run(
-    agent: Annotated[str, typer.Argument(help="The agent; `netra agents` lists them.")],
+    agent: Annotated[str, typer.Argument(help="The agent; `netra agents` lists them. Without one the gateway's default decides.")] = "",
     request: Annotated[str, typer.Option("--request", "-r", help="What you ask; - reads it from stdin.")] = "",
     inputs: Annotated[list[str] | None, typer.Option("--input", "-i", help="name=value; the value is JSON if it reads as JSON.")] = None,
+    file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True, help="A file to attach.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(file_okay=False, help="A folder for the chart and the report; replaces earlier ones.")
+    ] = None,
+    deadline: Annotated[float | None, typer.Option(help="Seconds that the run may take; the agent's own limit otherwise.")] = None,
     thread: Annotated[str, typer.Option(help="The thread to go on with.")] = "",
     as_json: AsJson = False,
     url: Url = "",
     token: Credential = "",
 ) -> None:
     """Start a run and show its events until it has ended; the exit code is 0 only when it completed."""
-    asked = sys.stdin.read() if request == "-" else request or f"Run {agent}."
-    given = _inputs(inputs or [])
+    asked, given = _asked(agent, request, file), _inputs(inputs or [])
+    if file is not None and "artifact_id" in given:
+        raise typer.BadParameter("--file sets the input artifact_id: give one of them")
+    options = {} if deadline is None else {"deadline_s": deadline}
 
-    async def work() -> str:
+    async def work() -> dict[str, Any]:
         where, who = _signed_in(url, token)
-        last = ""
+        last: dict[str, Any] = {"type": ""}
         async with client.connect(where, who) as connected:
-            async for event in connected.run(agent, user_request=asked, inputs=given, thread_id=thread):
+            if file is not None:
+                given["artifact_id"] = await transfers.upload(connected.api, file, _err)
+            async for event in connected.run(agent, user_request=asked, inputs=given, thread_id=thread, **options):
                 _show(event, as_json)
-                last = event["type"]
+                last = event
+            if last["type"] == "agent_completed" and (save is not None or not as_json):
+                await _conclude(connected.api, last["data"], save, as_json)
         return last
 
-    if _complete(work) != "agent_completed":
+    last = _complete(work)
+    if last["type"] != "agent_completed":
+        if not as_json and last["type"]:
+            _err.print(f"What happened: netra why {last['run_id']}", soft_wrap=True, highlight=False)
         raise typer.Exit(1)
+
+
+def _asked(agent: str, request: str, file: Path | None) -> str:
+    if request:
+        return sys.stdin.read() if request == "-" else request
+    if file is not None:
+        return f"Look at {file.name}."
+    if agent:
+        return f"Run {agent}."
+    raise typer.BadParameter("name an agent, or say with --request what you ask")
+
+
+async def _conclude(api: Api, data: dict[str, Any], save: Path | None, as_json: bool) -> None:
+    """Save the files of the result and show a report as tables."""
+    result = await transfers.result(api, data)
+    saved = await transfers.save(api, show.files_of(result), save, _err) if save is not None else {}
+    if not as_json and show.is_report(result):
+        show.report(_out, result, saved)
+    else:
+        for path in saved.values():
+            _told(path)
+
+
+def _told(path: Path) -> None:
+    _err.print(str(path), soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
@@ -251,9 +267,67 @@ def agents(as_json: AsJson = False, url: Url = "", token: Credential = "") -> No
     _table(_listed(url, token, lambda api: api.agents()), ("name", "version", "description"), as_json)
 
 
+@app.command()
+def why(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: AsJson = False, url: Url = "", token: Credential = "") -> None:
+    """Tell what a run did with its time and why it ended as it did."""
+
+    async def work() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        where, who = _signed_in(url, token)
+        async with Api(where, who) as api:
+            try:
+                return await api.get_run(run_id), [event async for event in api.events(run_id)]
+            except errors.NotFound:
+                raise errors.NotFound(f"You have no run {run_id}. `netra runs` lists yours.") from None
+
+    found = account(*_complete(work))
+    if as_json:
+        _line(summary(found))
+    else:
+        show.why(_out, found)
+
+
+@artifacts.command("list")
+def list_artifacts(
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50, as_json: AsJson = False, url: Url = "", token: Credential = ""
+) -> None:
+    """List your files, newest first."""
+    rows = _listed(url, token, lambda api: api.artifacts(limit))
+    _table(rows, ("artifact_id", "name", "bytes", "media_type", "created_at"), as_json)
+
+
+@artifacts.command("download")
+def download_artifact(
+    artifact_id: Annotated[str, typer.Argument(metavar="ARTIFACT")],
+    to: Annotated[Path | None, typer.Option(help="The file to write; its own name in this folder otherwise.", dir_okay=False)] = None,
+    url: Url = "",
+    token: Credential = "",
+) -> None:
+    """Download a file of yours."""
+
+    async def work() -> Path:
+        where, who = _signed_in(url, token)
+        async with Api(where, who) as api:
+            return await transfers.fetch(api, artifact_id, to, _err)
+
+    _told(_complete(work))
+
+
+@artifacts.command("delete")
+def delete_artifact(artifact_id: Annotated[str, typer.Argument(metavar="ARTIFACT")], url: Url = "", token: Credential = "") -> None:
+    """Delete a file of yours."""
+
+    async def work() -> None:
+        where, who = _signed_in(url, token)
+        async with Api(where, who) as api:
+            await api.delete_artifact(artifact_id)
+
+    _complete(work)
+    _err.print(f"{artifact_id} is deleted.", highlight=False)
+
+
 def _mount() -> None:
     """Commands that need the checkout come through the entry-point group; in a wheel alone they are absent."""
-    own = {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
+    own = {command.callback.__name__ for command in app.registered_commands if command.callback is not None} | {"artifacts"}
     words = set(sys.argv[1:])
     for entry in sorted(metadata.entry_points(group="netra.commands"), key=lambda entry: entry.name):
         if entry.name not in words and words & own:

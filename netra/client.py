@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import websockets
@@ -17,6 +18,7 @@ from websockets.typing import Subprotocol
 
 from netra import errors, ids
 from netra.api import TERMINAL, Api, Token, direct, error_of, error_of_response
+from netra.files import Progress
 
 __all__ = ["TERMINAL", "Api", "Client", "connect"]
 
@@ -128,6 +130,22 @@ class Client:
     async def tools(self, **filters: str) -> list[dict[str, Any]]:
         """The tools I may call."""
         return await self.api.tools(**filters)
+
+    async def upload(self, path: str | Path, *, name: str = "", media_type: str = "", progress: Progress | None = None) -> dict[str, Any]:
+        """Keep a file; its `artifact_id` goes into the inputs of a run."""
+        return await self.api.upload(path, name=name, media_type=media_type, progress=progress)
+
+    async def download(self, artifact_id: str, to: str | Path, progress: Progress | None = None) -> dict[str, Any]:
+        """Write an artifact to a file."""
+        return await self.api.download(artifact_id, to, progress)
+
+    async def artifacts(self, page_size: int = 50, **filters: str) -> list[dict[str, Any]]:
+        """My files, newest first."""
+        return await self.api.artifacts(page_size, **filters)
+
+    async def delete_artifact(self, artifact_id: str) -> None:
+        """Remove a file for good."""
+        await self.api.delete_artifact(artifact_id)
 
     async def agents(self) -> list[dict[str, Any]]:
         """The agents I may start."""

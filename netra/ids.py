@@ -84,6 +84,13 @@ class MessageId(Id):
     field = "message_id"
 
 
+class ArtifactId(Id):
+    """One file of a user."""
+
+    __slots__ = ()
+    field = "artifact_id"
+
+
 class ContextId(Id):
     """One stored execution context."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import Any, Literal, Protocol, get_type_hints
 
 import pydantic
 
@@ -16,6 +16,7 @@ from netra.context import UserExecutionContext
 _NAME = re.compile(r"[a-z][a-z0-9_.\-]{0,63}")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 Function = Callable[..., Awaitable[object]]
+Backend = Literal["asyncio", "process"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,10 @@ class ToolContext(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as the platform knows it. Schemas are JSON Schema 2020-12; times are seconds."""
+    """A tool as the platform knows it. Schemas are JSON Schema 2020-12; times are seconds.
+
+    `backend` says where its work is done: in the process that runs the agents, or in one of its own that can be killed.
+    """
 
     name: str
     version: str
@@ -67,6 +71,7 @@ class ToolSpec:
     side_effects: bool = False
     idempotent: bool = False
     context_parameter: str = ""
+    backend: Backend = "asyncio"
 
     def __post_init__(self) -> None:
         """Raises `ValueError` naming what is wrong with the declaration."""
@@ -89,6 +94,7 @@ def tool(
     timeout_s: float = 5.0,
     side_effects: bool = False,
     idempotent: bool = False,
+    backend: Backend = "asyncio",
 ) -> Callable[[Function], ToolSpec]:
     """Make a tool of an async function: name, description and schemas come from its name, docstring and annotations."""
 
@@ -109,6 +115,7 @@ def tool(
             side_effects=side_effects,
             idempotent=idempotent,
             context_parameter=wanted,
+            backend=backend,
         )
 
     return declare

@@ -31,7 +31,7 @@ Netra is up.
   gateway   http://$address   WebSocket ws://$address/ws
   login     $netra login$url --email $email
   password  docker compose exec auth cat /secrets/bootstrap_admin
-  next      $netra run$url text-analyst --request "Count the words of this sentence."
+  next      $netra run$url --file standalone/sample/usage.csv --request "Where does the money go?"
   stop      make down (the data stays; docker compose down --volumes deletes it)
 
 END

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from standalone import commands, folder, login, processes, proof, supervise
+from standalone import commands, folder, login, processes, proof, sample, supervise
 from standalone.errors import StandaloneError
 from standalone.progress import Progress, complain
 
@@ -25,7 +25,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, default=folder.default().path, help="where everything is kept (default: .netra)")
     steps = parser.add_subparsers(dest="step", required=True)
-    steps.add_parser("run", help="start everything, perform one run as proof, serve until Ctrl-C")
+    steps.add_parser("run", help="start everything, analyse the bundled log as proof, serve until Ctrl-C")
     steps.add_parser("demo", help="the same, and exit after the proof")
     reset = steps.add_parser("reset", help="stop what runs and delete the folder with all its data")
     reset.add_argument("--force", action="store_true", help="do not ask")
@@ -52,7 +52,7 @@ async def _serve(path: Path, *, demo: bool) -> int:
 
 
 async def _prove(stack: supervise.Stack, progress: Progress) -> None:
-    progress.step(f"ready at {stack.setting.gateway_url}; one run as proof:")
+    progress.step(f"ready at {stack.setting.gateway_url}; one analysis as proof:")
     started = time.monotonic()
     run = await proof.proof(stack.place, progress)
     progress.step(f"run {run} is complete", started)
@@ -71,7 +71,8 @@ def _welcome(stack: supervise.Stack) -> list[str]:
         "",
         f"  login     {processes.BOOTSTRAP_ADMIN}, password in {login.password_file(stack.place, login.DEVELOPER)}",
         "            or a token: .venv/bin/netra token",
-        f"  next      .venv/bin/netra run {proof.AGENT} --request 'Count the words of this sentence.'",
+        f"  next      .venv/bin/netra run --file {sample.FILE.relative_to(folder.ROOT)} --request 'What could we save?'",
+        "            or a log of your own: --file usage.csv, and --input model=gpt-4o if it names no model",
         "",
     ]
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # counts up whenever the tables below change
-VERSION = 1
+VERSION = 2
 ROLES = ("admin", "user", "readonly")
 TIERS = ("free", "early", "business", "enterprise", "internal")
 
-_READ = frozenset({"agents:read", "contexts:read", "events:read", "runs:read", "session:read", "threads:read", "tools:read"})
+_READ = frozenset(
+    {"agents:read", "artifacts:read", "contexts:read", "events:read", "runs:read", "session:read", "threads:read", "tools:read"}
+)
 _OWN = frozenset({"session:write"})
-_USE = frozenset({"runs:write", "tools:execute"})
+_USE = frozenset({"artifacts:write", "runs:write", "tools:execute"})
 _ADMINISTER = frozenset({"users:write"})
 ALL = _READ | _OWN | _USE | _ADMINISTER
 

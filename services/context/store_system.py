@@ -1,9 +1,15 @@
-"""SQL for what belongs to no user: the signing key. The only file that uses the system role."""
+"""SQL for what belongs to no user any more, or never did: left-over files, the signing key. The only file that uses the system role."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from chassis.postgres import DatabaseManager
 from services.context.keys import WrappedKey
+
+# an upload that lives is touched far more often
+_ABANDONED = timedelta(hours=1)
+_CHUNKS_AT_ONCE = 32
 
 
 class SystemStore:
@@ -26,3 +32,27 @@ class SystemStore:
                 " ON CONFLICT (state) WHERE state = 'current' DO NOTHING",
                 key.kid, key.sealed,
             )  # fmt: skip
+
+    async def give_up_abandoned(self) -> None:
+        """Give up the uploads that nothing came for: their process died."""
+        query = "UPDATE context.artifacts SET state = 'discarded' WHERE state = 'uploading' AND touched_at < now() - $1::interval"
+        async with self._database.transaction() as transaction:
+            await transaction.execute(query, _ABANDONED)
+
+    async def remove_some(self) -> bool:
+        """Remove a few chunks of a file that was given up, or what is left of it; whether there was one."""
+        async with self._database.transaction() as transaction:
+            # replicas that sweep together take different files
+            artifact_id = await transaction.value(
+                "SELECT artifact_id FROM context.artifacts WHERE state = 'discarded' LIMIT 1 FOR UPDATE SKIP LOCKED"
+            )
+            if artifact_id is None:
+                return False
+            removed = await transaction.execute(
+                "DELETE FROM context.artifact_chunks WHERE artifact_id = $1 AND position IN"
+                " (SELECT position FROM context.artifact_chunks WHERE artifact_id = $1 LIMIT $2)",
+                artifact_id, _CHUNKS_AT_ONCE,
+            )  # fmt: skip
+            if removed == "DELETE 0":
+                await transaction.execute("DELETE FROM context.artifacts WHERE artifact_id = $1", artifact_id)
+        return True

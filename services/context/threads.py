@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -11,10 +9,10 @@ from typing import Protocol
 from chassis.postgres import Conflict
 from netra import errors, ids
 from netra.context import UserExecutionContext
+from services.context import pages
 
 MAX_CONTENT = 256 * 1024
 ROLES = ("user", "assistant")
-_PAGE, _LARGEST_PAGE = 50, 200
 _LAST_POSITION = 2**63 - 1
 
 
@@ -102,48 +100,24 @@ class Threads:
 
     async def messages(self, user_id: ids.UserId, thread_id: ids.ThreadId, page_size: int, page_token: str) -> tuple[list[Message], str]:
         """One page, oldest first, and the token of the next. Raises `NotFound`, `InvalidPayload`."""
-        after, limit = _position(_unpacked(page_token, "m")), _limit(page_size)
+        after, limit = _position(pages.unpacked(page_token, "m")), pages.limit(page_size)
         thread, page = await self._kept.messages(user_id, thread_id, after, limit)
         more = bool(page) and page[-1].position < thread.messages
-        return page, _packed("m", str(page[-1].position)) if more else ""
+        return page, pages.packed("m", str(page[-1].position)) if more else ""
 
     async def threads(self, user_id: ids.UserId, page_size: int, page_token: str) -> tuple[list[Thread], str]:
         """One page, newest first, and the token of the next. Raises `InvalidPayload`."""
-        before, limit = _thread_id(_unpacked(page_token, "t")), _limit(page_size)
+        before, limit = _thread_id(pages.unpacked(page_token, "t")), pages.limit(page_size)
         found = await self._kept.threads(user_id, before, limit + 1)
         page = found[:limit]
-        return page, _packed("t", page[-1].thread_id) if len(found) > limit else ""
-
-
-def _limit(page_size: int) -> int:
-    if not 0 <= page_size <= _LARGEST_PAGE:
-        raise errors.InvalidPayload(f"page_size must be 1 to {_LARGEST_PAGE}, or 0 for {_PAGE}", field="page_size")
-    return page_size or _PAGE
-
-
-def _packed(kind: str, place: str) -> str:
-    return base64.urlsafe_b64encode(f"{kind}:{place}".encode()).decode().rstrip("=")
-
-
-def _unpacked(token: str, kind: str) -> str:
-    if not token:
-        return ""
-    try:
-        padded = (token + "=" * (-len(token) % 4)).encode("ascii")
-        found, _, place = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii").partition(":")
-    except (binascii.Error, ValueError):
-        raise _unknown_page() from None
-    # what we gave out and nothing else: no second spelling of the same page
-    if found != kind or not place or _packed(kind, place) != token:
-        raise _unknown_page()
-    return place
+        return page, pages.packed("t", page[-1].thread_id) if len(found) > limit else ""
 
 
 def _position(place: str) -> int:
     if not place:
         return 0
     if not place.isdecimal() or len(place) > 19 or int(place) > _LAST_POSITION:
-        raise _unknown_page()
+        raise pages.unknown()
     return int(place)
 
 
@@ -151,8 +125,4 @@ def _thread_id(place: str) -> ids.ThreadId | None:
     try:
         return ids.ThreadId(place) if place else None
     except errors.InvalidPayload:
-        raise _unknown_page() from None
-
-
-def _unknown_page() -> errors.InvalidPayload:
-    return errors.InvalidPayload("page_token must be the next_page_token of the page before", field="page_token")
+        raise pages.unknown() from None

@@ -14,10 +14,11 @@ from chassis.server import Server
 from chassis.trust import Trust, follow
 from netra import errors
 from netra.context.v1 import context_pb2, context_pb2_grpc
-from services.context import contexts, keys, threads
+from services.context import artifacts, contexts, keys, slots, threads, uploads
 from services.context.servicer import ContextServicer
 from services.context.settings import ContextSettings
 from services.context.store import Store
+from services.context.store_artifacts import ArtifactStore
 from services.context.store_system import SystemStore
 from services.context.upstreams import Auth
 
@@ -25,6 +26,7 @@ _log = log.get(__name__)
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _POLL_S = 0.25
 _REPUBLISH_S = 10.0
+_SWEEP_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +50,50 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         auth = Auth(settings.auth_target, settings.secret("service").get_secret_value())
         stack.push_async_callback(auth.close)
         wrap = settings.wrap("context.signing_keys")
-        users = await postgres.open_pool(settings.postgres_dsn("netra_context", "postgres"), "context")
+        dsn = settings.postgres_dsn("netra_context", "postgres")
+        users = await postgres.open_pool(dsn, "context")
         stack.push_async_callback(users.close)
+        # of their own: files that move must not keep a run from starting
+        files = await postgres.open_pool(dsn, "context-artifacts", size=4)
+        stack.push_async_callback(files.close)
         system = await postgres.open_pool(settings.postgres_dsn("netra_context_system", "postgres_system"), "context-system", size=2)
         stack.push_async_callback(system.close)
         await migrations.awaited(users, "context", _MIGRATIONS)
-        key = await keys.current(SystemStore(system), wrap)
+        crossing = SystemStore(system)
+        key = await keys.current(crossing, wrap)
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         tasks.spawn(follow(trust, auth.stub, auth.credentials), "trust")
-        server = _server(settings, trust, Store(users), key)
+        left_over = asyncio.Event()
+        server = _server(settings, trust, Store(users), _Files(ArtifactStore(files), tasks, left_over), key)
         await server.start()
         stack.push_async_callback(server.drain)
         tasks.spawn(_keep_published(server, trust, auth, key), "publish")
+        tasks.spawn(_swept(crossing, left_over), "sweep")
         yield Service(server, trust)
 
 
-def _server(settings: ContextSettings, trust: Trust, store: Store, key: keys.SigningKey) -> Server:
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What moving files needs."""
+
+    store: ArtifactStore
+    tasks: Tasks
+    left_over: asyncio.Event
+
+
+def _server(settings: ContextSettings, trust: Trust, store: Store, files: _Files, key: keys.SigningKey) -> Server:
     authenticator = identity.Authenticator(trust)
     server = Server(settings.host, settings.port, authenticator, settings.drain_s)
-    servicer = ContextServicer(authenticator.verifier, contexts.Contexts(store, key), threads.Threads(store))
+    moving = slots.Slots(settings.artifacts_moving, settings.artifacts_moving_per_user)
+    limits = artifacts.Limits(settings.artifact_max_bytes, settings.artifacts_max_bytes_per_user, settings.artifact_stall_s)
+    servicer = ContextServicer(
+        authenticator.verifier,
+        contexts.Contexts(store, key),
+        threads.Threads(store),
+        artifacts.Artifacts(files.store, moving, files.left_over.set),
+        uploads.Uploads(files.store, limits, moving, files.left_over.set, files.tasks),
+    )
     descriptor = context_pb2.DESCRIPTOR.services_by_name["ContextService"]
     server.add(descriptor, context_pb2_grpc.add_ContextServiceServicer_to_server, servicer)
     return server
@@ -85,3 +111,17 @@ async def _keep_published(server: Server, trust: Trust, auth: Auth, key: keys.Si
             await asyncio.sleep(_POLL_S)
         await server.serving(True)
         await asyncio.sleep(_REPUBLISH_S)
+
+
+async def _swept(system: SystemStore, left_over: asyncio.Event) -> None:
+    """Remove what was given up: when told, and what dead processes left from time to time."""
+    while True:
+        try:
+            await system.give_up_abandoned()
+            while await system.remove_some():
+                pass
+        except errors.NetraError as error:
+            _log.warning("left-over files could not be removed yet", code=error.code)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(left_over.wait(), _SWEEP_S)
+        left_over.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from netra.context.v1 import context_pb2
 from netra.events.v1 import events_pb2
 from services.dispatcher import appender, journal, runs, turn, upstreams
 from services.dispatcher.agents import registry as agents_
-from services.dispatcher.tools import dispatch
+from services.dispatcher.tools import dispatch, results, workspace
 from services.dispatcher.tools import registry as tools_
 
 _log = log.get(__name__)
@@ -76,10 +78,10 @@ class ExecutionEngine:
 
     def __init__(
         self, contexts: upstreams.Contexts, records: upstreams.Records, appends: appender.Appender, store: Ends,
-        agents: agents_.AgentRegistry, tools: tools_.ToolRegistry, trusted: trust.Trust,
+        agents: agents_.AgentRegistry, tools: tools_.ToolRegistry, trusted: trust.Trust, workspaces: workspace.Workspaces,
     ) -> None:  # fmt: skip
         self._contexts, self._records, self._appends, self._store = contexts, records, appends, store
-        self._agents, self.tools, self._trust = agents, tools, trusted
+        self._agents, self.tools, self._trust, self._workspaces = agents, tools, trusted, workspaces
         self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("an agent's task failed", exc_info=error))
 
     async def run(self, running: Running) -> None:
@@ -87,7 +89,8 @@ class ExecutionEngine:
         order = running.claim.order
         context = _context(order)
         headers = {"traceparent": order.traceparent, telemetry.CORRELATION_HEADER: context.correlation_id}
-        with telemetry.span(f"run {order.agent}", headers):
+        with telemetry.span(f"run {order.agent}", headers) as span:
+            span.set_attribute("netra.run_id", order.run_id)
             log.bind(run_id=order.run_id, user_id=context.user_id)
             try:
                 await self._run(running, context)
@@ -148,20 +151,28 @@ class ExecutionEngine:
         self, running: Running, context: UserExecutionContext, spec: AgentSpec, bridge: journal.AgentWebSocketBridge
     ) -> _Ending:
         order, began = running.claim.order, time.perf_counter()
-        permissions = self._trust.permissions(context.roles, context.tier)
-        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge) as tools:
-            mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools)
-            finished = await self._until(running, _guarded(spec, mine), order.deadline_s)
+        files = self._files(running)
+        async with self._dispatcher(context, bridge, files) as tools:
+            mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools, self._agents)
+            finished = await self._until(running, _guarded(spec, mine, files), order.deadline_s)
             if finished is None and running.stop.is_set():
                 return _cancelled(running, tools.stopped)
             if finished is None:
                 return _timed_out(order)
-            result, error = finished
-            if error is not None:
-                return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(error))
+            if isinstance(finished, errors.NetraError):
+                return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(finished))
             usage = {"steps": mine.steps, "tools": tools.calls, "tokens": 0, "cost": 0.0}
         elapsed = round((time.perf_counter() - began) * 1000, 3)
-        return _Ending(runs.RunState.COMPLETED, lambda bridge: bridge.completed(result, elapsed, usage), _answer(result))
+        return _Ending(runs.RunState.COMPLETED, lambda bridge: bridge.completed(finished, elapsed, usage), _answer(finished))
+
+    def _files(self, running: Running) -> workspace.Workspace:
+        return self._workspaces.of(running.claim.order.run_id, lambda: running.token)
+
+    def _dispatcher(
+        self, context: UserExecutionContext, bridge: journal.AgentWebSocketBridge, files: workspace.Workspace
+    ) -> contextlib.AbstractAsyncContextManager[dispatch.UnifiedToolDispatcher]:
+        permissions = self._trust.permissions(context.roles, context.tier)
+        return dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge, files)
 
     async def _until(self, running: Running, work: Awaitable[_T], deadline_s: float | None) -> _T | None:
         """What the work came to; None when it was stopped before, by a cancel or its deadline."""
@@ -226,8 +237,7 @@ class ExecutionEngine:
         if record is None:
             raise errors.Unauthenticated("The context of the call has ended.")
         bridge = self._bridge(running, record, None)
-        permissions = self._trust.permissions(context.roles, context.tier)
-        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge) as tools:
+        async with self._dispatcher(context, bridge, self._files(running)) as tools:
             # the tool has a deadline of its own; a cancel leaves its outcome as the last one
             outcome = await self._until(running, tools.execute(order.agent, arguments), None) or tools.last
         if outcome is None:
@@ -246,24 +256,21 @@ async def _awaited(work: Awaitable[Any]) -> Any:
     return await work
 
 
-async def _guarded(spec: AgentSpec, mine: turn.Turn) -> tuple[object, errors.NetraError | None]:
+async def _guarded(spec: AgentSpec, mine: turn.Turn, files: workspace.Workspace) -> results.Result | errors.NetraError:
     try:
-        result = await spec.function(mine)
-        size = len(orjson.dumps(result))
-        if size > dispatch.MAX_RESULT_BYTES:
-            raise errors.AgentFailed(f"{spec.name} returned {size} bytes; at most {dispatch.MAX_RESULT_BYTES} can be recorded.")
-        return result, None
+        keep = functools.partial(files.keep, "result")
+        return await results.recorded(await spec.function(mine), spec.name, f"{spec.name}.json", keep, errors.AgentFailed)
     except asyncio.CancelledError:
         if lifecycle.told_to_stop():
             raise
-        return None, errors.AgentFailed(f"The agent {spec.name} cancelled itself.")
+        return errors.AgentFailed(f"The agent {spec.name} cancelled itself.")
     except errors.NetraError as error:
-        return None, error
+        return error
     except Exception as error:
         shown = status.as_netra(error)
         failed = errors.AgentFailed(f"The agent {spec.name} failed. {shown.message}")
         failed.details = shown.details
-        return None, failed
+        return failed
 
 
 async def _patient(call: Callable[[], Awaitable[_T]], patience_s: float | None = None) -> _T:
@@ -278,10 +285,13 @@ def _context(order: runs.Order) -> UserExecutionContext:
     return UserExecutionContext.from_proto(context_pb2.ExecutionContext.FromString(order.context))
 
 
-def _answer(result: object) -> str:
-    if isinstance(result, dict) and isinstance(result.get("message"), str) and result["message"].strip():
-        return str(result["message"])
-    return orjson.dumps(result).decode()
+def _answer(result: results.Result) -> str:
+    value = result.value
+    if isinstance(value, dict) and isinstance(value.get("message"), str) and value["message"].strip():
+        return str(value["message"])
+    if result.artifact is not None:
+        return f"The result has {result.artifact.size} bytes; it is the artifact {result.artifact.artifact_id}. It begins: {result.preview}"
+    return orjson.dumps(value).decode()
 
 
 def _lost(record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBridge, *, is_tool: bool) -> _Ending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import orjson
 from netra import errors, ids
 from netra.events.v1 import events_pb2
 from services.dispatcher import appender
-from services.dispatcher.tools import dispatch
+from services.dispatcher.tools import dispatch, results
 
 _MAX_ENTRIES = 128
 _MAX_BYTES = 512 * 1024
@@ -35,7 +36,7 @@ class _Entry:
 
 
 class AgentWebSocketBridge:
-    """What one run has to tell. Appends are pipelined, one in flight at a time; `barrier` waits for them."""
+    """What one run has to tell, and in whose name: the agent of the run, or one that does a part of its work."""
 
     def __init__(
         self,
@@ -48,17 +49,16 @@ class AgentWebSocketBridge:
         agent_version: str = "",
         ends_with_tool: bool = False,
     ) -> None:
-        self._appender = to
-        self._run_id, self._epoch, self._next_seq = run_id, epoch, next_seq
+        self._record = _Record(to, run_id, epoch, next_seq)
         self._agent = {"agent_id": run_id, "agent_name": agent_name}
         self._version = agent_version
         self._ends_with_tool = ends_with_tool
-        self._entries: deque[_Entry] = deque()
-        self._in_flight: asyncio.Future[None] | None = None
-        self._idle, self._room = asyncio.Event(), asyncio.Event()
-        self._idle.set()
-        self._room.set()
-        self.broken: BaseException | None = None
+
+    def under(self, agent_name: str) -> AgentWebSocketBridge:
+        """The same record, told in the name of another agent."""
+        other = copy.copy(self)
+        other._agent = {**self._agent, "agent_name": agent_name}
+        return other
 
     def started(self, depth: int, message: str) -> None:
         """The run begins."""
@@ -74,7 +74,7 @@ class AgentWebSocketBridge:
 
     def step(self, key: str, result: object) -> None:
         """A step without an event."""
-        self._add(_Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result)), end=False))
+        self._record.add(_Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result)), end=False))
 
     def tool_executing(self, call: dispatch.Call) -> None:
         """A call begins."""
@@ -90,11 +90,9 @@ class AgentWebSocketBridge:
             "tool_name": outcome.call.tool, "tool_call_id": outcome.call.tool_call_id, "status": outcome.status,
             "execution_time_ms": outcome.execution_time_ms, "attempts": 1, "enforcement": enforcement,
         }  # fmt: skip
-        if outcome.error is None:
-            data["result"] = outcome.result
-        else:
-            data["error"] = error_data(outcome.error)
-        kept = {"status": outcome.status, "result": outcome.result, "error": data.get("error")}
+        data |= outcome.result.told() if outcome.result is not None else {}
+        data |= {"error": error_data(outcome.error)} if outcome.error is not None else {}
+        kept = {name: data[name] for name in ("status", "result", "result_ref", "preview", "error") if name in data}
         self._emit(
             "tool_completed",
             data,
@@ -116,9 +114,9 @@ class AgentWebSocketBridge:
         """A message was added to the thread."""
         self._emit("message_created", {"message_id": message_id, "role": role, "content": content})
 
-    def completed(self, result: object, execution_time_ms: float, usage: Mapping[str, object]) -> None:
+    def completed(self, result: results.Result, execution_time_ms: float, usage: Mapping[str, object]) -> None:
         """The run has a result."""
-        data = {"status": "completed", "result": result, "execution_time_ms": execution_time_ms, "usage": usage}
+        data = {"status": "completed", **result.told(), "execution_time_ms": execution_time_ms, "usage": usage}
         self._emit("agent_completed", data, end=True)
 
     def failed(self, error: errors.NetraError) -> None:
@@ -135,18 +133,15 @@ class AgentWebSocketBridge:
 
     async def barrier(self) -> None:
         """Returns when everything told so far is in the record. Raises `Fenced` when another owns the run."""
-        await self._idle.wait()
-        if self.broken is not None:
-            raise self.broken
+        await self._record.barrier()
 
     async def room(self) -> None:
         """Returns when not too much waits to be recorded: an agent must not run away from its record."""
-        await self._room.wait()
+        await self._record.room()
 
     def mend(self) -> None:
         """Forget what the record refused, and what came after it; go on with the seq that was refused."""
-        self._entries.clear()
-        self.broken = None
+        self._record.mend()
 
     def _emit(
         self, kind: str, data: Mapping[str, object], *, tool_call_id: str = "", step: tuple[str, object] | None = None, end: bool = False
@@ -154,16 +149,42 @@ class AgentWebSocketBridge:
         body = orjson.dumps({**self._agent, **data})
         event = events_pb2.NewEvent(event_id=ids.EventId.new(), type=kind, data=body, tool_call_id=tool_call_id)
         kept = None if step is None else events_pb2.Step(key=step[0], result=orjson.dumps(step[1]))
-        self._add(_Entry(event, kept, end))
+        self._record.add(_Entry(event, kept, end))
 
-    def _add(self, entry: _Entry) -> None:
+
+class _Record:
+    """The record of one run. Appends are pipelined, one in flight at a time."""
+
+    def __init__(self, to: appender.Appender, run_id: ids.RunId, epoch: int, next_seq: int) -> None:
+        self._appender = to
+        self._run_id, self._epoch, self._next_seq = run_id, epoch, next_seq
+        self._entries: deque[_Entry] = deque()
+        self._in_flight: asyncio.Future[None] | None = None
+        self._idle, self._room = asyncio.Event(), asyncio.Event()
+        self._idle.set()
+        self._room.set()
+        self._broken: BaseException | None = None
+
+    async def barrier(self) -> None:
+        await self._idle.wait()
+        if self._broken is not None:
+            raise self._broken
+
+    async def room(self) -> None:
+        await self._room.wait()
+
+    def mend(self) -> None:
+        self._entries.clear()
+        self._broken = None
+
+    def add(self, entry: _Entry) -> None:
         self._entries.append(entry)
         if len(self._entries) >= _MAX_WAITING:
             self._room.clear()
         self._send()
 
     def _send(self) -> None:
-        if self._in_flight is not None or self.broken is not None:
+        if self._in_flight is not None or self._broken is not None:
             return
         if not self._entries:
             self._idle.set()
@@ -191,8 +212,8 @@ class AgentWebSocketBridge:
 
     def _committed(self, done: asyncio.Future[None], count: int) -> None:
         self._in_flight = None
-        self.broken = asyncio.CancelledError() if done.cancelled() else done.exception()
-        if self.broken is not None:
+        self._broken = asyncio.CancelledError() if done.cancelled() else done.exception()
+        if self._broken is not None:
             self._idle.set()
             self._room.set()
         else:

@@ -132,9 +132,13 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
 def _answer(outcome: dispatch.Outcome) -> bytes:
     answer = pb.ExecuteToolResponse(tool_call_id=outcome.call.tool_call_id, status=outcome.status)
     answer.execution_time.FromMicroseconds(round(outcome.execution_time_ms * 1000))
-    if outcome.error is None:
-        answer.result = orjson.dumps(outcome.result)
-    else:
+    if outcome.result is not None:
+        told = outcome.result.told()
+        answer.result = orjson.dumps(told["result"]) if "result" in told else b""
+        answer.preview = told.get("preview", "")
+        if "result_ref" in told:
+            answer.result_ref.CopyFrom(pb.ResultRef(**told["result_ref"]))
+    if outcome.error is not None:
         data = journal.error_data(outcome.error)
         answer.error.CopyFrom(pb.ToolError(code=data["code"], message=data["message"], details=orjson.dumps(data["details"])))
     return answer.SerializeToString()

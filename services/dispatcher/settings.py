@@ -1,5 +1,9 @@
 """DispatcherSettings."""
 
+import os
+import tempfile
+from pathlib import Path
+
 from pydantic import Field
 
 from chassis.settings import ProcessSettings
@@ -14,5 +18,13 @@ class DispatcherSettings(ProcessSettings):
     slots: int = Field(200, gt=0, description="Runs that one process executes at a time.")
     queued_per_user: int = Field(200, gt=0, description="Runs that one user may have waiting; one more is RATE_LIMITED.")
     tokens_s: float = Field(60.0, gt=0, description="How often old context tokens are renewed, in seconds.")
-    default_agent: str = "text-analyst"
+    default_agent: str = "supervisor"
     max_deadline_s: float = Field(86_400.0, gt=0)
+    work_dir: Path | None = Field(None, description="Where runs keep files while they run; of this user alone.")
+    tool_processes: int = Field(4, gt=0, description="Tools that do their work in a process of their own, at a time.")
+
+    def workspaces(self) -> Path:
+        """The folder for files of runs: as set, else below the state, else in the system's temporary folder."""
+        if self.work_dir is not None:
+            return self.work_dir
+        return Path(tempfile.gettempdir()) / f"netra-work-{os.getuid()}" if self.state_dir is None else self.state_dir / "work"

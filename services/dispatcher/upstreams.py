@@ -1,19 +1,33 @@
-"""Typed stubs of the services this one calls: context, events."""
+"""Typed stubs of the services this one calls: context, with its artifacts, and events."""
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import hashlib
+import io
+import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
 
 import grpc
+import stamina
 
 from chassis import channel, status
-from netra import ids
+from netra import errors, ids
 from netra.context import UserExecutionContext
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
+from netra.tool import Artifact
 
 _EVENT_WAIT_S = 10.0
+_PIECE = 64 * 1024
+_BLOCK = 1024 * 1024
+# a restart of PostgreSQL or of the context service is waited for
+_AWAY = (errors.Unavailable, errors.DeadlineExceeded, errors.RateLimited)
+_ATTEMPTS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,89 @@ class Contexts:
         """Close the context."""
         with status.translated():
             await self._stub.CloseContext(context_pb2.CloseContextRequest(), metadata=_in_context(token))
+
+
+class Artifacts:
+    """The files of users, in the context service. They go through in blocks: a large one is never in memory as a whole."""
+
+    def __init__(self, to: grpc.aio.Channel) -> None:
+        self._stub: context_pb2_grpc.ContextServiceAsyncStub = context_pb2_grpc.ContextServiceStub(to)
+
+    async def fetch(self, token: str, artifact_id: str, to: Path) -> Artifact:
+        """Write an artifact to a file; there is none when that fails. Raises `NotFound`."""
+        with _Download(to) as download:
+            async for attempt in stamina.retry_context(on=_AWAY, attempts=_ATTEMPTS, timeout=None):
+                with attempt, status.translated():
+                    request = context_pb2.GetArtifactRequest(artifact_id=artifact_id, offset=download.size)
+                    await download.go_on(self._stub.GetArtifact(request, metadata=_in_context(token)))
+            return download.whole()
+
+    async def keep(self, token: str, request_id: str, name: str, media_type: str, content: bytes | Path) -> Artifact:
+        """Make an artifact, once per request id. Raises `TooLarge`, `InvalidPayload`."""
+        with _opened(content) as file:
+            size = file.seek(0, os.SEEK_END)
+            header = context_pb2.ArtifactHeader(request_id=request_id, name=name, media_type=media_type, size=size)
+            async for attempt in stamina.retry_context(on=_AWAY, attempts=_ATTEMPTS, timeout=None):
+                with attempt, status.translated():
+                    file.seek(0)
+                    answer = await self._stub.PutArtifact(_parts(header, file), metadata=_in_context(token))
+        return _artifact(answer.artifact)
+
+
+class _Download:
+    """An artifact on its way into a file, over as many calls as it takes."""
+
+    def __init__(self, to: Path) -> None:
+        self._to, self._file, self._digest = to, open(to, "wb"), hashlib.sha256()
+        self._artifact: Artifact | None = None
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, _error: object, _traceback: object) -> None:
+        self._file.close()
+        if kind is not None:
+            self._to.unlink(missing_ok=True)
+
+    async def go_on(self, parts: Any) -> None:
+        """Take what comes."""
+        block = bytearray()
+        async for part in parts:
+            if part.WhichOneof("part") == "artifact":
+                self._artifact = _artifact(part.artifact)
+            block += part.data
+            if len(block) >= _BLOCK:
+                await asyncio.to_thread(self._write, block)
+                block = bytearray()
+        await asyncio.to_thread(self._write, block)
+
+    def _write(self, block: bytearray) -> None:
+        self._file.write(block)
+        self._digest.update(block)
+        self.size += len(block)
+
+    def whole(self) -> Artifact:
+        """The artifact, when all of it came."""
+        found = self._artifact
+        if found is None or (found.size, found.sha256) != (self.size, self._digest.hexdigest()):
+            raise errors.Internal("An artifact did not come as it was kept.")
+        return found
+
+
+def _opened(content: bytes | Path) -> IO[bytes]:
+    return open(content, "rb") if isinstance(content, Path) else io.BytesIO(content)
+
+
+async def _parts(header: context_pb2.ArtifactHeader, file: IO[bytes]) -> AsyncIterator[context_pb2.PutArtifactRequest]:
+    yield context_pb2.PutArtifactRequest(header=header)
+    while block := await asyncio.to_thread(file.read, _BLOCK):
+        for start in range(0, len(block), _PIECE):
+            yield context_pb2.PutArtifactRequest(data=block[start : start + _PIECE])
+
+
+def _artifact(found: context_pb2.Artifact) -> Artifact:
+    return Artifact(found.artifact_id, found.name, found.media_type, found.size, found.sha256)
 
 
 class Records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from services.dispatcher import admission, appender, engine, servicer, store, st
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.settings import DispatcherSettings
 from services.dispatcher.tools import registry as tools_
+from services.dispatcher.tools import workspace
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DESCRIPTOR = dispatcher_pb2.DESCRIPTOR.services_by_name["DispatcherService"]
@@ -48,7 +50,10 @@ async def build(
         auth: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(channel.connect(settings.auth_target))
         authorized = channel.ServiceCredentials("dispatcher", settings.secret("service").get_secret_value(), auth)
         contexts = upstreams.Contexts(channel.connect(settings.context_target, authorized))
+        files = upstreams.Artifacts(channel.connect(settings.context_target, authorized))
         records = upstreams.Records(channel.connect(settings.events_target, authorized))
+        spaces = await asyncio.to_thread(workspace.Workspaces, settings.workspaces(), files, settings.tool_processes)
+        stack.push_async_callback(asyncio.to_thread, spaces.close)
         signals = streams.Streams(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
         stack.push_async_callback(signals.close)
         mine = await postgres.open_pool(settings.postgres_dsn("netra_dispatcher", "postgres"), "dispatcher")
@@ -57,7 +62,7 @@ async def build(
         stack.push_async_callback(everyone.close)
 
         users, all_runs, appends = store.Store(mine), store_system.SystemStore(everyone), appender.Appender(records)
-        executing = engine.ExecutionEngine(contexts, records, appends, all_runs, known_agents, known_tools, trusted)
+        executing = engine.ExecutionEngine(contexts, records, appends, all_runs, known_agents, known_tools, trusted, spaces)
         accepted = admission.Admission(contexts, users, settings)
         overseer = supervisor.Supervisor(accepted, executing, users, all_runs, contexts, signals, known_agents, settings)
         listening.add(

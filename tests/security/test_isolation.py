@@ -21,21 +21,23 @@ CANARY = "canary-7f3a"
 
 
 class Ours:
-    """A finished run of the owner, and a stranger."""
+    """A finished run and a file of the owner, and a stranger."""
 
-    def __init__(self, owner: User, stranger: User, run: dict[str, Any]) -> None:
+    def __init__(self, owner: User, stranger: User, run: dict[str, Any], artifact_id: str) -> None:
         self.owner, self.stranger = owner, stranger
-        self.run_id, self.thread_id = run["run_id"], run["thread_id"]
+        self.run_id, self.thread_id, self.artifact_id = run["run_id"], run["thread_id"], artifact_id
 
 
 @pytest.fixture
 async def ours(system: System, new_user: NewUser) -> Ours:
-    """A run that holds the canary."""
+    """A run and a file that hold the canary."""
     owner, stranger = new_user(), new_user()
     async with sockets.opened(system, owner) as socket:
         run = await socket.run(f"A text with a {CANARY} in it.")
         await socket.ended(run["run_id"])
-    return Ours(owner, stranger, run)
+    async with httpx.AsyncClient(base_url=gateway_url(system), headers={"Authorization": f"Bearer {owner.token}"}) as client:
+        kept = await client.post(f"/v1/artifacts?name={CANARY}.txt", content=CANARY.encode(), headers={"Content-Type": "text/plain"})
+    return Ours(owner, stranger, run, kept.json()["artifact_id"])
 
 
 ROUTES = [
@@ -43,6 +45,10 @@ ROUTES = [
     ("POST", "/v1/runs/{run_id}:cancel", 404),
     ("GET", "/v1/runs/{run_id}/events", 404),
     ("GET", "/v1/threads/{thread_id}/messages", 404),
+    ("GET", "/v1/artifacts/{artifact_id}", 404),
+    ("HEAD", "/v1/artifacts/{artifact_id}", 404),
+    ("DELETE", "/v1/artifacts/{artifact_id}", 404),
+    ("GET", "/v1/artifacts", 200),
     ("GET", "/v1/runs", 200),
     ("GET", "/v1/threads", 200),
     ("GET", "/v1/me", 200),
@@ -52,17 +58,41 @@ ROUTES = [
 @pytest.mark.parametrize(("method", "path", "code"), ROUTES)
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 async def test_no_http_route_shows_a_foreign_thing(system: System, ours: Ours, method: str, path: str, code: int, accept: str) -> None:
-    path = path.format(run_id=ours.run_id, thread_id=ours.thread_id)
+    path = path.format(run_id=ours.run_id, thread_id=ours.thread_id, artifact_id=ours.artifact_id)
     headers = {"Authorization": f"Bearer {ours.stranger.token}", "Accept": accept}
     async with httpx.AsyncClient(base_url=gateway_url(system), timeout=20) as client:
         answer = await client.request(method, path, headers=headers)
         mine = await client.request(method, path, headers={**headers, "Authorization": f"Bearer {ours.owner.token}"})
     assert answer.status_code == code, answer.text
-    for trace in (CANARY, ours.run_id, ours.thread_id, ours.owner.user_id):
+    for trace in (CANARY, ours.run_id, ours.thread_id, ours.artifact_id, ours.owner.user_id):
         # problem+json repeats the path asked for, and nothing else
         assert trace not in answer.text.replace(path, "")
+        assert trace not in str(answer.headers)
     # the positive control: the same request by the owner succeeds
-    assert mine.status_code == 200, mine.text
+    assert mine.status_code == (204 if method == "DELETE" else 200), mine.text
+
+
+async def test_a_file_of_somebody_else_can_neither_be_read_nor_replaced_nor_removed(system: System, ours: Ours) -> None:
+    path, key = f"/v1/artifacts/{ours.artifact_id}", {"Idempotency-Key": "a-key-that-both-use", "Content-Type": "text/plain"}
+    async with httpx.AsyncClient(base_url=gateway_url(system), timeout=20) as client:
+        theirs = {"Authorization": f"Bearer {ours.stranger.token}"}
+        mine = {"Authorization": f"Bearer {ours.owner.token}"}
+        for asked in ({}, {"Range": "bytes=0-3"}, {"Range": "bytes=999-"}, {"If-Range": '"x"'}):
+            answer = await client.get(path, headers=theirs | asked)
+            assert answer.status_code == 404
+            missing = await client.get(f"/v1/artifacts/{ours.stranger.user_id}", headers=theirs | asked)
+            assert {**missing.json(), "correlation_id": ""} == {**answer.json(), "correlation_id": ""}
+        # the same key and name make a file of the stranger's own, and leave the owner's as it was
+        put = [(await client.post("/v1/artifacts?name=n", content=who["Authorization"], headers=who | key)) for who in (mine, theirs)]
+        assert [answer.status_code for answer in put] == [201, 201]
+        assert put[0].json()["artifact_id"] != put[1].json()["artifact_id"]
+        assert (await client.delete(path, headers=theirs)).status_code == 404
+        listed = (await client.get("/v1/artifacts", headers=theirs)).json()["artifacts"]
+        assert [found["artifact_id"] for found in listed] == [put[1].json()["artifact_id"]]
+        # the positive control
+        assert (await client.get(path, headers=mine)).text == CANARY
+        assert (await client.delete(path, headers=mine)).status_code == 204
+        assert (await client.get(path, headers=mine)).status_code == 404
 
 
 async def test_no_frame_reaches_a_foreign_thing(system: System, ours: Ours) -> None:
@@ -112,12 +142,20 @@ async def test_no_rpc_shows_a_foreign_thing(system: System, ours: Ours) -> None:
             (dispatcher.GetRun, dispatcher_pb2.GetRunRequest(run_id=ours.run_id)),
             (dispatcher.CancelRun, dispatcher_pb2.CancelRunRequest(run_id=ours.run_id)),
             (context.ListMessages, context_pb2.ListMessagesRequest(thread_id=ours.thread_id)),
+            (context.DeleteArtifact, context_pb2.DeleteArtifactRequest(artifact_id=ours.artifact_id)),
             (events.ListEvents, events_pb2.ListEventsRequest(run_id=ours.run_id)),
         ]
         for call, request in calls:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(request, metadata=ours.stranger.bearer)
             assert caught.value.code() == grpc.StatusCode.NOT_FOUND, request
+        wanted = context_pb2.GetArtifactRequest(artifact_id=ours.artifact_id)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await anext(aiter(context.GetArtifact(wanted, metadata=ours.stranger.bearer)))
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        assert (await anext(aiter(context.GetArtifact(wanted, metadata=ours.owner.bearer)))).artifact.artifact_id == ours.artifact_id
+        nothing = await context.ListArtifacts(context_pb2.ListArtifactsRequest(), metadata=ours.stranger.bearer)
+        assert list(nothing.artifacts) == []
         everything = await events.ListEvents(events_pb2.ListEventsRequest(), metadata=ours.stranger.bearer)
         assert list(everything.events) == []
         spoofed = (*ours.stranger.bearer, ("x-user-id", ours.owner.user_id))

@@ -91,10 +91,14 @@ async def test_a_run_over_http(system: System, new_user: NewUser) -> None:
 async def test_lists_and_catalogues(system: System, new_user: NewUser) -> None:
     async with _client(system, new_user()) as client:
         tools = (await client.get("/v1/tools")).json()["tools"]
-        assert [tool["name"] for tool in tools] == ["text_keywords", "text_statistics"]
-        assert tools[0]["input_schema"]["type"] == "object"
-        assert "text-analyst" in [agent["name"] for agent in (await client.get("/v1/agents")).json()["agents"]]
-        assert (await client.get("/v1/tools", params={"text": "keywords"})).json()["tools"] == tools[:1]
+        names = [tool["name"] for tool in tools]
+        assert names == sorted(names)
+        assert {"text_keywords", "text_statistics", "usage_load", "cost_breakdown", "spend_chart"} <= set(names)
+        assert {tool["input_schema"]["type"] for tool in tools} == {"object"}
+        agents = [agent["name"] for agent in (await client.get("/v1/agents")).json()["agents"]]
+        assert {"supervisor", "spend-analyst", "text-analyst"} <= set(agents)
+        found = (await client.get("/v1/tools", params={"text": "frequent words"})).json()["tools"]
+        assert found == [tools[names.index("text_keywords")]]
         assert (await client.get("/v1/runs")).json()["runs"] == []
 
 

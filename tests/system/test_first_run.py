@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from typing import Any
 
 from tests.fixtures import sockets
 from tests.fixtures.stack import System, gateway_url
@@ -15,34 +14,14 @@ from tests.fixtures.users import NewUser
 TEXT = "Rivers carry water. Water carries boats, and boats carry people."
 
 
-def _in_legal_order(events: list[dict[str, Any]]) -> None:
-    kinds = [event["type"] for event in events]
-    assert kinds[0] == "agent_started"
-    assert kinds[-1] in sockets.ENDS
-    assert sum(kind in sockets.ENDS for kind in kinds) == 1
-    open_calls: list[str] = []
-    for event in events:
-        if event["type"] == "tool_executing":
-            open_calls.append(event["data"]["tool_call_id"])
-        if event["type"] == "tool_completed":
-            open_calls.remove(event["data"]["tool_call_id"])
-    assert open_calls == []
-
-
-def _contiguous(events: list[dict[str, Any]]) -> None:
-    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-    first = events[0]["cursor"]
-    assert [event["cursor"] for event in events] == list(range(first, first + len(events)))
-
-
 async def test_a_run_over_the_socket_shows_the_five_critical_events(system: System, new_user: NewUser) -> None:
     user = new_user()
     async with sockets.opened(system, user) as socket:
         frame_id = await socket.send("START_AGENT", {"agent": "text-analyst", "user_request": TEXT})
         ack = await socket.answer(frame_id)
         events = await socket.ended(ack["data"]["run_id"])
-    _in_legal_order(events)
-    _contiguous(events)
+    sockets.in_legal_order(events)
+    sockets.contiguous(events)
     assert [kind for kind in sockets.CRITICAL if kind in {event["type"] for event in events}] == sockets.CRITICAL
     for event in events:
         assert event["user_id"] == user.user_id
@@ -61,8 +40,8 @@ def test_the_command_line_prints_one_frame_per_line(system: System, new_user: Ne
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    _in_legal_order(events)
-    _contiguous(events)
+    sockets.in_legal_order(events)
+    sockets.contiguous(events)
     assert [kind for kind in sockets.CRITICAL if kind in {event["type"] for event in events}] == sockets.CRITICAL
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gateway.settings import GatewaySettings
 from services.auth.settings import AuthSettings
 from services.context.settings import ContextSettings
 from services.dispatcher.settings import DispatcherSettings
+from services.dispatcher.tools.spend import columns
 from services.events.settings import EventsSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +30,19 @@ def test_every_setting_is_documented(settings: type[AuthSettings]) -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     missing = [name for name, field in settings.model_fields.items() if f"`{_variable(name, field)}`" not in text]
     assert missing == []
+
+
+def test_every_name_that_a_column_is_known_by_is_documented() -> None:
+    text = (ROOT / "docs" / "analyst.md").read_text(encoding="utf-8")
+    known = {name for style in columns.STYLES for names in (style.signature, *style.roles.values()) for name in names}
+    known |= {name for groups in columns.GENERIC.values() for names in groups for name in names}
+    assert sorted(name for name in known if f"`{name}`" not in text) == []
+
+
+def test_the_figure_that_is_computed_by_hand_is_the_one_of_the_first_conversation() -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "analyst.md").read_text(encoding="utf-8"), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"Total cost  {done.stdout.strip()} USD" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_no_lock_file_names_an_address() -> None:

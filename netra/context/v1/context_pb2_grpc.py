@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ContextServiceStub:
-    """ContextService opens and signs execution contexts and keeps threads and their messages.
+    """ContextService opens and signs execution contexts and keeps threads, their messages, and artifacts.
     """
 
     def __init__(self, channel):
@@ -75,10 +75,30 @@ class ContextServiceStub:
                 request_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListThreadsRequest.SerializeToString,
                 response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListThreadsResponse.FromString,
                 _registered_method=True)
+        self.PutArtifact = channel.stream_unary(
+                '/netra.context.v1.ContextService/PutArtifact',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.PutArtifactRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.PutArtifactResponse.FromString,
+                _registered_method=True)
+        self.GetArtifact = channel.unary_stream(
+                '/netra.context.v1.ContextService/GetArtifact',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.GetArtifactRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.GetArtifactResponse.FromString,
+                _registered_method=True)
+        self.ListArtifacts = channel.unary_unary(
+                '/netra.context.v1.ContextService/ListArtifacts',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListArtifactsResponse.FromString,
+                _registered_method=True)
+        self.DeleteArtifact = channel.unary_unary(
+                '/netra.context.v1.ContextService/DeleteArtifact',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.DeleteArtifactRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.DeleteArtifactResponse.FromString,
+                _registered_method=True)
 
 
 class ContextServiceServicer:
-    """ContextService opens and signs execution contexts and keeps threads and their messages.
+    """ContextService opens and signs execution contexts and keeps threads, their messages, and artifacts.
     """
 
     def OpenContext(self, request, context):
@@ -143,6 +163,38 @@ class ContextServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutArtifact(self, request_iterator, context):
+        """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
+        Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
+        The same request id with the same content is the same artifact. ALREADY_EXISTS: it was used for another one.
+        INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetArtifact(self, request, context):
+        """GetArtifact streams an artifact of the caller: first what it is, then its bytes from the offset on.
+        NOT_FOUND: there is none, or it is not the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListArtifacts(self, request, context):
+        """ListArtifacts pages through the caller's artifacts, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteArtifact(self, request, context):
+        """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ContextServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -186,6 +238,26 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListThreadsRequest.FromString,
                     response_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListThreadsResponse.SerializeToString,
             ),
+            'PutArtifact': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutArtifact,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.PutArtifactRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.PutArtifactResponse.SerializeToString,
+            ),
+            'GetArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetArtifact,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.GetArtifactRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.GetArtifactResponse.SerializeToString,
+            ),
+            'ListArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifacts,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListArtifactsRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListArtifactsResponse.SerializeToString,
+            ),
+            'DeleteArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteArtifact,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.DeleteArtifactRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.DeleteArtifactResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'netra.context.v1.ContextService', rpc_method_handlers)
@@ -195,7 +267,7 @@ def add_ContextServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ContextService:
-    """ContextService opens and signs execution contexts and keeps threads and their messages.
+    """ContextService opens and signs execution contexts and keeps threads, their messages, and artifacts.
     """
 
     @staticmethod
@@ -404,6 +476,114 @@ class ContextService:
             '/netra.context.v1.ContextService/ListThreads',
             netra_dot_context_dot_v1_dot_context__pb2.ListThreadsRequest.SerializeToString,
             netra_dot_context_dot_v1_dot_context__pb2.ListThreadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutArtifact(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/netra.context.v1.ContextService/PutArtifact',
+            netra_dot_context_dot_v1_dot_context__pb2.PutArtifactRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.PutArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netra.context.v1.ContextService/GetArtifact',
+            netra_dot_context_dot_v1_dot_context__pb2.GetArtifactRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.GetArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/ListArtifacts',
+            netra_dot_context_dot_v1_dot_context__pb2.ListArtifactsRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.ListArtifactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/DeleteArtifact',
+            netra_dot_context_dot_v1_dot_context__pb2.DeleteArtifactRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.DeleteArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ContextServiceStub:
-    """ContextService opens and signs execution contexts and keeps threads and their messages."""
+    """ContextService opens and signs execution contexts and keeps threads, their messages, and artifacts."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -59,10 +59,24 @@ class ContextServiceStub:
     """ListMessages pages through a thread of the caller, oldest first."""
     ListThreads: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListThreadsRequest, _context_pb2.ListThreadsResponse]
     """ListThreads pages through the caller's threads, newest first."""
+    PutArtifact: _grpc.StreamUnaryMultiCallable[_context_pb2.PutArtifactRequest, _context_pb2.PutArtifactResponse]
+    """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
+    Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
+    The same request id with the same content is the same artifact. ALREADY_EXISTS: it was used for another one.
+    INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
+    """
+    GetArtifact: _grpc.UnaryStreamMultiCallable[_context_pb2.GetArtifactRequest, _context_pb2.GetArtifactResponse]
+    """GetArtifact streams an artifact of the caller: first what it is, then its bytes from the offset on.
+    NOT_FOUND: there is none, or it is not the caller's.
+    """
+    ListArtifacts: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListArtifactsRequest, _context_pb2.ListArtifactsResponse]
+    """ListArtifacts pages through the caller's artifacts, newest first."""
+    DeleteArtifact: _grpc.UnaryUnaryMultiCallable[_context_pb2.DeleteArtifactRequest, _context_pb2.DeleteArtifactResponse]
+    """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's."""
 
 @_typing.type_check_only
 class ContextServiceAsyncStub(ContextServiceStub):
-    """ContextService opens and signs execution contexts and keeps threads and their messages."""
+    """ContextService opens and signs execution contexts and keeps threads, their messages, and artifacts."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenContext: _aio.UnaryUnaryMultiCallable[_context_pb2.OpenContextRequest, _context_pb2.OpenContextResponse]  # type: ignore[assignment]
@@ -91,9 +105,23 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """ListMessages pages through a thread of the caller, oldest first."""
     ListThreads: _aio.UnaryUnaryMultiCallable[_context_pb2.ListThreadsRequest, _context_pb2.ListThreadsResponse]  # type: ignore[assignment]
     """ListThreads pages through the caller's threads, newest first."""
+    PutArtifact: _aio.StreamUnaryMultiCallable[_context_pb2.PutArtifactRequest, _context_pb2.PutArtifactResponse]  # type: ignore[assignment]
+    """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
+    Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
+    The same request id with the same content is the same artifact. ALREADY_EXISTS: it was used for another one.
+    INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
+    """
+    GetArtifact: _aio.UnaryStreamMultiCallable[_context_pb2.GetArtifactRequest, _context_pb2.GetArtifactResponse]  # type: ignore[assignment]
+    """GetArtifact streams an artifact of the caller: first what it is, then its bytes from the offset on.
+    NOT_FOUND: there is none, or it is not the caller's.
+    """
+    ListArtifacts: _aio.UnaryUnaryMultiCallable[_context_pb2.ListArtifactsRequest, _context_pb2.ListArtifactsResponse]  # type: ignore[assignment]
+    """ListArtifacts pages through the caller's artifacts, newest first."""
+    DeleteArtifact: _aio.UnaryUnaryMultiCallable[_context_pb2.DeleteArtifactRequest, _context_pb2.DeleteArtifactResponse]  # type: ignore[assignment]
+    """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's."""
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ContextService opens and signs execution contexts and keeps threads and their messages."""
+    """ContextService opens and signs execution contexts and keeps threads, their messages, and artifacts."""
 
     @_abc_1.abstractmethod
     def OpenContext(
@@ -168,5 +196,43 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.ListThreadsResponse, _abc.Awaitable[_context_pb2.ListThreadsResponse]]:
         """ListThreads pages through the caller's threads, newest first."""
+
+    @_abc_1.abstractmethod
+    def PutArtifact(
+        self,
+        request_iterator: _MaybeAsyncIterator[_context_pb2.PutArtifactRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.PutArtifactResponse, _abc.Awaitable[_context_pb2.PutArtifactResponse]]:
+        """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
+        Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
+        The same request id with the same content is the same artifact. ALREADY_EXISTS: it was used for another one.
+        INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
+        """
+
+    @_abc_1.abstractmethod
+    def GetArtifact(
+        self,
+        request: _context_pb2.GetArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_context_pb2.GetArtifactResponse], _abc.AsyncIterator[_context_pb2.GetArtifactResponse]]:
+        """GetArtifact streams an artifact of the caller: first what it is, then its bytes from the offset on.
+        NOT_FOUND: there is none, or it is not the caller's.
+        """
+
+    @_abc_1.abstractmethod
+    def ListArtifacts(
+        self,
+        request: _context_pb2.ListArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.ListArtifactsResponse, _abc.Awaitable[_context_pb2.ListArtifactsResponse]]:
+        """ListArtifacts pages through the caller's artifacts, newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteArtifact(
+        self,
+        request: _context_pb2.DeleteArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.DeleteArtifactResponse, _abc.Awaitable[_context_pb2.DeleteArtifactResponse]]:
+        """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's."""
 
 def add_ContextServiceServicer_to_server(servicer: ContextServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

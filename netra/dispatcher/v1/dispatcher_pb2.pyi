@@ -650,6 +650,8 @@ class ExecuteToolResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     EXECUTION_TIME_FIELD_NUMBER: _builtins.int
+    RESULT_REF_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run that recorded it."""
     tool_call_id: _builtins.str
@@ -657,7 +659,9 @@ class ExecuteToolResponse(_message.Message):
     status: _builtins.str
     """success, error, timeout, denied, cancelled or unknown."""
     result: _builtins.bytes
-    """The result as JSON, when status is success."""
+    """The result as JSON, when status is success and it has at most 256 KiB."""
+    preview: _builtins.str
+    """How a result that is elsewhere begins."""
     @_builtins.property
     def error(self) -> Global___ToolError:
         """Why not, when status is another."""
@@ -665,6 +669,10 @@ class ExecuteToolResponse(_message.Message):
     @_builtins.property
     def execution_time(self) -> _duration_pb2.Duration:
         """How long the tool took."""
+
+    @_builtins.property
+    def result_ref(self) -> Global___ResultRef:
+        """Where the result is, when status is success and it has more than 256 KiB."""
 
     def __init__(
         self,
@@ -675,11 +683,47 @@ class ExecuteToolResponse(_message.Message):
         result: _builtins.bytes = ...,
         error: Global___ToolError | None = ...,
         execution_time: _duration_pb2.Duration | None = ...,
+        result_ref: Global___ResultRef | None = ...,
+        preview: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "execution_time", b"execution_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "execution_time", b"execution_time", "result_ref", b"result_ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "execution_time", b"execution_time", "result", b"result", "run_id", b"run_id", "status", b"status", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "execution_time", b"execution_time", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "run_id", b"run_id", "status", b"status", "tool_call_id", b"tool_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecuteToolResponse: _TypeAlias = ExecuteToolResponse  # noqa: Y015
+
+@_typing.final
+class ResultRef(_message.Message):
+    """ResultRef names the artifact that a large result is kept in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_ID_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    artifact_id: _builtins.str
+    """The artifact."""
+    bytes: _builtins.int
+    """How many bytes it has."""
+    sha256: _builtins.str
+    """SHA-256 of its bytes, hex."""
+    media_type: _builtins.str
+    """`application/json`."""
+    def __init__(
+        self,
+        *,
+        artifact_id: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_id", b"artifact_id", "bytes", b"bytes", "media_type", b"media_type", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultRef: _TypeAlias = ResultRef  # noqa: Y015

@@ -177,6 +177,8 @@ class ToolCompleted(_message.Message):
     EXECUTION_TIME_MS_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    RESULT_REF_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The execution of the agent."""
     agent_name: _builtins.str
@@ -191,9 +193,11 @@ class ToolCompleted(_message.Message):
     """How long it took."""
     attempts: _builtins.int
     """How many attempts it took."""
+    preview: _builtins.str
+    """The first 2 KiB of the JSON of a result that is elsewhere."""
     @_builtins.property
     def result(self) -> _struct_pb2.Value:
-        """What the tool returned."""
+        """What the tool returned, when that has at most 256 KiB."""
 
     @_builtins.property
     def error(self) -> Global___ErrorData:
@@ -202,6 +206,10 @@ class ToolCompleted(_message.Message):
     @_builtins.property
     def enforcement(self) -> Global___Enforcement:
         """How it was contained."""
+
+    @_builtins.property
+    def result_ref(self) -> Global___ResultRef:
+        """Where the result is, when it has more than 256 KiB."""
 
     def __init__(
         self,
@@ -216,21 +224,65 @@ class ToolCompleted(_message.Message):
         execution_time_ms: _builtins.float = ...,
         attempts: _builtins.int = ...,
         enforcement: Global___Enforcement | None = ...,
+        result_ref: Global___ResultRef | None = ...,
+        preview: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_result", b"_result", "enforcement", b"enforcement", "error", b"error", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_preview", b"_preview", "_result", b"_result", "_result_ref", b"_result_ref", "enforcement", b"enforcement", "error", b"error", "preview", b"preview", "result", b"result", "result_ref", b"result_ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_result", b"_result", "agent_id", b"agent_id", "agent_name", b"agent_name", "attempts", b"attempts", "enforcement", b"enforcement", "error", b"error", "execution_time_ms", b"execution_time_ms", "result", b"result", "status", b"status", "tool_call_id", b"tool_call_id", "tool_name", b"tool_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_preview", b"_preview", "_result", b"_result", "_result_ref", b"_result_ref", "agent_id", b"agent_id", "agent_name", b"agent_name", "attempts", b"attempts", "enforcement", b"enforcement", "error", b"error", "execution_time_ms", b"execution_time_ms", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "status", b"status", "tool_call_id", b"tool_call_id", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
     _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
+    _WhichOneofReturnType__preview: _TypeAlias = _typing.Literal["preview"]  # noqa: Y015
+    _WhichOneofArgType__preview: _TypeAlias = _typing.Literal["_preview", b"_preview"]  # noqa: Y015
     _WhichOneofReturnType__result: _TypeAlias = _typing.Literal["result"]  # noqa: Y015
     _WhichOneofArgType__result: _TypeAlias = _typing.Literal["_result", b"_result"]  # noqa: Y015
+    _WhichOneofReturnType__result_ref: _TypeAlias = _typing.Literal["result_ref"]  # noqa: Y015
+    _WhichOneofArgType__result_ref: _TypeAlias = _typing.Literal["_result_ref", b"_result_ref"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preview) -> _WhichOneofReturnType__preview | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__result) -> _WhichOneofReturnType__result | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__result_ref) -> _WhichOneofReturnType__result_ref | None: ...
 
 Global___ToolCompleted: _TypeAlias = ToolCompleted  # noqa: Y015
+
+@_typing.final
+class ResultRef(_message.Message):
+    """ResultRef names the artifact that a large result is kept in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_ID_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    artifact_id: _builtins.str
+    """The artifact."""
+    bytes: _builtins.int
+    """How many bytes it has."""
+    sha256: _builtins.str
+    """SHA-256 of its bytes, hex."""
+    media_type: _builtins.str
+    """`application/json`."""
+    def __init__(
+        self,
+        *,
+        artifact_id: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_id", b"artifact_id", "bytes", b"bytes", "media_type", b"media_type", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultRef: _TypeAlias = ResultRef  # noqa: Y015
 
 @_typing.final
 class Enforcement(_message.Message):
@@ -308,6 +360,8 @@ class AgentCompleted(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     EXECUTION_TIME_MS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    RESULT_REF_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The execution of the agent."""
     agent_name: _builtins.str
@@ -316,13 +370,19 @@ class AgentCompleted(_message.Message):
     """`completed`."""
     execution_time_ms: _builtins.float
     """How long the run ran."""
+    preview: _builtins.str
+    """The first 2 KiB of the JSON of a result that is elsewhere."""
     @_builtins.property
     def result(self) -> _struct_pb2.Value:
-        """What the agent returned."""
+        """What the agent returned, when that has at most 256 KiB."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What it used."""
+
+    @_builtins.property
+    def result_ref(self) -> Global___ResultRef:
+        """Where the result is, when it has more than 256 KiB."""
 
     def __init__(
         self,
@@ -333,12 +393,21 @@ class AgentCompleted(_message.Message):
         result: _struct_pb2.Value | None = ...,
         execution_time_ms: _builtins.float = ...,
         usage: Global___Usage | None = ...,
+        result_ref: Global___ResultRef | None = ...,
+        preview: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_preview", b"_preview", "_result_ref", b"_result_ref", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_name", b"agent_name", "execution_time_ms", b"execution_time_ms", "result", b"result", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_preview", b"_preview", "_result_ref", b"_result_ref", "agent_id", b"agent_id", "agent_name", b"agent_name", "execution_time_ms", b"execution_time_ms", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__preview: _TypeAlias = _typing.Literal["preview"]  # noqa: Y015
+    _WhichOneofArgType__preview: _TypeAlias = _typing.Literal["_preview", b"_preview"]  # noqa: Y015
+    _WhichOneofReturnType__result_ref: _TypeAlias = _typing.Literal["result_ref"]  # noqa: Y015
+    _WhichOneofArgType__result_ref: _TypeAlias = _typing.Literal["_result_ref", b"_result_ref"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preview) -> _WhichOneofReturnType__preview | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__result_ref) -> _WhichOneofReturnType__result_ref | None: ...
 
 Global___AgentCompleted: _TypeAlias = AgentCompleted  # noqa: Y015
 

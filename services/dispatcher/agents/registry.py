@@ -7,7 +7,7 @@ from importlib import metadata
 
 from netra import errors
 from netra.agent import AgentSpec
-from services.dispatcher.agents import text
+from services.dispatcher.agents import spend, text
 
 
 class AgentRegistry:
@@ -39,7 +39,8 @@ class AgentRegistry:
 
 def built_in() -> list[AgentSpec]:
     """The agents that come with Netra."""
-    return [text.analyst]
+    specialists = [spend.triage, spend.data, spend.optimization, spend.actions, spend.reporting]
+    return [spend.supervisor, spend.analyst, *specialists, text.analyst]
 
 
 def installed() -> list[AgentSpec]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -15,11 +16,11 @@ import orjson
 from chassis import lifecycle, log, telemetry
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.dispatcher.tools import permits, registry
+from netra.tool import ToolSpec
+from services.dispatcher.tools import permits, registry, results, workspace
 from services.dispatcher.tools.sandbox import trusted
 
 _log = log.get(__name__)
-MAX_RESULT_BYTES = 256 * 1024
 MAX_ARGUMENT_BYTES = 256 * 1024
 _SECRET = re.compile(r"password|secret|token|api_?key|authorization|credential", re.IGNORECASE)
 _STATUS = {"DEADLINE_EXCEEDED": "timeout", "PERMISSION_DENIED": "denied", "CANCELLED": "cancelled"}
@@ -41,7 +42,7 @@ class Outcome:
 
     call: Call
     status: str
-    result: Any
+    result: results.Result | None
     error: errors.NetraError | None
     execution_time_ms: float
 
@@ -49,7 +50,7 @@ class Outcome:
         """The result. Raises the error when there is none."""
         if self.error is not None:
             raise self.error
-        return self.result
+        return self.result.value if self.result is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +75,28 @@ class Reporter(Protocol):
         """Returns when everything told so far is in the record."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Whom a call is told to, as which step, and since when it runs."""
+
+    reporter: Reporter
+    spec: ToolSpec | None
+    step_key: str
+    began: float
+
+
 class UnifiedToolDispatcher:
     """The calls of one execution context; nothing in it outlives the context. Made by `for_context` only."""
 
     def __init__(
-        self, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter
-    ) -> None:
+        self, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter,
+        files: workspace.Workspace,
+    ) -> None:  # fmt: skip
         self._context = context
         self._tools = tools
         self._permissions = permissions
         self._reporter = reporter
+        self._workspace = files
         self._tasks = lifecycle.Tasks(on_failure=_logged)
         self._open = True
         self.calls = 0
@@ -93,14 +106,16 @@ class UnifiedToolDispatcher:
     @classmethod
     @contextlib.asynccontextmanager
     async def for_context(
-        cls, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter
-    ) -> AsyncIterator[UnifiedToolDispatcher]:
-        """A dispatcher for the time of the block; calls after it are refused."""
-        dispatcher = cls(context, tools, permissions, reporter)
+        cls, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter,
+        files: workspace.Workspace,
+    ) -> AsyncIterator[UnifiedToolDispatcher]:  # fmt: skip
+        """A dispatcher for the time of the block; calls after it are refused, and the files of the run are gone."""
+        dispatcher = cls(context, tools, permissions, reporter, files)
         try:
             yield dispatcher
         finally:
             dispatcher._open = False
+            await files.remove()
 
     def check(self, name: str, arguments: Mapping[str, Any]) -> registry.Registered:
         """The tool, if it exists, may be called and takes these arguments. Raises what stands against it."""
@@ -111,25 +126,24 @@ class UnifiedToolDispatcher:
         tool.check_arguments(dict(arguments))
         return tool
 
-    async def execute(self, name: str, arguments: Mapping[str, Any], *, step_key: str = "") -> Outcome:
+    async def execute(self, name: str, arguments: Mapping[str, Any], *, step_key: str = "", reporter: Reporter | None = None) -> Outcome:
         """Call a tool. Always reports a pair of `tool_executing` and `tool_completed`; only a cancellation is raised."""
         if not self._open:
             raise errors.FailedPrecondition("The execution context is closed; no tool can be called in it.")
         self.calls += 1
         tool, refusal = self._checked(name, arguments)
         call = Call(ids.ToolCallId.new(), name, tool.spec.version if tool else "", arguments if _recordable(arguments) else {})
-        self._reporter.tool_executing(call)
-        began = time.perf_counter()
+        told = _Told(reporter or self._reporter, tool.spec if tool else None, step_key, time.perf_counter())
+        told.reporter.tool_executing(call)
+        result = None
         try:
-            result = await self._run(tool, call) if tool else None
+            result = await self._run(tool, call, told.reporter) if tool else None
         except asyncio.CancelledError as stopped:
-            self._stopped(call, began, step_key, confirmed=not isinstance(stopped, trusted.StillRunning))
+            self._stopped(call, told, confirmed=not isinstance(stopped, trusted.StillRunning))
             raise
         except Exception as error:
             refusal = _shown(name, error)
-        outcome = _failed(call, refusal, began) if refusal else Outcome(call, "success", result, None, _since(began))
-        self._report(outcome, step_key)
-        return outcome
+        return self._report(call, told, result, refusal)
 
     def _checked(self, name: str, arguments: Mapping[str, Any]) -> tuple[registry.Registered | None, errors.NetraError | None]:
         try:
@@ -137,26 +151,35 @@ class UnifiedToolDispatcher:
         except errors.NetraError as error:
             return None, error
 
-    async def _run(self, tool: registry.Registered, call: Call) -> object:
-        if tool.spec.side_effects:
-            await self._reporter.barrier()
+    async def _run(self, tool: registry.Registered, call: Call, reporter: Reporter) -> results.Result:
+        spec = tool.spec
+        if spec.side_effects:
+            await reporter.barrier()
         with telemetry.span(f"tool {call.tool}") as span:
             span.set_attribute("netra.tool_call_id", call.tool_call_id)
-            result = await trusted.run(tool.spec, call.arguments, tool.spec.timeout_s, self._tasks)
+            async with self._workspace.slots if spec.backend == "process" else contextlib.nullcontext():
+                result = await trusted.run(spec, self._arguments(spec, call), spec.timeout_s, self._tasks)
             tool.check_result(result)
-            size = len(_json(result, f"the result of {call.tool}"))
-            if size > MAX_RESULT_BYTES:
-                raise errors.ToolFailed(f"{call.tool} returned {size} bytes; at most {MAX_RESULT_BYTES} can be recorded.")
-            return result
+            keep = functools.partial(self._workspace.keep, f"{call.tool_call_id}:result")
+            return await results.recorded(result, call.tool, f"{call.tool}.json", keep, errors.ToolFailed)
 
-    def _stopped(self, call: Call, began: float, step_key: str, *, confirmed: bool) -> None:
+    def _arguments(self, spec: ToolSpec, call: Call) -> Mapping[str, Any]:
+        if not spec.context_parameter:
+            return call.arguments
+        given = workspace.CallContext(self._context, call.tool_call_id, self._workspace)
+        return {**call.arguments, spec.context_parameter: given}
+
+    def _stopped(self, call: Call, told: _Told, *, confirmed: bool) -> None:
         self.stopped.append(Stopped(call.tool_call_id, time.monotonic(), confirmed))
         message = f"{call.tool} was stopped." if confirmed else f"{call.tool} was told to stop; whether it did is not known."
-        self._report(_failed(call, errors.Cancelled(message), began), step_key)
+        self._report(call, told, None, errors.Cancelled(message))
 
-    def _report(self, outcome: Outcome, step_key: str) -> None:
+    def _report(self, call: Call, told: _Told, result: results.Result | None, error: errors.NetraError | None) -> Outcome:
+        status = "success" if error is None else _STATUS.get(error.code, "error")
+        outcome = Outcome(call, status, result, error, round((time.perf_counter() - told.began) * 1000, 3))
         self.last = outcome
-        self._reporter.tool_completed(outcome, trusted.ENFORCEMENT, step_key)
+        told.reporter.tool_completed(outcome, trusted.enforcement(told.spec), told.step_key)
+        return outcome
 
 
 def masked(value: Any) -> Any:
@@ -187,14 +210,6 @@ def _shown(name: str, error: Exception) -> errors.NetraError:
         return error
     _log.warning("a tool failed", tool=name, exc_info=error)
     return errors.ToolFailed(f"{name} failed with {type(error).__name__}.", tool=name)
-
-
-def _failed(call: Call, error: errors.NetraError, began: float) -> Outcome:
-    return Outcome(call, _STATUS.get(error.code, "error"), None, error, _since(began))
-
-
-def _since(began: float) -> float:
-    return round((time.perf_counter() - began) * 1000, 3)
 
 
 def _logged(error: BaseException) -> None:

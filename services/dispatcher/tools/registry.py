@@ -12,6 +12,8 @@ import jsonschema_rs
 from netra import errors
 from netra.tool import ToolSpec
 from services.dispatcher.tools import permits, text
+from services.dispatcher.tools.spend import chart, report
+from services.dispatcher.tools.spend import tools as spend
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ class ToolRegistry:
 
 def built_in() -> list[ToolSpec]:
     """The tools that come with Netra."""
-    return [text.text_statistics, text.text_keywords]
+    figures = [spend.usage_load, spend.usage_profile, spend.cost_breakdown, spend.spend_opportunities]
+    return [text.text_statistics, text.text_keywords, *figures, chart.spend_chart, report.spend_report]
 
 
 def installed() -> list[ToolSpec]:

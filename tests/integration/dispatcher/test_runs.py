@@ -116,8 +116,8 @@ async def thoughtful(turn: Turn) -> str:
 
 @agent("boastful")
 async def boastful(turn: Turn) -> dict[str, str]:
-    """Returns more than can be recorded."""
-    return {"message": "short", "rest": "x" * 5_000_000}
+    """Returns more than anything may have."""
+    return {"message": "short", "rest": "x" * 64 * 1024 * 1024}
 
 
 @agent("pushy")
@@ -143,7 +143,7 @@ async def running(services: Services) -> Runs:
 
 async def test_a_run_tells_everything_in_legal_order(running: Runs) -> None:
     user = await running.services.user()
-    started = await running.start(user, request="A text about rivers. Rivers flow.")
+    started = await running.start(user, "text-analyst", "A text about rivers. Rivers flow.")
     events = await running.ended(user, started.run_id)
     assert types(events) == [
         "agent_started", "message_created", "agent_thinking", "tool_executing", "tool_completed", "agent_thinking",

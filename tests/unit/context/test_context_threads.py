@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netra import errors, ids
-from services.context import threads
+from services.context import pages, threads
 
 
 @pytest.mark.parametrize(
@@ -32,22 +32,22 @@ def test_the_longest_message_is_taken_as_it_is() -> None:
 
 @given(st.integers(1, 2**63 - 1))
 def test_positions_survive_a_page_token(position: int) -> None:
-    assert threads._position(threads._unpacked(threads._packed("m", str(position)), "m")) == position
+    assert threads._position(pages.unpacked(pages.packed("m", str(position)), "m")) == position
 
 
 @given(st.text(max_size=80))
 def test_a_page_token_has_one_spelling(token: str) -> None:
     try:
-        place = threads._unpacked(token, "m")
+        place = pages.unpacked(token, "m")
     except errors.InvalidPayload:
         return
-    assert token == (threads._packed("m", place) if place else "")
+    assert token == (pages.packed("m", place) if place else "")
 
 
 @pytest.mark.parametrize("token", ["x", "%%%", "é", "bTo", "bTox=", "bTo x", "bTox\n"])
 def test_other_page_tokens_are_refused_by_field(token: str) -> None:
     with pytest.raises(errors.InvalidPayload) as refused:
-        threads._unpacked(token, "m")
+        pages.unpacked(token, "m")
     assert refused.value.details["field"] == "page_token"
 
 
@@ -59,7 +59,7 @@ def test_a_position_out_of_range_is_refused(place: str) -> None:
 
 def test_a_token_of_another_list_is_refused() -> None:
     with pytest.raises(errors.InvalidPayload):
-        threads._unpacked(threads._packed("t", ids.ThreadId.new()), "m")
+        pages.unpacked(pages.packed("t", ids.ThreadId.new()), "m")
     with pytest.raises(errors.InvalidPayload):
         threads._thread_id("not-a-uuid")
 
@@ -67,5 +67,5 @@ def test_a_token_of_another_list_is_refused() -> None:
 @pytest.mark.parametrize("page_size", [-1, 201, 2**31 - 1])
 def test_page_size_has_limits(page_size: int) -> None:
     with pytest.raises(errors.InvalidPayload) as refused:
-        threads._limit(page_size)
+        pages.limit(page_size)
     assert refused.value.details["field"] == "page_size"

@@ -1,4 +1,4 @@
-"""The tier `trusted`: the operator's own coroutines, in this process, each in a task that can be stopped."""
+"""The tier `trusted`: the operator's own coroutines, each in a task that can be stopped; what is heavy is done in `process`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from netra.tool import ToolSpec
 
 # a coroutine that has not ended this long after its cancellation is reported as unconfirmed
 _GRACE_S = 2.0
-ENFORCEMENT = {"tier": "trusted", "backend": "asyncio"}
 
 
 class StillRunning(asyncio.CancelledError):
     """The call was cancelled; whether the tool stopped is not known."""
+
+
+def enforcement(spec: ToolSpec | None) -> dict[str, object]:
+    """How the calls of a tool are contained; None is a tool that there is not."""
+    return {"tier": "trusted", "backend": spec.backend if spec is not None else "asyncio"}
 
 
 async def run(spec: ToolSpec, arguments: Mapping[str, Any], timeout_s: float, tasks: lifecycle.Tasks) -> object:

@@ -1,0 +1,1 @@
+"""The tools of the spend analyst: what a usage log says, costs and could cost."""

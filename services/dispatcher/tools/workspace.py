@@ -1,0 +1,142 @@
+"""Files of a run: its folder, and its user's artifacts in and out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Protocol
+
+from chassis import log
+from netra import ids
+from netra.context import UserExecutionContext
+from netra.tool import Artifact
+
+_log = log.get(__name__)
+_LOCK = ".lock"
+
+
+class Artifacts(Protocol):
+    """Where the files of users are kept. The token is that of the execution context they are read and made in."""
+
+    async def fetch(self, token: str, artifact_id: str, to: Path) -> Artifact:
+        """Write an artifact to a file. Raises `NotFound`."""
+        ...
+
+    async def keep(self, token: str, request_id: str, name: str, media_type: str, content: bytes | Path) -> Artifact:
+        """Make an artifact, once per request id. Raises `TooLarge`, `InvalidPayload`."""
+        ...
+
+
+class Workspaces:
+    """What the runs of this process share: a folder that is locked while the process lives, and slots for processes of their tools."""
+
+    def __init__(self, root: Path, artifacts: Artifacts, processes: int) -> None:
+        """Raises `OSError` when the root cannot be made or is open to others."""
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _private(root)
+        with _locked(root):
+            _sweep(root)
+            self._mine = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
+            self._held = _locked(self._mine)
+        self.artifacts, self.slots = artifacts, asyncio.Semaphore(processes)
+
+    def of(self, run_id: ids.RunId, token: Callable[[], str]) -> Workspace:
+        """The workspace of a run; `token` tells its context token as it is now."""
+        return Workspace(self._mine / run_id, self, token)
+
+    def close(self) -> None:
+        """Remove them all."""
+        _remove(self._mine)
+        self._held.close()
+
+
+class Workspace:
+    """What the tool calls of one run share: its folder and its user's artifacts."""
+
+    def __init__(self, folder: Path, shared: Workspaces, token: Callable[[], str]) -> None:
+        self._folder, self._artifacts, self._token = folder, shared.artifacts, token
+        self.slots = shared.slots
+        self._made = False
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, made when first asked for."""
+        if not self._made:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._made = True
+        return self._folder
+
+    async def fetch(self, artifact_id: str, to: Path) -> Artifact:
+        """Write an artifact of the user to a file. Raises `NotFound`."""
+        return await self._artifacts.fetch(self._token(), artifact_id, to)
+
+    async def keep(self, origin: str, name: str, media_type: str, content: bytes | Path) -> Artifact:
+        """Make an artifact of the user, once per run, origin and name. Raises `TooLarge`, `InvalidPayload`."""
+        request_id = hashlib.sha256("\n".join([self._folder.name, origin, name]).encode()).hexdigest()
+        return await self._artifacts.keep(self._token(), request_id, name, media_type, content)
+
+    async def remove(self) -> None:
+        """Remove the run's folder."""
+        if self._made:
+            await asyncio.to_thread(_remove, self._folder)
+
+
+class CallContext:
+    """What one call of a tool is given: `netra.tool.ToolContext`."""
+
+    def __init__(self, context: UserExecutionContext, origin: str, workspace: Workspace) -> None:
+        self.context = context
+        self._origin, self._workspace = origin, workspace
+
+    @property
+    def workspace(self) -> Path:
+        """A folder of this run alone; it is removed when the run has ended."""
+        return self._workspace.folder
+
+    async def fetch(self, artifact_id: str, to: Path) -> Artifact:
+        """Write an artifact of the user to a file. Raises `NotFound`."""
+        return await self._workspace.fetch(artifact_id, to)
+
+    async def keep(self, name: str, media_type: str, content: bytes | Path) -> Artifact:
+        """Make an artifact of the user. Raises `TooLarge`, `InvalidPayload`."""
+        return await self._workspace.keep(self._origin, name, media_type, content)
+
+
+def _private(folder: Path) -> None:
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} must be a folder of this user alone (mode 0700): set NETRA_WORK_DIR to another, or `chmod 700` it")
+
+
+def _locked(folder: Path, *, wait: bool = True) -> IO[bytes]:
+    """The lock of a folder. The system lets go of it when the process dies. Raises `BlockingIOError` when another has it."""
+    file = open(folder / _LOCK, "wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _sweep(root: Path) -> None:
+    """Remove what dead processes left."""
+    for left in (entry for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink()):
+        try:
+            with _locked(left, wait=False):
+                _remove(left)
+        except BlockingIOError:
+            continue
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        _log.warning("a folder of runs could not be removed; the next start tries again", folder=str(folder))

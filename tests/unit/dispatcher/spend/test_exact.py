@@ -1,0 +1,179 @@
+"""Every figure of the spend tools equals one that is computed a second time, row by row, without their code."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chassis import environment
+from tests.unit.dispatcher.spend import bench, logs, recount
+from tests.unit.dispatcher.spend.logs import Request
+
+DATA = Path(environment.get_environment().get("NETRA_TEST_DATA", "") or bench.ROOT.parent / "shared" / "data")
+TRACES = ("AzureLLMInferenceTrace_conv.csv", "AzureLLMInferenceTrace_code.csv")
+Truth = Callable[[Sequence[Request]], list[Request]]
+
+
+def same(folder: Path, rows: Sequence[Request]) -> None:
+    """Every figure of the log that was loaded is the one of these rows."""
+    assert bench.asked(folder, {"tool": "usage_profile"}) == recount.profile(rows)
+    costs, wanted = bench.asked(folder, {"tool": "cost_breakdown"}), recount.costs(rows)
+    assert {name: costs[name] for name in ("total_cost", "currency")} == {name: wanted[name] for name in ("total_cost", "currency")}
+    for name, found in costs["cost_breakdown"].items():
+        assert found == wanted["cost_breakdown"][name], name
+    assert {name: costs["monthly"][name] for name in wanted["monthly"]} == wanted["monthly"]
+    same_savings(bench.asked(folder, {"tool": "spend_opportunities"}), rows)
+
+
+def same_savings(found: dict[str, Any], rows: Sequence[Request]) -> None:
+    """The savings of the opportunities, each and all."""
+    wanted = recount.savings(rows)
+    combined = wanted.pop("combined")
+    assert found["combined_window_saving"] == recount.usd(combined)
+    assert found["combined_monthly_saving"] == recount.usd(recount.monthly(rows, combined))
+    savings = {one["kind"]: (one["window_saving"], one["monthly_saving"]) for one in found["opportunities"]}
+    assert savings.pop("peak_shaving") == (0, 0)
+    assert savings == {kind: (recount.usd(saving), recount.usd(recount.monthly(rows, saving))) for kind, saving in wanted.items()}
+
+
+def _trace(name: str) -> tuple[bytes, str]:
+    """A production trace; where it is not at hand, a log of the same form."""
+    if (path := DATA / name).exists():
+        return path.read_bytes(), "the trace"
+    print(f"{path} is not there: a generated log is analysed instead; NETRA_TEST_DATA names the folder of the traces")
+    rows = logs.requests(len(name), 5000, models=["gpt-4o"], users=[None], cached=False)
+    return logs.azure_csv(rows), "generated"
+
+
+def _traced(content: bytes, model: str | None) -> list[Request]:
+    rows = []
+    for time, inputs, outputs in list(csv.reader(content.decode().splitlines()))[1:]:
+        moment = datetime.strptime(time[:26], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
+        rows.append(Request(moment, int(inputs), int(outputs), model))
+    return rows
+
+
+@pytest.mark.parametrize("name", [name if (DATA / name).exists() else f"{name} (not there: generated)" for name in TRACES])
+def test_a_trace_is_analysed_exactly(name: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    content, source = _trace(name.split(" ")[0])
+    record_property("log", source)
+    loaded = bench.load(tmp_path, content, name=name, model="gpt-4o")
+    assert (loaded["recognised_as"], loaded["rows"], loaded["bytes"]) == ("azure-llm-trace", content.count(b"\n"), len(content))
+    assert loaded["timezone"] == "UTC (assumed: times carry none)"
+    same(tmp_path, _traced(content, "gpt-4o"))
+
+
+def test_a_trace_without_a_model_has_no_price_and_says_so(tmp_path: Path) -> None:
+    content, _ = _trace(TRACES[1])
+    bench.load(tmp_path, content)
+    found = bench.asked(tmp_path, {"tool": "cost_breakdown"})
+    assert found["total_cost"] == 0
+    assert found["cost_breakdown"]["unpriced"][0]["requests"] == len(_traced(content, None))
+    assert "name no model and are not in total_cost" in found["notes"][0]
+
+
+def _as_it_is(rows: Sequence[Request]) -> list[Request]:
+    return list(rows)
+
+
+def _without_model(rows: Sequence[Request]) -> list[Request]:
+    return [replace(row, model="gpt-4o", user=None, cached=0) for row in rows]
+
+
+def _sums(rows: Sequence[Request]) -> list[Request]:
+    """The export tells how many requests a row is; every third one is more than one."""
+    return [row if row.requests == 1 else replace(row, single=False) for row in logs.in_seconds(rows)]
+
+
+def _days(rows: Sequence[Request]) -> list[Request]:
+    return [
+        replace(row, time=row.time.replace(hour=0, minute=0, second=0, microsecond=0), single=False, known_requests=False) for row in rows
+    ]
+
+
+LOGS: dict[str, tuple[logs.Writer, Truth, dict[str, Any], str]] = {
+    "generic csv": (logs.generic_csv, _as_it_is, {}, "generic"),
+    "azure csv": (logs.azure_csv, _without_model, {"model": "gpt-4o"}, "azure-llm-trace"),
+    "openai export csv": (logs.openai_export, _sums, {}, "openai-usage"),
+    "anthropic export csv": (logs.anthropic_export, _days, {}, "anthropic-usage"),
+    "openai chat jsonl": (logs.openai_chat, logs.in_seconds, {}, "openai-usage"),
+    "openai responses jsonl": (logs.openai_responses, _as_it_is, {}, "openai-usage"),
+    "anthropic messages jsonl": (logs.anthropic_messages, _as_it_is, {}, "anthropic-usage"),
+    "generic parquet": (logs.generic_parquet, _as_it_is, {}, "generic"),
+    "nested parquet": (logs.nested_parquet, logs.in_seconds, {}, "openai-usage"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("log", LOGS)
+def test_a_log_of_any_kind_is_analysed_exactly(log: str, packed: bool, tmp_path: Path) -> None:
+    write, truth, given_, style = LOGS[log]
+    rows = logs.requests(len(log), 600, models=[*logs.MODELS, None], users=[*logs.USERS, None], writes="anthropic" in log)
+    rows = [replace(row, requests=number % 3 + 1) if "export" in log and "openai" in log else row for number, row in enumerate(rows)]
+    content = write(rows)
+    loaded = bench.load(tmp_path, logs.zipped(content) if packed else content, **given_)
+    assert (loaded["recognised_as"], loaded["rows"], loaded["compression"]) == (style, 600, "gzip" if packed else "none")
+    assert loaded["format"] == log.split()[-1]
+    same(tmp_path, truth(rows))
+
+
+def test_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:
+    rows = logs.requests(5, 300)
+    (tmp_path / "log").write_bytes(logs.generic_csv(rows))
+    request = {"tool": "usage_load", "file": "log", "name": "a.csv", "model": "", "named": {}, "zone": ""}
+    assert bench.asked_apart(tmp_path, request)["rows"] == 300
+    assert bench.asked_apart(tmp_path, {"tool": "usage_profile"}) == recount.profile(rows)
+    assert bench.asked_apart(tmp_path, {"tool": "cost_breakdown"})["total_cost"] == recount.costs(rows)["total_cost"]
+    same_savings(bench.asked_apart(tmp_path, {"tool": "spend_opportunities"}), rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "usage.parquet"]
+
+
+def test_tools_that_come_before_the_log_say_what_is_missing(tmp_path: Path) -> None:
+    from netra import errors
+
+    for name in ("usage_profile", "cost_breakdown", "spend_opportunities"):
+        with pytest.raises(errors.FailedPrecondition, match="call usage_load first"):
+            bench.asked(tmp_path, {"tool": name})
+
+
+_MOMENTS = st.datetimes(datetime(2025, 6, 9), datetime(2026, 9, 12))  # noqa: DTZ001 - made UTC below
+_ROWS = st.lists(
+    st.builds(
+        lambda time, size, held, output, model, user: Request(time.replace(tzinfo=UTC), size, output, model, user, min(held, size)),
+        _MOMENTS, st.integers(0, 400_000), st.integers(0, 400_000), st.integers(0, 10**12 - 1),
+        st.sampled_from([*logs.MODELS, None]), st.sampled_from(["a", "b", None]),
+    ),
+    min_size=1, max_size=12,
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=_ROWS)
+def test_no_log_is_too_small_or_too_odd(rows: list[Request], tmp_path: Path) -> None:
+    bench.load(tmp_path, logs.generic_csv(rows))
+    same(tmp_path, rows)
+
+
+def test_amounts_are_rounded_half_even() -> None:
+    from services.dispatcher.tools.spend import figures
+
+    assert [figures.usd(Fraction(number, 2 * 10**6)) for number in (1, 3, 5, -1)] == [0.0, 2e-06, 2e-06, 0.0]
+
+
+def test_percentiles_are_of_the_nearest_rank_and_ties_take_the_earliest(tmp_path: Path) -> None:
+    begin = datetime(2025, 1, 1, tzinfo=UTC)
+    rows = [Request(begin + timedelta(minutes=10 * (number % 7)), number, 100 - number) for number in range(1, 21)]
+    bench.load(tmp_path, logs.generic_csv(rows))
+    found = bench.asked(tmp_path, {"tool": "usage_profile"})
+    assert found["percentiles"]["input_tokens"] == {"p50": 10, "p95": 19, "p99": 20, "max": 20}
+    assert found["peak_minute"] == {"start": "2025-01-01T00:10:00Z", "requests": 3}
+    assert found["users"] is None
