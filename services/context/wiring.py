@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chassis import identity, log, migrations, postgres
+from chassis import audit, identity, log, migrations, postgres, tls
 from chassis.lifecycle import Tasks
 from chassis.server import Server
 from chassis.trust import Trust, follow
@@ -44,9 +44,11 @@ class Service:
 async def build(settings: ContextSettings) -> AsyncIterator[Service]:
     """Listen at once; SERVING when the schema is there, auth is followed and the signing key is known everywhere."""
     async with contextlib.AsyncExitStack() as stack:
-        trust = Trust(settings.state_dir)
-        auth = Auth(settings.auth_target, settings.secret("service").get_secret_value())
+        trust = Trust(settings.state_dir, settings.trust_stale_s)
+        auth = Auth(settings.auth_target, settings.secret("service").get_secret_value(), tls.of(settings))
         stack.push_async_callback(auth.close)
+        refusals = audit.Refusals(audit.to_auth(auth.stub, auth.credentials))
+        stack.push_async_callback(refusals.close)
         wrap = settings.wrap("context.signing_keys")
         users = await postgres.open_pool(settings.postgres_dsn("netra_context", "postgres"), "context")
         stack.push_async_callback(users.close)
@@ -57,16 +59,17 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         tasks.spawn(follow(trust, auth.stub, auth.credentials), "trust")
-        server = _server(settings, trust, Store(users), key)
+        tasks.spawn(refusals.run(), "refusals")
+        server = _server(settings, trust, Store(users), key, refusals)
         await server.start()
         stack.push_async_callback(server.drain)
         tasks.spawn(_keep_published(server, trust, auth, key), "publish")
         yield Service(server, trust)
 
 
-def _server(settings: ContextSettings, trust: Trust, store: Store, key: keys.SigningKey) -> Server:
+def _server(settings: ContextSettings, trust: Trust, store: Store, key: keys.SigningKey, refusals: audit.Refusals) -> Server:
     authenticator = identity.Authenticator(trust)
-    server = Server(settings.host, settings.port, authenticator, settings.drain_s)
+    server = Server(settings.host, settings.port, authenticator, settings.drain_s, tls.of(settings), refusals)
     servicer = ContextServicer(authenticator.verifier, contexts.Contexts(store, key), threads.Threads(store))
     descriptor = context_pb2.DESCRIPTOR.services_by_name["ContextService"]
     server.add(descriptor, context_pb2_grpc.add_ContextServiceServicer_to_server, servicer)

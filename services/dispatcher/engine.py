@@ -6,18 +6,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any, Protocol, TypeVar
 
 import orjson
 import stamina
 
-from chassis import lifecycle, log, status, telemetry, trust
+from chassis import lifecycle, log, status, telemetry
 from netra import errors, ids
 from netra.agent import AgentSpec
+from netra.auth.v1 import auth_pb2
 from netra.context import UserExecutionContext
 from netra.context.v1 import context_pb2
 from netra.events.v1 import events_pb2
-from services.dispatcher import appender, journal, runs, turn, upstreams
+from services.dispatcher import appender, entitlements, journal, runs, turn, upstreams
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch
 from services.dispatcher.tools import registry as tools_
@@ -52,14 +54,21 @@ class Running:
     token: str
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stop_asked_at: float = 0.0
+    stop_asked_by: str = "user"
     token_old: bool = False
     task: asyncio.Task[Any] | None = None
 
-    def ask_to_stop(self) -> None:
+    def ask_to_stop(self, by: str = "user") -> None:
         """Cancel the run, once."""
         if not self.stop.is_set():
-            self.stop_asked_at = time.monotonic()
+            self.stop_asked_at, self.stop_asked_by = time.monotonic(), by
             self.stop.set()
+
+    def is_meant(self, revocation: auth_pb2.Revocation) -> bool:
+        """Whether the run was started in the session, or by the user before they were withdrawn."""
+        context = _context(self.claim.order)
+        before = revocation.revoked_at.ToDatetime(UTC)
+        return context.session_id == revocation.session_id or (context.user_id == revocation.user_id and context.created_at <= before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +85,10 @@ class ExecutionEngine:
 
     def __init__(
         self, contexts: upstreams.Contexts, records: upstreams.Records, appends: appender.Appender, store: Ends,
-        agents: agents_.AgentRegistry, tools: tools_.ToolRegistry, trusted: trust.Trust,
+        agents: agents_.AgentRegistry, tools: tools_.ToolRegistry, entitled: entitlements.Entitlements,
     ) -> None:  # fmt: skip
         self._contexts, self._records, self._appends, self._store = contexts, records, appends, store
-        self._agents, self.tools, self._trust = agents, tools, trusted
+        self._agents, self.tools, self._entitled = agents, tools, entitled
         self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("an agent's task failed", exc_info=error))
 
     async def run(self, running: Running) -> None:
@@ -148,10 +157,10 @@ class ExecutionEngine:
         self, running: Running, context: UserExecutionContext, spec: AgentSpec, bridge: journal.AgentWebSocketBridge
     ) -> _Ending:
         order, began = running.claim.order, time.perf_counter()
-        permissions = self._trust.permissions(context.roles, context.tier)
-        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge) as tools:
-            mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools)
-            finished = await self._until(running, _guarded(spec, mine), order.deadline_s)
+        mine = self._entitled.of_context(context)
+        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, mine, bridge) as tools:
+            one = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools)
+            finished = await self._until(running, _guarded(spec, one), order.deadline_s)
             if finished is None and running.stop.is_set():
                 return _cancelled(running, tools.stopped)
             if finished is None:
@@ -159,7 +168,7 @@ class ExecutionEngine:
             result, error = finished
             if error is not None:
                 return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(error))
-            usage = {"steps": mine.steps, "tools": tools.calls, "tokens": 0, "cost": 0.0}
+            usage = {"steps": one.steps, "tools": tools.calls, "tokens": 0, "cost": 0.0}
         elapsed = round((time.perf_counter() - began) * 1000, 3)
         return _Ending(runs.RunState.COMPLETED, lambda bridge: bridge.completed(result, elapsed, usage), _answer(result))
 
@@ -226,8 +235,8 @@ class ExecutionEngine:
         if record is None:
             raise errors.Unauthenticated("The context of the call has ended.")
         bridge = self._bridge(running, record, None)
-        permissions = self._trust.permissions(context.roles, context.tier)
-        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge) as tools:
+        mine = self._entitled.of_context(context)
+        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, mine, bridge) as tools:
             # the tool has a deadline of its own; a cancel leaves its outcome as the last one
             outcome = await self._until(running, tools.execute(order.agent, arguments), None) or tools.last
         if outcome is None:
@@ -295,7 +304,7 @@ def _lost(record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBrid
 def _cancelled(running: Running, stopped: list[dispatch.Stopped]) -> _Ending:
     asked = running.stop_asked_at
     tools = [{"tool_call_id": call.tool_call_id, "after_ms": _ms(call.stopped_at - asked), "confirmed": call.confirmed} for call in stopped]
-    return _Ending(runs.RunState.CANCELLED, lambda bridge: bridge.cancelled("user", tools, _ms(time.monotonic() - asked)))
+    return _Ending(runs.RunState.CANCELLED, lambda bridge: bridge.cancelled(running.stop_asked_by, tools, _ms(time.monotonic() - asked)))
 
 
 def _timed_out(order: runs.Order) -> _Ending:

@@ -77,12 +77,10 @@ class Reporter(Protocol):
 class UnifiedToolDispatcher:
     """The calls of one execution context; nothing in it outlives the context. Made by `for_context` only."""
 
-    def __init__(
-        self, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter
-    ) -> None:
+    def __init__(self, context: UserExecutionContext, tools: registry.ToolRegistry, mine: permits.Permits, reporter: Reporter) -> None:
         self._context = context
         self._tools = tools
-        self._permissions = permissions
+        self._permits = mine
         self._reporter = reporter
         self._tasks = lifecycle.Tasks(on_failure=_logged)
         self._open = True
@@ -93,10 +91,10 @@ class UnifiedToolDispatcher:
     @classmethod
     @contextlib.asynccontextmanager
     async def for_context(
-        cls, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter
+        cls, context: UserExecutionContext, tools: registry.ToolRegistry, mine: permits.Permits, reporter: Reporter
     ) -> AsyncIterator[UnifiedToolDispatcher]:
         """A dispatcher for the time of the block; calls after it are refused."""
-        dispatcher = cls(context, tools, permissions, reporter)
+        dispatcher = cls(context, tools, mine, reporter)
         try:
             yield dispatcher
         finally:
@@ -105,7 +103,7 @@ class UnifiedToolDispatcher:
     def check(self, name: str, arguments: Mapping[str, Any]) -> registry.Registered:
         """The tool, if it exists, may be called and takes these arguments. Raises what stands against it."""
         tool = self._tools.get(name)
-        permits.require(tool.spec, self._permissions)
+        self._permits.require(tool.spec)
         if len(_json(arguments, "arguments")) > MAX_ARGUMENT_BYTES:
             raise errors.TooLarge(f"arguments must be at most {MAX_ARGUMENT_BYTES} bytes", field="arguments")
         tool.check_arguments(dict(arguments))
@@ -135,9 +133,12 @@ class UnifiedToolDispatcher:
         try:
             return self.check(name, arguments), None
         except errors.NetraError as error:
+            self._permits.note(name, error)
             return None, error
 
     async def _run(self, tool: registry.Registered, call: Call) -> object:
+        await self._permits.awaited(tool.spec)
+        await self._permits.count()
         if tool.spec.side_effects:
             await self._reporter.barrier()
         with telemetry.span(f"tool {call.tool}") as span:
