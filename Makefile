@@ -4,10 +4,10 @@ PY := .venv/bin/python
 IMAGE ?= netra:local
 WORKERS ?= 2
 
-.PHONY: help bootstrap run demo up down test check protos bench image clean reset doctor
+.PHONY: help bootstrap run demo up down test prove-tokens check protos bench image clean reset doctor
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 bootstrap:
 	@scripts/bootstrap.sh
@@ -26,6 +26,9 @@ down: ## stop the containers; the data stays
 
 test: bootstrap ## unit, integration, system: in containers if a Docker engine answers, else on this machine (NETRA_BACKEND chooses)
 	@$(PY) -m tests.launch -n $(WORKERS)
+
+prove-tokens: bootstrap ## hostile tokens against running services, over gRPC, HTTP and WebSocket; the last line is JSON
+	@$(PY) -m tests.prove.tokens
 
 check: bootstrap ## format, lint, types, import rules, protos
 	$(PY) -m ruff format --check .

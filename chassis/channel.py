@@ -7,11 +7,11 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
-from chassis import log, status, telemetry
+from chassis import log, status, telemetry, tls
 from netra import errors
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 
@@ -137,11 +137,91 @@ class _StreamStream(_Interceptor, grpc.aio.StreamStreamClientInterceptor):
         return await continuation(await self._details(client_call_details, None), request_iterator)
 
 
-def connect(target: str, authorize: Authorize | None = None) -> grpc.aio.Channel:
-    """A channel to `host:port`. With `authorize`, calls without an `authorization` of their own get its metadata."""
+def connect(
+    target: str, authorize: Authorize | None = None, *, certificates: tls.Certificates | None = None, name: str = ""
+) -> grpc.aio.Channel:
+    """A channel to `host:port`. With `authorize`, calls without an `authorization` of their own get its metadata.
+
+    With certificates both ends prove who they are: the other one by a certificate for `name`.
+    """
     kinds = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
     interceptors: list[grpc.aio.ClientInterceptor] = [kind(authorize) for kind in kinds]
-    return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
+    if certificates is None:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
+    options = (*_OPTIONS, ("grpc.ssl_target_name_override", name))
+    return _Renewed(certificates, lambda pems: grpc.aio.secure_channel(target, pems.for_channel(), options, interceptors=interceptors))
+
+
+class _Renewed(grpc.aio.Channel):
+    """A channel that is made anew when the certificate is; calls that are open end on the one they began on."""
+
+    def __init__(self, certificates: tls.Certificates, make: Callable[[tls.Pems], grpc.aio.Channel]) -> None:
+        self._certificates, self._make = certificates, make
+        self._pems = certificates.current()
+        self._channel = make(self._pems)
+        # a call that is about to begin may still need it
+        self._before: grpc.aio.Channel | None = None
+        self._methods: dict[_Method, Any] = {}
+
+    def _now(self) -> grpc.aio.Channel:
+        pems = self._certificates.current()
+        if pems is not self._pems:
+            self._pems, self._before, self._channel = pems, self._channel, self._make(pems)
+            self._methods.clear()
+        return self._channel
+
+    def method(self, wanted: _Method) -> Any:
+        """The method on the channel of the next call."""
+        channel = self._now()
+        if wanted not in self._methods:
+            self._methods[wanted] = wanted.on(channel)
+        return self._methods[wanted]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        for one in (self._before, self._channel):
+            if one is not None:
+                await one.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._now().get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._now().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._now().channel_ready()
+
+    def unary_unary(self, *given: Any, **more: Any) -> Any:
+        return _Method(self, "unary_unary", given, more)
+
+    def unary_stream(self, *given: Any, **more: Any) -> Any:
+        return _Method(self, "unary_stream", given, more)
+
+    def stream_unary(self, *given: Any, **more: Any) -> Any:
+        return _Method(self, "stream_unary", given, more)
+
+    def stream_stream(self, *given: Any, **more: Any) -> Any:
+        return _Method(self, "stream_stream", given, more)
+
+
+class _Method:
+    """One method, on whichever channel is the present one."""
+
+    def __init__(self, renewed: _Renewed, kind: str, given: tuple[Any, ...], more: dict[str, Any]) -> None:
+        self._renewed, self._kind, self._given, self._more = renewed, kind, given, more
+
+    def on(self, channel: grpc.aio.Channel) -> Any:
+        """The method as a channel makes it."""
+        return getattr(channel, self._kind)(*self._given, **self._more)
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        return self._renewed.method(self)(*given, **more)
 
 
 def bearer(token: str) -> Metadata:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+import json
+import re
 import time
 from collections import OrderedDict
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,20 +25,31 @@ if TYPE_CHECKING:
 
 ISSUER = "netra"
 AUDIENCE = "netra"
-ACCESS, SERVICE, CONTEXT = "at+jwt", "svc+jwt", "ctx+jwt"
+ACCESS, SERVICE, CONTEXT, BEHALF = "at+jwt", "svc+jwt", "ctx+jwt", "obo+jwt"
 ROLES = frozenset({"admin", "user", "readonly"})
-TIERS = frozenset({"free", "early", "business", "enterprise", "internal"})
+_UPWARDS = ("free", "early", "business", "enterprise", "internal")
+TIERS = frozenset(_UPWARDS)
 LEEWAY_S = 5
-_SIGNER = {ACCESS: "auth", SERVICE: "auth", CONTEXT: "context"}
-_MAX_LIFETIME_S = {ACCESS: 900, SERVICE: 3600, CONTEXT: 3600}
+MAX_SCOPE = 64
+_SIGNER = {ACCESS: "auth", SERVICE: "auth", BEHALF: "auth", CONTEXT: "context"}
+_MAX_LIFETIME_S = {ACCESS: 900, SERVICE: 3600, BEHALF: 60, CONTEXT: 3600}
+_USER = frozenset({"iss", "aud", "sub", "sid", "jti", "tid", "roles", "tier", "ver", "iat", "nbf", "exp"})
 _CLAIMS = {
-    ACCESS: frozenset({"iss", "aud", "sub", "sid", "jti", "tid", "roles", "tier", "ver", "iat", "nbf", "exp"}),
+    ACCESS: _USER,
     SERVICE: frozenset({"iss", "aud", "sub", "jti", "iat", "nbf", "exp"}),
+    BEHALF: _USER | {"scope", "act"},
     CONTEXT: frozenset({"iss", "aud", "sub", "jti", "iat", "nbf", "exp", "ctx"}),
 }
-_MAX_BYTES = {ACCESS: 8 * 1024, SERVICE: 8 * 1024, CONTEXT: 128 * 1024}
+_OPTIONAL = {ACCESS: frozenset({"scope"})}
+_MAX_BYTES = {ACCESS: 8 * 1024, SERVICE: 8 * 1024, BEHALF: 8 * 1024, CONTEXT: 16 * 1024}
+_PARTS = re.compile(r"([A-Za-z0-9_\-]+)\.([A-Za-z0-9_\-]+)\.([A-Za-z0-9_\-]{86})", re.ASCII)
+_KID = re.compile(r"[A-Za-z0-9._\-]{1,64}", re.ASCII)
+_SERVICE_NAME = re.compile(r"[a-z][a-z0-9\-]{0,31}", re.ASCII)
+_PERMISSION = re.compile(r"[a-z_]{1,32}:[a-z_]{1,32}", re.ASCII)
 _CACHED_S = 60.0
 _CACHE_ENTRIES = 20_000
+# unknown keys are waited for, a moment; not by everybody at once
+_MAX_WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,17 @@ class Principal:
     tier: str
     expires_at: float
     token: str
+    issued_at: float = 0.0
+    # counts up with every change of roles or tier
+    version: int = 1
+    # the permissions the token is narrowed to; None when it is not
+    scope: frozenset[str] | None = None
+    # the service that acts for the user; empty when they act themselves
+    actor: str = ""
+
+    def narrowed(self, permissions: frozenset[str]) -> frozenset[str]:
+        """Of what role and tier allow, what the token does."""
+        return permissions if self.scope is None else permissions & self.scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +133,25 @@ class Verifier:
 
     def __init__(self, trust: Trust) -> None:
         self.trust = trust
-        self._verified: OrderedDict[bytes, tuple[float, dict[str, Any]]] = OrderedDict()
+        self._verified: OrderedDict[bytes, _Believed] = OrderedDict()
+        self._waiting = 0
 
     async def principal(self, token: str) -> Principal:
         """The user of an access token. Raises `Unauthenticated`."""
-        claims = await self._claims(token, ACCESS)
-        if self.trust.revoked(claims["sid"]):
-            raise errors.Unauthenticated("The session has ended. Sign in again.")
-        return Principal(
-            ids.UserId(claims["sub"]), ids.TenantId(claims["tid"]), ids.SessionId(claims["sid"]),
-            tuple(claims["roles"]), claims["tier"], float(claims["exp"]), token,
-        )  # fmt: skip
+        return self._principal(token, await self._believed(token, ACCESS))
+
+    async def caller(self, token: str) -> Principal | str:
+        """Who brings a token: a user, or a service on their behalf; or the name of a service that speaks for itself."""
+        believed = await self._believed(token, ACCESS, BEHALF, SERVICE)
+        return str(believed.claims["sub"]) if believed.typ == SERVICE else self._principal(token, believed)
 
     async def service(self, token: str) -> str:
         """The service of a service token. Raises `Unauthenticated`."""
-        return str((await self._claims(token, SERVICE))["sub"])
+        return str((await self._believed(token, SERVICE)).claims["sub"])
 
     async def context(self, token: str) -> UserExecutionContext:
         """The execution context of a context token. Raises `Unauthenticated`."""
-        claims = await self._claims(token, CONTEXT)
+        claims = (await self._believed(token, CONTEXT)).claims
         try:
             context = UserExecutionContext.from_claims(claims["ctx"])
         except (errors.InvalidPayload, KeyError, TypeError, ValueError):
@@ -134,75 +160,172 @@ class Verifier:
             raise _refused("its context names another subject")
         return context
 
-    async def _claims(self, token: str, typ: str) -> dict[str, Any]:
-        digest = hashlib.sha256(f"{typ} {token}".encode()).digest()
-        known = self._verified.get(digest)
-        if known is not None and known[0] > time.time():
-            return known[1]
-        claims = await self._verify(token, typ)
-        self._verified[digest] = (min(claims["exp"] + LEEWAY_S, time.time() + _CACHED_S), claims)
-        while len(self._verified) > _CACHE_ENTRIES:
-            self._verified.popitem(last=False)
-        return claims
+    def _principal(self, token: str, believed: _Believed) -> Principal:
+        claims = believed.claims
+        principal = Principal(
+            ids.UserId(claims["sub"]), ids.TenantId(claims["tid"]), ids.SessionId(claims["sid"]),
+            tuple(claims["roles"]), claims["tier"], float(claims["exp"]), token, float(claims["iat"]), claims["ver"],
+            frozenset(claims["scope"]) if "scope" in claims else None, claims["act"]["sub"] if "act" in claims else "",
+        )  # fmt: skip
+        if self.trust.revoked(principal):
+            raise errors.Unauthenticated("The session has ended. Sign in again.")
+        return principal
 
-    async def _verify(self, token: str, typ: str) -> dict[str, Any]:
-        if len(token) > _MAX_BYTES[typ]:
+    async def _believed(self, token: str, *typs: str) -> _Believed:
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._verified.get(digest)
+        # a key that was withdrawn takes what it signed along
+        if known is None or known.until <= time.time() or self.trust.key(_SIGNER[known.typ], known.kid) is None:
+            known = self._verified[digest] = await self._verify(token, typs)
+            while len(self._verified) > _CACHE_ENTRIES:
+                self._verified.popitem(last=False)
+        if known.typ not in typs:
+            raise _refused("it is a token for something else")
+        return known
+
+    async def _verify(self, token: str, typs: tuple[str, ...]) -> _Believed:
+        if len(token) > max(_MAX_BYTES[typ] for typ in typs):
             raise _refused("it is too long")
-        kid = _checked_header(token, typ)
-        key = await self.trust.awaited_key(_SIGNER[typ], kid)
+        typ, kid, signed = _read(token, typs)
+        key = await self._key(_SIGNER[typ], kid)
         if key is None:
             raise _refused("its key is not known")
-        required = sorted(_CLAIMS[typ])
         try:
             claims: dict[str, Any] = jwt.decode(
-                token, key, algorithms=["EdDSA"], audience=AUDIENCE, issuer=ISSUER, leeway=LEEWAY_S, options={"require": required}
-            )
+                token, key, algorithms=["EdDSA"], audience=AUDIENCE, issuer=ISSUER, leeway=LEEWAY_S,
+                options={"require": sorted(_CLAIMS[typ])},
+            )  # fmt: skip
         except jwt.ExpiredSignatureError:
             raise errors.Unauthenticated("The token has expired.") from None
-        except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
+        except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError, OverflowError):
             raise _refused("its signature or claims are not valid") from None
+        if claims != signed:
+            raise _refused("it can be read in two ways")
         _check_claims(claims, typ)
-        return claims
+        return _Believed(min(claims["exp"] + LEEWAY_S, time.time() + _CACHED_S), typ, kid, claims)
+
+    async def _key(self, issuer: str, kid: str) -> Any:
+        if self._waiting >= _MAX_WAITING:
+            return self.trust.key(issuer, kid)
+        self._waiting += 1
+        try:
+            return await self.trust.awaited_key(issuer, kid)
+        finally:
+            self._waiting -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Believed:
+    """What a verified token says, and until when that need not be looked at again."""
+
+    until: float
+    typ: str
+    kid: str
+    claims: dict[str, Any]
 
 
 def _refused(why: str) -> errors.Unauthenticated:
     return errors.Unauthenticated(f"The token is refused: {why}.")
 
 
-def _checked_header(token: str, typ: str) -> str:
+def _read(token: str, typs: tuple[str, ...]) -> tuple[str, str, dict[str, Any]]:
+    """Type, key id and claims of a token, which nobody has verified yet. Raises `Unauthenticated`."""
+    parts = _PARTS.fullmatch(token)
+    if parts is None:
+        raise _refused("it is malformed")
+    header, claims = _object(parts[1]), _object(parts[2])
+    _decoded(parts[3])
+    if set(header) != {"alg", "kid", "typ"} or header["alg"] != "EdDSA" or header["typ"] not in typs:
+        raise _refused("its header is not what it must be")
+    if not isinstance(header["kid"], str) or not _KID.fullmatch(header["kid"]):
+        raise _refused("its header is not what it must be")
+    if len(token) > _MAX_BYTES[header["typ"]]:
+        raise _refused("it is too long")
+    return header["typ"], header["kid"], claims
+
+
+def _decoded(part: str) -> bytes:
+    """base64url in its one canonical form: otherwise one signature could be written in many ways."""
     try:
-        header = jwt.get_unverified_header(token)
-    except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
+        raw = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    except (binascii.Error, ValueError):
         raise _refused("it is malformed") from None
-    if set(header) != {"alg", "kid", "typ"} or header["alg"] != "EdDSA" or header["typ"] != typ:
-        raise _refused("its header is not what it must be")
-    kid = header["kid"]
-    if not isinstance(kid, str) or not 1 <= len(kid) <= 64:
-        raise _refused("its header is not what it must be")
-    return kid
+    if base64.urlsafe_b64encode(raw).rstrip(b"=") != part.encode():
+        raise _refused("it is not in canonical form")
+    return raw
+
+
+def _object(part: str) -> dict[str, Any]:
+    try:
+        value = json.loads(_decoded(part).decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_no_number)
+    except (ValueError, RecursionError):
+        raise _refused("it is malformed") from None
+    if not isinstance(value, dict):
+        raise _refused("it is malformed")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError
+    return found
+
+
+def _no_number(_: str) -> Any:
+    raise ValueError
 
 
 def _check_claims(claims: dict[str, Any], typ: str) -> None:
-    if set(claims) != _CLAIMS[typ] or claims["aud"] != AUDIENCE:
+    optional: frozenset[str] = _OPTIONAL.get(typ, frozenset())
+    if set(claims) - optional != _CLAIMS[typ] or claims["aud"] != AUDIENCE or claims["iss"] != ISSUER:
         raise _refused("it has not exactly the claims it must have")
     if any(type(claims[name]) is not int for name in ("iat", "nbf", "exp")):
         raise _refused("its times are not integers")
-    if not 0 < claims["exp"] - claims["iat"] <= _MAX_LIFETIME_S[typ]:
+    if not 0 < claims["exp"] - claims["iat"] <= _MAX_LIFETIME_S[typ] or claims["nbf"] > claims["exp"]:
         raise _refused("its lifetime is out of range")
-    if typ == ACCESS:
+    _check_id(claims["jti"])
+    if typ == SERVICE:
+        _check_service(claims["sub"])
+    elif typ == CONTEXT:
+        _check_id(claims["sub"])
+    else:
         _check_user(claims)
 
 
-def _check_user(claims: dict[str, Any]) -> None:
+def _check_id(value: Any) -> None:
     try:
-        ids.UserId(claims["sub"]), ids.SessionId(claims["sid"]), ids.TenantId(claims["tid"])
+        ids.Id(value)
     except errors.InvalidPayload:
         raise _refused("an id in it is not a UUID") from None
-    roles = claims["roles"]
-    if not isinstance(roles, list) or not roles or not all(isinstance(role, str) and role in ROLES for role in roles):
+
+
+def _check_service(value: Any) -> None:
+    if not isinstance(value, str) or not _SERVICE_NAME.fullmatch(value):
+        raise _refused("it names a service that cannot be")
+
+
+def _check_user(claims: dict[str, Any]) -> None:
+    for name in ("sub", "sid", "tid"):
+        _check_id(claims[name])
+    if not _distinct(claims["roles"], len(ROLES)) or not ROLES.issuperset(claims["roles"]):
         raise _refused("it names a role that does not exist")
-    if not isinstance(claims["tier"], str) or claims["tier"] not in TIERS or type(claims["ver"]) is not int:
+    if not isinstance(claims["tier"], str) or claims["tier"] not in TIERS:
         raise _refused("it names a tier that does not exist")
+    if type(claims["ver"]) is not int or claims["ver"] < 1:
+        raise _refused("its version is not a positive integer")
+    if "scope" in claims and not (_distinct(claims["scope"], MAX_SCOPE) and all(map(_PERMISSION.fullmatch, claims["scope"]))):
+        raise _refused("its scope is not a list of permissions")
+    if "act" in claims:
+        if not isinstance(claims["act"], dict) or set(claims["act"]) != {"sub"}:
+            raise _refused("it does not say who acts")
+        _check_service(claims["act"]["sub"])
+
+
+def _distinct(value: Any, most: int) -> bool:
+    """Whether this is a list of texts, one to `most`, none twice."""
+    texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return texts and 0 < len(value) <= most and len(set(value)) == len(value)
 
 
 class Authenticator:
@@ -212,31 +335,83 @@ class Authenticator:
         self.verifier = Verifier(trust)
         self._trust = trust
 
-    async def admit(self, rule: access_pb2.Rule, metadata: dict[str, str]) -> Caller:
-        """The caller, if the rule lets them in. Raises `Unauthenticated` or `PermissionDenied`."""
+    async def admit(self, rule: access_pb2.Rule, metadata: dict[str, str], peer: frozenset[str] | None = None) -> Caller:
+        """The caller, if the rule lets them in. Raises `Unauthenticated` or `PermissionDenied`.
+
+        `peer` is the names in the certificate of the other end, None where connections have none.
+        """
         if rule.public:
-            return Caller()
+            return Caller(service=await self._perhaps_service(metadata, peer))
         if not self._trust.ready:
             raise errors.Unavailable("The keys are not known here yet. Try again.")
-        token = _bearer(metadata)
-        if _typ(token) == SERVICE:
-            return await self._admit_service(rule, token, metadata.get("x-netra-context", ""))
-        return self._admit_user(rule, await self.verifier.principal(token))
+        known = await self.verifier.caller(_bearer(metadata))
+        if isinstance(known, Principal):
+            if known.actor:
+                _check_peer(known.actor, peer)
+            return self._admit_user(rule, known)
+        _check_peer(known, peer)
+        return await self._admit_service(rule, known, metadata.get("x-netra-context", ""))
 
-    async def _admit_service(self, rule: access_pb2.Rule, token: str, context_token: str) -> Caller:
-        name = await self.verifier.service(token)
+    async def _perhaps_service(self, metadata: dict[str, str], peer: frozenset[str] | None) -> str:
+        """Which service makes a call that anybody may make; empty when no service proves that it does."""
+        try:
+            name = await self.verifier.service(_bearer(metadata))
+            _check_peer(name, peer)
+        except errors.Unauthenticated:
+            return ""
+        return name
+
+    async def _admit_service(self, rule: access_pb2.Rule, name: str, context_token: str) -> Caller:
+        # whoever is refused is known all the same: the record of access names them
+        bind(Caller(service=name))
         if name not in rule.services:
             raise errors.PermissionDenied(f"The service {name} may not call this.")
         context = await self.verifier.context(context_token) if rule.context else None
         return Caller(service=name, context=context)
 
     def _admit_user(self, rule: access_pb2.Rule, principal: Principal) -> Caller:
+        bind(Caller(principal=principal))
         if not rule.permission:
             raise errors.PermissionDenied("Only services of the platform may call this.")
-        if rule.permission not in self._trust.permissions(principal.roles, principal.tier):
-            message = f"This needs the permission {rule.permission}, which your role and tier do not have."
-            raise errors.PermissionDenied(message, permission=rule.permission)
+        require(self._trust, principal, rule.permission)
         return Caller(principal=principal)
+
+
+class Authority(Protocol):
+    """On what something is allowed."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles."""
+        ...
+
+    @property
+    def tier(self) -> str:
+        """The tier."""
+        ...
+
+    @property
+    def scope(self) -> frozenset[str] | None:
+        """What it is narrowed to; None when it is not."""
+        ...
+
+
+def require(trust: Trust, principal: Authority, permission: str) -> None:
+    """Raises `PermissionDenied` naming the permission the user lacks, or the tiers that have it."""
+    if permission not in trust.permissions(principal.roles, principal.tier):
+        having = [tier for tier in _UPWARDS if permission in trust.permissions(principal.roles, tier)]
+        if having:
+            message = f"This needs the permission {permission}, which the tier {principal.tier} does not have; {', '.join(having)} do."
+            raise errors.PermissionDenied(message, permission=permission, tiers=",".join(having))
+        raise errors.PermissionDenied(f"This needs the permission {permission}, which your role does not have.", permission=permission)
+    if principal.scope is not None and permission not in principal.scope:
+        message = f"This needs the permission {permission}, which is not in the scope of your token."
+        raise errors.PermissionDenied(message, permission=permission)
+
+
+def _check_peer(name: str, peer: frozenset[str] | None) -> None:
+    if peer is not None and name not in peer:
+        raise _refused(f"the certificate of the connection does not name the service {name}")
 
 
 def _bearer(metadata: dict[str, str]) -> str:
@@ -244,10 +419,3 @@ def _bearer(metadata: dict[str, str]) -> str:
     if scheme.lower() != "bearer" or not token:
         raise errors.Unauthenticated()
     return token
-
-
-def _typ(token: str) -> str:
-    try:
-        return str(jwt.get_unverified_header(token).get("typ"))
-    except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
-        raise _refused("it is malformed") from None

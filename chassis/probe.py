@@ -28,13 +28,27 @@ def _grpc_serving(address: str) -> bool:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
+    with _channel(address) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _channel(address: str) -> Any:
+    import grpc
+
+    from chassis import environment
+
+    if not environment.get_environment().get("NETRA_TLS_CERT"):
+        return grpc.insecure_channel(address)
+    # loaded only where it is used: the probe must stay light
+    from chassis import tls
+
+    credentials, name = tls.probe()
+    return grpc.secure_channel(address, credentials, (("grpc.ssl_target_name_override", name),))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import channel, identity, log, status, telemetry
+from chassis import audit, calls, channel, identity, log, status, telemetry, tls
 from netra import errors
 from netra.access.v1 import access_pb2
 
@@ -25,6 +25,9 @@ _MAX_MESSAGE = 4 * 1024 * 1024
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    # tokens beyond their own limit still get an answer that says so
+    ("grpc.max_metadata_size", 32 * 1024),
+    ("grpc.absolute_max_metadata_size", 48 * 1024),
     # small windows: a stalled reader must not pile up megabytes
     ("grpc.http2.lookahead_bytes", 65536),
     ("grpc.http2.bdp_probe", 0),
@@ -64,11 +67,16 @@ def rules(descriptor: ServiceDescriptor) -> dict[str, access_pb2.Rule]:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):
-    """Around every call, from outside in: deadline, correlation and trace, error mapping, identity and access rule, metrics."""
+    """Around every call, from outside in: deadline, correlation and trace, error mapping, identity and access rule, metrics, end of the session."""
 
-    def __init__(self, known: dict[str, access_pb2.Rule], authenticator: identity.Authenticator) -> None:
+    def __init__(
+        self, known: dict[str, access_pb2.Rule], authenticator: identity.Authenticator, refusals: audit.Refusals | None, *, certified: bool
+    ) -> None:
         self._rules = known
         self._authenticator = authenticator
+        self._refusals = refusals
+        self._certified = certified
+        self._calls = calls.Calls(authenticator.verifier.trust)
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
@@ -97,12 +105,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 began = time.perf_counter()
                 code = "OK"
                 try:
-                    await self._admit(call, request)
-                    return await behaviour(request, context)
+                    await self._admit(call, request, context)
+                    with self._calls.under_way(identity.current().principal):
+                        return await behaviour(request, context)
                 except Exception as error:
                     known = status.as_netra(error)
                     code = known.code
                     telemetry.failed(span, code)
+                    self._note(call, known)
                     await status.abort(context, known)
                 finally:
                     _seconds.record(time.perf_counter() - began, {"method": call.method, "code": code})
@@ -116,22 +126,29 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 began = time.perf_counter()
                 code = "OK"
                 try:
-                    await self._admit(call, request)
+                    await self._admit(call, request, context)
                     async with contextlib.aclosing(behaviour(request, context)) as responses:
                         async for response in responses:
+                            self._calls.check(identity.current().principal)
                             yield response
                 except Exception as error:
                     known = status.as_netra(error)
                     code = known.code
                     telemetry.failed(span, code)
+                    self._note(call, known)
                     await status.abort(context, known)
                 finally:
                     _seconds.record(time.perf_counter() - began, {"method": call.method, "code": code})
 
         return around
 
-    async def _admit(self, call: _Call, request: Any) -> None:
-        caller = await self._authenticator.admit(call.rule, call.metadata)
+    def _note(self, call: _Call, error: errors.NetraError) -> None:
+        if self._refusals is not None:
+            self._refusals.note(call.method[1:], error, identity.current(), with_token="authorization" in call.metadata)
+
+    async def _admit(self, call: _Call, request: Any, context: Any) -> None:
+        peer = tls.peer_names(context.auth_context()) if self._certified else None
+        caller = await self._authenticator.admit(call.rule, call.metadata, peer)
         identity.bind(caller)
         if caller.principal is not None or caller.context is not None:
             log.bind(user_id=caller.user_id)
@@ -140,7 +157,12 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 
 
 def _text(metadata: Any) -> dict[str, str]:
-    return {key: value for key, value in metadata or () if isinstance(value, str)}
+    found: dict[str, str] = {}
+    for key, value in metadata or ():
+        if isinstance(value, str):
+            # two tokens are none: nobody may choose which one counts
+            found[key] = f"{found[key]},{value}" if key in found else value
+    return found
 
 
 def _tolerant(deserialize: Any) -> Any:
@@ -157,8 +179,13 @@ def _tolerant(deserialize: Any) -> Any:
 class Server:
     """One listening gRPC server. It is NOT_SERVING until `serving(True)`."""
 
-    def __init__(self, host: str, port: int, authenticator: identity.Authenticator, drain_s: float) -> None:
+    def __init__(
+        self, host: str, port: int, authenticator: identity.Authenticator, drain_s: float, certificates: tls.Certificates | None = None,
+        refusals: audit.Refusals | None = None,
+    ) -> None:  # fmt: skip
         self._address = f"{host}:{port}"
+        self._refusals = refusals
+        self._certificates = certificates
         self._authenticator = authenticator
         self._drain_s = drain_s
         self._health = health.aio.HealthServicer()
@@ -175,7 +202,8 @@ class Server:
 
     async def start(self) -> None:
         """Listen. Raises `OSError` when the address is taken."""
-        server = grpc.aio.server(interceptors=[_Interceptor(self._known, self._authenticator)], options=_OPTIONS)
+        interceptor = _Interceptor(self._known, self._authenticator, self._refusals, certified=self._certificates is not None)
+        server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
         for adder in self._adders:
             adder(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -183,7 +211,10 @@ class Server:
         reflection.enable_server_reflection((*sorted(names), *sorted(_OPEN)), server)
         await self.serving(False)
         try:
-            self.port = server.add_insecure_port(self._address)
+            if self._certificates is None:
+                self.port = server.add_insecure_port(self._address)
+            else:
+                self.port = server.add_secure_port(self._address, self._certificates.server())
         except RuntimeError:
             raise OSError(f"{self._address} is in use. Stop what listens there, or set another port.") from None
         await server.start()

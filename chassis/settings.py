@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from chassis import environment
@@ -41,12 +41,24 @@ class ProcessSettings(BaseSettings):
     valkey_namespace: str = Field("", description="Set apart the keys of systems that share one Valkey.")
     secrets_dir: Path = Field(Path(".netra/secrets"), description="One file per secret of this process.")
     state_dir: Path | None = Field(None, description="Where the last known keys and policy are kept.")
+    trust_stale_s: float = Field(60.0, gt=0, description="How long auth may be silent before tools wait until it is heard of again.")
     trace_dir: Path | None = Field(None, description="Where spans are written as OTLP JSON lines.")
     otlp_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    tls_cert: Path | None = Field(None, description="The certificate of this process (PEM); it names the service.")
+    tls_key: Path | None = Field(None, description="The private key of the certificate (PEM).")
+    tls_ca: Path | None = Field(None, description="Who vouches for the certificates of the other processes (PEM).")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus text of this process; 0 is off.")
     drain_s: float = Field(5.0, gt=0, description="How long open calls may take to end on SIGTERM, in seconds.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = {"NETRA_TLS_CERT": self.tls_cert, "NETRA_TLS_KEY": self.tls_key, "NETRA_TLS_CA": self.tls_ca}
+        missing = [name for name, value in given.items() if value is None]
+        if 0 < len(missing) < len(given):
+            raise ValueError(f"{', '.join(given)} go together, but {' and '.join(missing)} is not set. Set all of them, or none.")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -89,6 +89,11 @@ def carrier() -> dict[str, str]:
     return headers
 
 
+def annotate(name: str, value: str) -> None:
+    """Add an attribute to the current span; never what a user said."""
+    trace.get_current_span().set_attribute(name, value)
+
+
 @contextlib.contextmanager
 def span(name: str, headers: Mapping[str, str] | None = None, kind: str = "INTERNAL") -> Iterator[trace.Span]:
     """A span, joined to the trace in `headers` when given (as a server does), else to the current one.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import DecodeError
 
-from chassis import log
+from chassis import log, rules
 from netra import errors
 from netra.auth.v1 import auth_pb2
 
@@ -23,25 +24,47 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 # revoked sessions are forgotten after the longest lifetime of a token, one hour, and a margin
 _REVOCATION_KEPT_S = 2 * 3600.0
+# Clocks differ. A token that is a little older than the revocation of its user is refused for its session, which ended as well.
+_SKEW_S = 5.0
+
+
+class Subject(Protocol):
+    """Of whom it may be asked whether they are still believed."""
+
+    @property
+    def user_id(self) -> str:
+        """The user."""
+        ...
+
+    @property
+    def session_id(self) -> str:
+        """The session."""
+        ...
+
+    @property
+    def issued_at(self) -> float:
+        """When the token that names them was made."""
+        ...
 
 
 class Trust:
     """What is known about keys, policy and revocations. Everything in it was published by auth."""
 
-    def __init__(self, state_dir: Path | None = None) -> None:
+    def __init__(self, state_dir: Path | None = None, stale_s: float = 60.0) -> None:
         self._state = state_dir / "trust.bin" if state_dir is not None else None
         self._keys: dict[tuple[str, str], Ed25519PublicKey] = {}
         self._published: list[auth_pb2.Key] = []
-        self._policy = auth_pb2.Policy()
-        self._grants: dict[tuple[str, str], frozenset[str]] = {}
-        self._revoked: dict[str, float] = {}
-        self._listeners: list[Callable[[str], None]] = []
+        self._rules = rules.Rules(auth_pb2.Policy())
+        self._revoked: dict[str, auth_pb2.Revocation] = {}
+        self._listeners: list[Callable[[auth_pb2.Revocation], None]] = []
+        self._stale_s = stale_s
+        self._heard_at = -math.inf
         self._changed = asyncio.Condition()
 
     @property
     def ready(self) -> bool:
         """Whether keys and policy are known."""
-        return bool(self._keys) and bool(self._grants)
+        return bool(self._keys) and bool(self._rules)
 
     def key(self, issuer: str, kid: str) -> Ed25519PublicKey | None:
         """The verification key of an issuer, if published."""
@@ -65,24 +88,69 @@ class Trust:
 
     def permissions(self, roles: Iterable[str], tier: str) -> frozenset[str]:
         """What the roles allow in the tier; nothing for unknown ones."""
-        granted = (self._grants.get((role, tier), frozenset()) for role in roles)
-        return frozenset().union(*granted)
+        return self._rules.permissions(roles, tier)
 
-    def revoked(self, session_id: str) -> bool:
-        """Whether the session has been ended."""
-        return session_id in self._revoked
+    def limits(self, tier: str) -> auth_pb2.TierLimits:
+        """What users of the tier are entitled to; nothing at all in an unknown one."""
+        return self._rules.limits(tier)
 
-    def on_revocation(self, listener: Callable[[str], None]) -> None:
-        """Call `listener(session_id)` for each revocation from now on."""
+    def tool_rule(self, name: str) -> auth_pb2.ToolRule | None:
+        """What the policy says about who may call this, beside its own permission."""
+        return self._rules.tool(name)
+
+    def has_feature(self, tier: str, feature: str) -> bool:
+        """Whether users of the tier have a feature."""
+        return tier in self._rules.tiers_with(feature)
+
+    def require_feature(self, tier: str, feature: str) -> None:
+        """Raises `PermissionDenied` naming the tiers that have the feature."""
+        having = self._rules.tiers_with(feature)
+        if tier not in having:
+            who = f"it comes with {', '.join(sorted(having))}" if having else "no tier has it"
+            message = f"The feature {feature} is not part of the tier {tier}: {who}."
+            raise errors.PermissionDenied(message, feature=feature, tiers=",".join(sorted(having)))
+
+    @property
+    def policy_version(self) -> int:
+        """The version of the policy in force here; 0 before one is known."""
+        return int(self._rules.policy.version)
+
+    def revoked(self, subject: Subject) -> bool:
+        """Whether the session has been ended, or all tokens of the user that were made before some time."""
+        return self.revocation(subject) is not None
+
+    def revocation(self, subject: Subject) -> auth_pb2.Revocation | None:
+        """Why the subject is not believed any more; one for reasons of security before another."""
+        session, user = self._revoked.get(_session(subject.session_id)), self._revoked.get(_user(subject.user_id))
+        if user is not None and subject.issued_at >= _time(user) - _SKEW_S:
+            user = None
+        return user if session is None or (user is not None and user.security) else session
+
+    def on_revocation(self, listener: Callable[[auth_pb2.Revocation], None]) -> None:
+        """Call `listener` for each revocation from now on."""
         self._listeners.append(listener)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether auth was heard of lately, so that nothing can have been withdrawn long ago and not be known here."""
+        return time.monotonic() - self._heard_at < self._stale_s
+
+    async def awaited_fresh(self) -> None:
+        """Returns when auth was heard of lately."""
+        if not self.fresh:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self.fresh)
+
     async def apply(self, update: auth_pb2.WatchTrustResponse) -> None:
-        """Take over a snapshot or a change."""
+        """Take over a snapshot or a change that came from auth just now. An empty one says that nothing changed."""
+        self._heard_at = time.monotonic()
+        await self._take(update)
+
+    async def _take(self, update: auth_pb2.WatchTrustResponse) -> None:
         if update.keys:
             self._take_keys(update.keys)
         if update.HasField("policy"):
-            self._policy = update.policy
-            self._grants = {(grant.role, grant.tier): frozenset(grant.permissions) for grant in update.policy.grants}
+            self._rules = rules.Rules(update.policy)
         self._take_revocations(update.revocations)
         if update.keys or update.HasField("policy") or update.revocations:
             self._save()
@@ -95,20 +163,19 @@ class Trust:
 
     def _take_revocations(self, revocations: Iterable[auth_pb2.Revocation]) -> None:
         horizon = time.time() - _REVOCATION_KEPT_S
-        self._revoked = {session: at for session, at in self._revoked.items() if at > horizon}
+        self._revoked = {name: each for name, each in self._revoked.items() if _time(each) > horizon}
         for revocation in revocations:
-            if revocation.session_id not in self._revoked:
-                self._revoked[revocation.session_id] = revocation.revoked_at.ToNanoseconds() / 1e9
+            name = _session(revocation.session_id) if revocation.session_id else _user(revocation.user_id)
+            known = self._revoked.get(name)
+            if known is None or _time(known) < _time(revocation):
+                self._revoked[name] = revocation
                 for listener in self._listeners:
-                    listener(revocation.session_id)
+                    listener(revocation)
 
     def _save(self) -> None:
         if self._state is None:
             return
-        snapshot = auth_pb2.WatchTrustResponse(keys=self._published, policy=self._policy)
-        for session_id, revoked_at in self._revoked.items():
-            revocation = snapshot.revocations.add(session_id=session_id)
-            revocation.revoked_at.FromNanoseconds(int(revoked_at * 1e9))
+        snapshot = auth_pb2.WatchTrustResponse(keys=self._published, policy=self._rules.policy, revocations=self._revoked.values())
         draft = self._state.with_suffix(".new")
         try:
             self._state.parent.mkdir(parents=True, exist_ok=True)
@@ -122,9 +189,21 @@ class Trust:
         if self._state is None or not self._state.exists():
             return
         try:
-            await self.apply(auth_pb2.WatchTrustResponse.FromString(self._state.read_bytes()))
+            await self._take(auth_pb2.WatchTrustResponse.FromString(self._state.read_bytes()))
         except (OSError, DecodeError):
             _log.warning("what an earlier process trusted cannot be read; waiting for auth", file=str(self._state))
+
+
+def _session(session_id: str) -> str:
+    return f"session {session_id}"
+
+
+def _user(user_id: str) -> str:
+    return f"user {user_id}"
+
+
+def _time(revocation: auth_pb2.Revocation) -> float:
+    return revocation.revoked_at.ToNanoseconds() / 1e9
 
 
 async def follow(

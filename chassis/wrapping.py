@@ -46,11 +46,18 @@ class WrappingSettings(ProcessSettings):
 
     def wrap(self, table: str) -> Wrap:
         """What wraps the private keys of a table. Raises `MissingSecret`, or `ValueError` for a weak secret file."""
+        return Wrap(self._wrapping_secret(), table)
+
+    def derived_key(self, purpose: str) -> bytes:
+        """32 bytes for one purpose, the same at every start. Raises as `wrap` does."""
+        return _derived(self._wrapping_secret(), purpose)
+
+    def _wrapping_secret(self) -> str:
         if self.jwt_secret_key is not None:
-            return Wrap(self.jwt_secret_key.get_secret_value(), table)
+            return self.jwt_secret_key.get_secret_value()
         secret = self.secret("signing").get_secret_value()
         check_secret(f"the secret file {self.secrets_dir / 'signing'}", secret)
-        return Wrap(secret, table)
+        return secret
 
 
 def check_secret(name: str, secret: str) -> None:
@@ -62,13 +69,16 @@ def check_secret(name: str, secret: str) -> None:
         raise ValueError(f"{name} is a known placeholder. Set a random one, for example from `openssl rand -base64 48`.")
 
 
+def _derived(secret: str, purpose: str) -> bytes:
+    return HKDF(hashes.SHA256(), 32, salt=None, info=f"netra {purpose}".encode()).derive(secret.encode())
+
+
 class Wrap:
     """Encrypts the private keys of one table (AES-256-GCM, key derived with HKDF-SHA256, bound to the key id)."""
 
     def __init__(self, secret: str, table: str) -> None:
         self._table = table
-        derived = HKDF(hashes.SHA256(), 32, salt=None, info=f"netra {table}".encode()).derive(secret.encode())
-        self._cipher = AESGCM(derived)
+        self._cipher = AESGCM(_derived(secret, table))
 
     def seal(self, kid: str, private_key: Ed25519PrivateKey) -> bytes:
         """The private key, encrypted."""

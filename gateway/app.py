@@ -105,12 +105,16 @@ class _Socket:
     def _greeting(self, websocket: WebSocket) -> Hello:
         origin = websocket.headers.get("origin")
         if origin is not None and not self._edge.settings.allows(origin):
-            raise _Refusal(errors.PermissionDenied("Pages of this origin may not open a socket here."), 403)
+            error = errors.PermissionDenied("Pages of this origin may not open a socket here.")
+            self._edge.entitled.refused("socket of another origin", error)
+            raise _Refusal(error, 403)
         return hello(websocket.headers, websocket.scope["subprotocols"], websocket.url.query)
 
     async def _opened(self, websocket: WebSocket, greeting: Hello) -> session.Session:
-        principal = await self._edge.verifier.principal(greeting.token)
-        one = session.Session(self._edge, principal, greeting.client_id)
+        address = self._edge.callers.address(websocket)
+        principal = await self._edge.callers.known(greeting.token, address)
+        await self._edge.entitled.count(principal)
+        one = session.Session(self._edge, principal, greeting.client_id, address)
         self._edge.open.admit(one)
         try:
             await one.join(greeting.resume)

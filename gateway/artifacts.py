@@ -75,7 +75,7 @@ class Artifacts:
             return call, (await anext(aiter(call))).artifact
 
     def _revoked(self, who: identity.Principal) -> bool:
-        return self._edge.verifier.trust.revoked(who.session_id)
+        return self._edge.verifier.trust.revoked(who)
 
 
 def _header(request: Request) -> context_pb2.ArtifactHeader:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from chassis import channel, identity, log, status
-from gateway import artifacts, frames, problems, router, session, sse, upstreams, views
+from chassis import channel, identity, status
+from gateway import artifacts, frames, me, openapi, problems, router, rpc, session, sign_in, sse, upstreams, views
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from netra.context.v1 import context_pb2
@@ -19,11 +19,7 @@ from netra.dispatcher.v1 import dispatcher_pb2
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _Id = TypeVar("_Id", bound=ids.Id)
-_MAX_SIGN_IN_BYTES = 16 * 1024
-
-
-def _answer(value: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(value), code, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
+_answer = problems.answer
 
 
 def _in_path(request: Request, name: str, kind: type[_Id]) -> _Id:
@@ -41,6 +37,9 @@ class Api:
         self._services = services
         self._events = sse.Events(edge, services)
         self._artifacts = artifacts.Artifacts(edge, services)
+        self._sign_in = sign_in.SignIn(edge, services)
+        self._rpc = rpc.Rpc(edge, services)
+        self._me = me.Me(edge, services)
 
     def routes(self) -> list[tuple[str, str, Endpoint]]:
         """Method, path, endpoint."""
@@ -51,10 +50,10 @@ class Api:
             ("GET", "/metrics", self.metrics),
             ("GET", "/.well-known/jwks.json", self.jwks),
             ("GET", "/ws", self.socket),
-            ("POST", "/auth/login", self.login),
-            ("POST", "/auth/refresh", self.refresh),
-            ("POST", "/auth/logout", self.logout),
-            ("GET", "/v1/me", self.me),
+            ("GET", "/openapi.json", self.openapi),
+            *self._sign_in.routes(),
+            *self._rpc.routes(),
+            *self._me.routes(),
             ("POST", "/v1/runs", self.start_run),
             ("GET", "/v1/runs", self.list_runs),
             ("POST", "/v1/runs/{run_id}:cancel", self.cancel_run),
@@ -71,17 +70,16 @@ class Api:
         ]
 
     async def _caller(self, request: Request) -> identity.Principal:
-        token = problems.bearer(request.headers)
-        if not token:
-            raise errors.Unauthenticated("Send an access token as Authorization: Bearer <token>. POST /auth/login gives one.")
-        who = await self._edge.verifier.principal(token)
-        log.bind(user_id=who.user_id)
-        return who
+        return await self._edge.callers.of(request)
 
     async def index(self, _request: Request) -> Response:
         """What there is."""
         endpoints = [f"{method} {path}" for method, path, _ in self.routes() if path != "/ws"]
         return _answer({"name": "netra", "socket": "GET /ws (subprotocols netra.v1, bearer.<access token>)", "endpoints": endpoints})
+
+    async def openapi(self, _request: Request) -> Response:
+        """All of this, for programs (OpenAPI 3.1)."""
+        return _answer(openapi.document(self.routes(), rpc.methods()), headers={"Cache-Control": "public, max-age=300"})
 
     async def socket(self, _request: Request) -> Response:
         """A plain GET of the socket's address."""
@@ -107,40 +105,6 @@ class Api:
         with status.translated():
             found = await self._services.auth.GetKeys(auth_pb2.GetKeysRequest())
         return _answer(views.jwks(found), headers={"Cache-Control": "public, max-age=60"})
-
-    async def login(self, request: Request) -> Response:
-        """Exchange a password for tokens."""
-        body = await problems.body_of(request, _MAX_SIGN_IN_BYTES)
-        grant = auth_pb2.PasswordGrant(email=problems.required(body, "email", 254), password=problems.required(body, "password", 1024))
-        device = request.headers.get("user-agent", "")[:200]
-        with status.translated():
-            answer = await self._services.auth.IssueToken(auth_pb2.IssueTokenRequest(password=grant, device=device))
-        return _answer(views.tokens(answer.tokens))
-
-    async def refresh(self, request: Request) -> Response:
-        """Exchange a refresh token for a new pair."""
-        body = await problems.body_of(request, _MAX_SIGN_IN_BYTES)
-        wanted = auth_pb2.RefreshTokenRequest(refresh_token=problems.required(body, "refresh_token"))
-        with status.translated():
-            answer = await self._services.auth.RefreshToken(wanted)
-        return _answer(views.tokens(answer.tokens))
-
-    async def logout(self, request: Request) -> Response:
-        """End the session everywhere."""
-        who = await self._caller(request)
-        with status.translated():
-            answer = await self._services.auth.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=channel.bearer(who.token))
-        return _answer({"session_id": answer.session_id})
-
-    async def me(self, request: Request) -> Response:
-        """Who the token says I am, and my limits here."""
-        who = await self._caller(request)
-        with status.translated():
-            found = await self._services.auth.GetPermissions(auth_pb2.GetPermissionsRequest(), metadata=channel.bearer(who.token))
-        limits = self._edge.settings
-        sockets = {"open": self._edge.open.open_for(who.user_id), "limit": limits.sockets_per_user}
-        allowed = {"sockets": sockets, "frames_per_minute": limits.frames_per_minute, "max_frame_bytes": limits.max_frame_bytes}
-        return _answer({**views.caller(found), "limits": allowed})
 
     async def start_run(self, request: Request) -> Response:
         """START_AGENT over HTTP; the idempotency key is the request id."""

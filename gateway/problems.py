@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,7 +31,9 @@ _STATUS = {
     "SANDBOX_UNAVAILABLE": 503,
     "OWNER_LOST": 503,
 }
-_NEVER_IN_URL = frozenset({"token", "access_token", "refresh_token", "bearer", "authorization", "jwt", "api_key"})
+_NEVER_IN_URL = frozenset(
+    "token access_token refresh_token id_token subject_token bearer authorization jwt api_key client_secret password".split()
+)
 
 
 def status_of(error: errors.NetraError) -> int:
@@ -40,8 +43,15 @@ def status_of(error: errors.NetraError) -> int:
     return _STATUS.get(error.code, 500)
 
 
-def response(error: errors.NetraError, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """The error as application/problem+json (RFC 9457)."""
+def answer(value: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON that no cache keeps."""
+    return Response(orjson.dumps(value), code, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
+
+
+def response(
+    error: errors.NetraError, status: int | None = None, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
+) -> Response:
+    """The error as application/problem+json (RFC 9457), with `more` members."""
     code = status or status_of(error)
     body = {
         "type": "about:blank",
@@ -49,17 +59,20 @@ def response(error: errors.NetraError, status: int | None = None, headers: Mappi
         "status": code,
         "detail": error.message,
         **frames.described(error, telemetry.correlation_id()),
+        **(more or {}),
     }
     extra = dict(headers or {})
     if code == 401:
-        extra["WWW-Authenticate"] = "Bearer"
+        extra.setdefault("WWW-Authenticate", "Bearer")
     if error.retry_after_ms is not None:
         extra["Retry-After"] = str(-(-error.retry_after_ms // 1000))
     return Response(orjson.dumps(body), code, {"Cache-Control": "no-store", **extra}, "application/problem+json")
 
 
 def bearer(headers: Mapping[str, str]) -> str:
-    """The token in `Authorization`; empty when there is none."""
+    """The token in `Authorization`; empty when there is none. Raises `Unauthenticated` when there are two."""
+    if isinstance(headers, Headers) and len(headers.getlist("authorization")) > 1:
+        raise errors.Unauthenticated("Authorization is there more than once.")
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
@@ -76,15 +89,20 @@ async def body_of(request: Request, max_bytes: int) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise errors.InvalidPayload("Send the body as application/json.", field="Content-Type")
+    value = frames.strict(_utf8(await raw_body(request, max_bytes)))
+    if not isinstance(value, dict):
+        raise errors.NotAnObject("The body must be a JSON object.")
+    return value
+
+
+async def raw_body(request: Request, max_bytes: int) -> bytes:
+    """The body. Raises `TooLarge`."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise errors.TooLarge(f"The body has at most {max_bytes} bytes.", limit=max_bytes)
-    value = frames.strict(_utf8(bytes(body)))
-    if not isinstance(value, dict):
-        raise errors.NotAnObject("The body must be a JSON object.")
-    return value
+    return bytes(body)
 
 
 def _utf8(body: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime
+import math
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -14,7 +15,7 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from chassis import identity, log, status, telemetry
-from gateway import close_codes, delivery, frames, pump, record, router, sockets, wire
+from gateway import callers, close_codes, delivery, entitlements, frames, pump, record, router, sockets, wire
 from gateway.settings import GatewaySettings
 from netra import errors, ids
 
@@ -36,39 +37,41 @@ class Edge:
     reader: record.Record
     calls: router.Router
     open: sockets.UnifiedWebSocketManager
+    callers: callers.Callers
+    entitled: entitlements.Entitlements
 
 
 class _Allowance:
-    """A token bucket: a minute's worth at once, then as many as a minute allows."""
+    """A token bucket: a minute's worth at once, then as many as a minute allows. What a minute allows may change at any time."""
 
-    def __init__(self, per_minute: int) -> None:
-        self._per_minute = per_minute
-        self._left = float(per_minute)
+    def __init__(self) -> None:
+        self._left = math.inf
         self._at = time.monotonic()
         self.refusals = 0
 
-    def take(self) -> int:
+    def take(self, per_minute: int) -> int:
         """0 when a frame may pass, else the milliseconds until one may."""
         now = time.monotonic()
-        self._left = min(self._per_minute, self._left + (now - self._at) * self._per_minute / 60)
+        self._left = min(per_minute, self._left + (now - self._at) * per_minute / 60)
         self._at = now
         if self._left >= 1:
             self._left -= 1
             self.refusals = 0
             return 0
         self.refusals += 1
-        return int((1 - self._left) * 60_000 / self._per_minute) + 1
+        return int((1 - self._left) * 60_000 / max(per_minute, 1)) + 1
 
 
 class Session:
     """One socket of one user."""
 
-    def __init__(self, edge: Edge, principal: identity.Principal, client_id: str) -> None:
+    def __init__(self, edge: Edge, principal: identity.Principal, client_id: str, address: str = "") -> None:
+        self._address = address
         self.connection_id = ids.ConnectionId.new()
         self.principal = principal
         self.client_id = client_id
         self._edge = edge
-        self._allowance = _Allowance(edge.settings.frames_per_minute)
+        self._allowance = _Allowance()
         self._inbox: deque[frames.Frame] = deque()
         self._room = asyncio.Semaphore(_MAX_WAITING)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -112,7 +115,10 @@ class Session:
                 "cursor": self.delivery.tail,
                 "epoch": feed.epoch,
                 "heartbeat_s": limits.heartbeat_s,
-                "limits": {"max_frame_bytes": limits.max_frame_bytes, "frames_per_minute": limits.frames_per_minute},
+                "limits": {
+                    "max_frame_bytes": limits.max_frame_bytes,
+                    "frames_per_minute": self._edge.entitled.frames_per_minute(self.principal),
+                },
                 "server_time": _iso(time.time()),
             }
         )
@@ -187,9 +193,10 @@ class Session:
                 await self.delivery.quiet.wait()
 
     async def _hear(self, text: str | None) -> None:
-        wait_ms = self._allowance.take()
+        per_minute = self._edge.entitled.frames_per_minute(self.principal)
+        wait_ms = self._allowance.take(per_minute)
         if wait_ms:
-            self._slow_down(wait_ms, frames.id_in(text or ""))
+            self._slow_down(wait_ms, per_minute, frames.id_in(text or ""))
             return
         try:
             if text is None:
@@ -206,9 +213,9 @@ class Session:
         if "worker" not in self._tasks:
             self._start("worker", self._work())
 
-    def _slow_down(self, wait_ms: int, frame_id: str | None) -> None:
+    def _slow_down(self, wait_ms: int, per_minute: int, frame_id: str | None) -> None:
         self._refuse(errors.RateLimited("Too many frames in a minute.", retry_after_ms=wait_ms), frame_id)
-        if self._allowance.refusals > self._edge.settings.frames_per_minute:
+        if self._allowance.refusals > per_minute:
             self.end(close_codes.ABUSE)
 
     def _refuse(self, error: errors.NetraError, frame_id: str | None) -> None:
@@ -270,7 +277,7 @@ class Session:
         token = frame.fields.get("access_token")
         if not isinstance(token, str) or not token:
             raise frames.wrong("payload.access_token", "is required and must not be empty")
-        fresh = await self._edge.verifier.principal(token)
+        fresh = await self._edge.callers.known(token, self._address)
         if fresh.user_id != self.principal.user_id:
             raise errors.PermissionDenied("The token names another user. Open a socket of their own for them.")
         self.principal = fresh

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from chassis import identity, log, telemetry
 from gateway import close_codes
 from netra import errors, ids
+from netra.auth.v1 import auth_pb2
 
 _log = log.get(__name__)
 _open = telemetry.meter.create_up_down_counter("netra.gateway.sockets", description="Open sockets.")
@@ -33,8 +35,8 @@ class Socket(Protocol):
 class UnifiedWebSocketManager:
     """Every open socket of this process."""
 
-    def __init__(self, per_user: int) -> None:
-        self.per_user = per_user
+    def __init__(self, allowed: Callable[[identity.Principal], int]) -> None:
+        self._allowed = allowed
         self.draining = asyncio.Event()
         self._by_user: dict[ids.UserId, list[Socket]] = {}
         self._gone = asyncio.Event()
@@ -55,7 +57,7 @@ class UnifiedWebSocketManager:
         if older is not None:
             self.remove(older)
             older.end(close_codes.REPLACED)
-        elif len(mine) >= self.per_user:
+        elif len(mine) >= self._allowed(socket.principal):
             raise TooMany
         self._by_user.setdefault(socket.principal.user_id, []).append(socket)
         _open.add(1)
@@ -71,10 +73,12 @@ class UnifiedWebSocketManager:
         if not self._by_user:
             self._gone.set()
 
-    def revoked(self, session_id: str) -> None:
-        """Close the sockets of a session that was ended."""
-        for socket in self._all():
-            if socket.principal.session_id == session_id:
+    def revoked(self, revocation: auth_pb2.Revocation) -> None:
+        """Close the sockets of a session that was ended, or of a user whose tokens were withdrawn."""
+        before = revocation.revoked_at.ToNanoseconds() / 1e9
+        for socket in self._all() if revocation.session_id else tuple(self._by_user.get(ids.UserId(revocation.user_id), ())):
+            who = socket.principal
+            if who.session_id == revocation.session_id or (who.user_id == revocation.user_id and who.issued_at <= before):
                 socket.end(close_codes.REVOKED)
 
     async def drain(self, patience_s: float) -> None:

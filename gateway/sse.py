@@ -58,7 +58,7 @@ class Events:
 
     def _may_go_on(self, who: identity.Principal) -> bool:
         ended = time.time() > who.expires_at + self._edge.settings.token_grace_s
-        return not (ended or self._edge.open.draining.is_set() or self._edge.verifier.trust.revoked(who.session_id))
+        return not (ended or self._edge.open.draining.is_set() or self._edge.verifier.trust.revoked(who))
 
 
 def _check_range(after: int, found: events_pb2.ListEventsResponse) -> None:

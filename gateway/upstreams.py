@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import channel
+from chassis import channel, tls
 from gateway.settings import GatewaySettings
 from netra.auth.v1 import auth_pb2_grpc
 from netra.context.v1 import context_pb2_grpc
@@ -50,12 +50,13 @@ async def _serving(one: grpc.aio.Channel) -> bool:
 
 def connect(settings: GatewaySettings) -> Upstreams:
     """Channels to the four services. Raises `MissingSecret` without the gateway's own secret."""
-    auth = channel.connect(settings.auth_target)
+    certificates = tls.of(settings)
+    auth = channel.connect(settings.auth_target, certificates=certificates, name="auth")
     credentials = channel.ServiceCredentials("gateway", settings.secret("service").get_secret_value(), auth_pb2_grpc.AuthServiceStub(auth))
-    dispatcher = channel.connect(settings.dispatcher_target)
-    context = channel.connect(settings.context_target)
-    events = channel.connect(settings.events_target)
-    tail = channel.connect(settings.events_target, authorize=credentials)
+    dispatcher = channel.connect(settings.dispatcher_target, certificates=certificates, name="dispatcher")
+    context = channel.connect(settings.context_target, certificates=certificates, name="context")
+    events = channel.connect(settings.events_target, certificates=certificates, name="events")
+    tail = channel.connect(settings.events_target, credentials, certificates=certificates, name="events")
     return Upstreams(
         auth=auth_pb2_grpc.AuthServiceStub(auth),
         dispatcher=dispatcher_pb2_grpc.DispatcherServiceStub(dispatcher),

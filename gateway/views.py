@@ -46,6 +46,13 @@ def tokens(found: auth_pb2.Tokens) -> dict[str, Any]:
     }
 
 
+def oauth_tokens(found: auth_pb2.Tokens, kind: str) -> dict[str, Any]:
+    """The answer of the token endpoint (RFC 6749, section 5.1); `kind` is what a token exchange has issued."""
+    plain = {name: value for name, value in tokens(found).items() if value}
+    more = {"scope": " ".join(found.scope), "issued_token_type": kind}
+    return plain | {name: value for name, value in more.items() if value}
+
+
 def jwks(keys: auth_pb2.GetKeysResponse) -> dict[str, Any]:
     """The keys that sign access tokens (RFC 8037). Other signers' keys stay inside: nobody outside may take their tokens."""
     return {
@@ -71,6 +78,22 @@ def caller(found: auth_pb2.GetPermissionsResponse) -> dict[str, Any]:
         "roles": list(who.roles),
         "tier": who.tier,
         "permissions": list(found.permissions),
+    }
+
+
+def limits(found: auth_pb2.TierLimits) -> dict[str, Any]:
+    """What a tier is entitled to."""
+    return {
+        "runs_per_minute": found.runs_per_minute,
+        "concurrent_runs": found.concurrent_runs,
+        "queued_runs": found.queued_runs,
+        "tool_calls_per_minute": found.tool_calls_per_minute,
+        "sockets": found.sockets,
+        "frames_per_minute": found.frames_per_minute,
+        "requests_per_minute": found.requests_per_minute,
+        "retention_days": found.retention_days,
+        "monthly_cost_usd": found.monthly_cost_micro_usd / 1_000_000,
+        "single_session": found.single_session,
     }
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+import h11
 from starlette.types import Receive
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from gateway import close_codes
+from gateway import close_codes, frames
+from netra import errors
 
+_CREDENTIALS = frozenset({b"authorization", b"sec-websocket-protocol"})
+_MAX_CREDENTIAL = 8 * 1024 - 64
 _LINGER_S = 2.0
 _TRIFLE_S = 0.05
 
@@ -50,6 +54,26 @@ class HttpProtocol(H11Protocol):
         """End the connection now; what was not taken is dropped."""
         self.transport.abort()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand over to the other protocol, which would not read lines as long as these."""
+        if any(name.lower() in _CREDENTIALS and len(value) > _MAX_CREDENTIAL for name, value in self.headers):
+            self._refuse(errors.Unauthenticated("The token is refused: it is too long."))
+        else:
+            super().handle_websocket_upgrade(event)
+
+    def _refuse(self, error: errors.NetraError) -> None:
+        body = frames.dump({"status": 401, "detail": error.message, **frames.described(error, "")})
+        kind = b"application/problem+json"
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", b"%d" % len(body)),
+            (b"www-authenticate", b"Bearer"),
+            (b"connection", b"close"),
+        ]
+        for part in (h11.Response(status_code=401, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
+
 
 class WireProtocol(WebSocketsSansIOProtocol):
     """One connection. Puts itself under `wire` into the state of the ASGI scope."""
@@ -57,6 +81,13 @@ class WireProtocol(WebSocketsSansIOProtocol):
     # since when nothing is read because the session has not taken what was; how long that was since the last ping
     _unread_since: float | None = None
     _unread_s = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a handshake that cannot be read is answered and ended, not left open."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated and not self.transport.is_closing():
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     def handle_connect(self, event: Any) -> None:
         """Make the scope, then lay the wire in it."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from chassis import identity, lifecycle, trust
-from gateway import app, http, pump, record, router, session, upstreams, wire
+from chassis import audit, identity, lifecycle, limits, trust
+from gateway import api_keys, app, callers, entitlements, http, pump, record, router, session, upstreams, wire
 from gateway import sockets as sockets_
 from gateway.settings import GatewaySettings
 
@@ -67,16 +67,23 @@ def _server(settings: GatewaySettings, edge: session.Edge, services: upstreams.U
 async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
     """Listen, follow auth and the record, serve; drain at the end."""
     services = upstreams.connect(settings)
-    known = trust.Trust(settings.state_dir)
-    manager = sockets_.UnifiedWebSocketManager(settings.sockets_per_user)
+    known = trust.Trust(settings.state_dir, settings.trust_stale_s)
+    counted = limits.Limits(settings.valkey_dsn("gateway"), "gateway", settings.valkey_namespace)
+    refusals = audit.Refusals(audit.to_auth(services.auth, services.credentials))
+    entitled = entitlements.Entitlements(known, counted, refusals, settings.anonymous_per_minute)
+    manager = sockets_.UnifiedWebSocketManager(entitled.sockets)
     known.on_revocation(manager.revoked)
+    verifier = identity.Verifier(known)
+    keys = api_keys.ApiKeys(services.auth, services.credentials, verifier)
     edge = session.Edge(
         settings=settings,
-        verifier=identity.Verifier(known),
+        verifier=verifier,
         tail=pump.Pump(services.tail),
         reader=record.Record(services.events),
         calls=router.Router(services.dispatcher),
         open=manager,
+        callers=callers.Callers(verifier, keys, entitled, settings.proxies),
+        entitled=entitled,
     )
     listener = _listen(settings.host, settings.port)
     port = listener.getsockname()[1]
@@ -85,6 +92,7 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
     serving = tasks.spawn(server._serve([listener]), "serve")  # without uvicorn's own signal handlers
     tasks.spawn(trust.follow(known, services.auth, services.credentials), "trust")
     tasks.spawn(edge.tail.run(), "pump")
+    tasks.spawn(refusals.run(), "refusals")
     try:
         while not server.started and not serving.done():
             await asyncio.wait((serving,), timeout=0.01)
@@ -94,4 +102,6 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
         server.should_exit = True
         await asyncio.wait((serving,), timeout=settings.drain_s + 3)
         await tasks.close()
+        await refusals.close()
+        await counted.close()
         await services.close()

@@ -61,13 +61,14 @@ AgentFunction = Callable[[Turn], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent as the platform knows it. The deadline is in seconds of running time."""
+    """An agent as the platform knows it. The deadline is in seconds of running time; the policy says which tiers have the feature."""
 
     name: str
     version: str
     description: str
     function: AgentFunction = field(repr=False)
     deadline_s: float = 30.0
+    feature: str = "basic_agents"
 
     def __post_init__(self) -> None:
         """Raises `ValueError` naming what is wrong with the declaration."""
@@ -79,10 +80,12 @@ class AgentSpec:
             raise ValueError(f"agent {self.name}: declare the function with `async def`")
 
 
-def agent(name: str, *, version: str = "1.0.0", deadline_s: float = 30.0) -> Callable[[AgentFunction], AgentSpec]:
+def agent(
+    name: str, *, version: str = "1.0.0", deadline_s: float = 30.0, feature: str = "basic_agents"
+) -> Callable[[AgentFunction], AgentSpec]:
     """Make an agent of `async def run(turn: Turn)`; its docstring is the description, its return value the result."""
 
     def declare(function: AgentFunction) -> AgentSpec:
-        return AgentSpec(name, version, inspect.getdoc(function) or "", function, deadline_s)
+        return AgentSpec(name, version, inspect.getdoc(function) or "", function, deadline_s, feature)
 
     return declare

@@ -29,9 +29,9 @@ class Id(str):
 
     def __new__(cls, value: str) -> Self:
         try:
-            canonical = str(uuid.UUID(value))
+            canonical: str | None = str(uuid.UUID(value))
         except (ValueError, AttributeError, TypeError):
-            canonical = ""
+            canonical = None
         if canonical != value:
             raise errors.InvalidPayload(f"{cls.field} must be a UUID in lower case", field=cls.field)
         return super().__new__(cls, value)

@@ -14,7 +14,7 @@ from standalone.errors import StandaloneError
 from standalone.progress import complain
 
 
-def token(user: str = login.DEVELOPER, role: str = "user", tier: str = "free") -> None:
+def token(user: str = login.DEVELOPER, role: str = "user", tier: str = "internal") -> None:
     """Print one access token of a development user, made first if need be, and nothing else."""
     try:
         sys.stdout.write(asyncio.run(login.access_token(folder.default(), user, role, tier)) + "\n")

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+from typing import Any
+
+from chassis import environment
 
 TIMEOUT = 2.0
 
@@ -21,8 +24,8 @@ async def grpc_serving(host: str, port: int) -> bool:
     import grpc  # late: loads while the stores start
     from grpc_health.v1 import health_pb2
 
-    async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
-        check = channel.unary_unary(
+    async with channel(f"{host}:{port}") as to_service:
+        check = to_service.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
@@ -32,6 +35,18 @@ async def grpc_serving(host: str, port: int) -> bool:
         except grpc.aio.AioRpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def channel(address: str) -> Any:
+    """A channel to a service of this machine, with our certificate where there is one."""
+    import grpc
+
+    if not environment.get_environment().get("NETRA_TLS_CERT"):
+        return grpc.aio.insecure_channel(address)
+    from chassis import tls
+
+    credentials, name = tls.probe()
+    return grpc.aio.secure_channel(address, credentials, (("grpc.ssl_target_name_override", name),))
 
 
 async def http_ready(host: str, port: int) -> bool:

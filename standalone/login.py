@@ -5,7 +5,7 @@ import secrets as random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from standalone import folder, processes
+from standalone import folder, health, processes
 from standalone.errors import StandaloneError
 
 if TYPE_CHECKING:
@@ -39,19 +39,17 @@ def running(place: folder.Folder) -> dict[str, Any]:
     return state
 
 
-async def access_token(place: folder.Folder, user: str = DEVELOPER, role: str = "user", tier: str = "free") -> str:
+async def access_token(place: folder.Folder, user: str = DEVELOPER, role: str = "user", tier: str = "internal") -> str:
     """An access token of a development user, who is made first if need be.
 
     Role and tier count when the user is made. `dev` exists from the start and is an admin.
     """
-    import grpc
-
     from netra.auth.v1 import auth_pb2_grpc
 
     port = running(place)["ports"]["auth"]
     place = place.as_running()
     password = _password(password_file(place, user))
-    async with grpc.aio.insecure_channel(f"{processes.LOOPBACK}:{port}") as channel:
+    async with health.channel(f"{processes.LOOPBACK}:{port}") as channel:
         stub = auth_pb2_grpc.AuthServiceStub(channel)
         if token := await _sign_in(stub, email_of(user), password):
             return token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.stack", "tests.fixtures.users", "tests.fixtures.storage"]
+pytest_plugins = ["tests.fixtures.stack", "tests.fixtures.users", "tests.fixtures.storage", "tests.fixtures.accounts"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,6 +18,12 @@ _RESULT = TypeVar("_RESULT")
 _RETRY_MS = 1000
 
 
+def check(password: str, field: str) -> None:
+    """Raise `InvalidPayload` unless this may be a password."""
+    if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
+        raise errors.InvalidPayload(f"{field} must have {MIN_LENGTH} to {MAX_LENGTH} characters", field=field)
+
+
 class Passwords:
     """Hashes and verifies. At most `threads` work at the same time and `queue` wait; more are refused."""
 

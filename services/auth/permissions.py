@@ -1,24 +1,55 @@
-"""Role and tier -> the set of permissions; pure."""
+"""Role and tier -> permissions, limits, features: the policy of an installation that has not changed it; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# counts up whenever the tables below change
-VERSION = 2
+# counts up whenever the tables below change: installations that never changed their policy then get the new tables
+VERSION = 1
 ROLES = ("admin", "user", "readonly")
 TIERS = ("free", "early", "business", "enterprise", "internal")
 
 _READ = frozenset(
-    {"agents:read", "artifacts:read", "contexts:read", "events:read", "runs:read", "session:read", "threads:read", "tools:read"}
-)
+    {
+        "agents:read", "api_keys:read", "artifacts:read", "contexts:read", "events:read", "runs:read", "session:read", "threads:read",
+        "tools:read",
+    }
+)  # fmt: skip
 _OWN = frozenset({"session:write"})
-_USE = frozenset({"artifacts:write", "runs:write", "tools:execute"})
-_ADMINISTER = frozenset({"users:write"})
-ALL = _READ | _OWN | _USE | _ADMINISTER
+_USE = frozenset({"api_keys:write", "artifacts:write", "runs:write", "tools:execute"})
+_ADMINISTER = frozenset({"audit:read", "policy:read", "users:read", "users:write"})
+# what concerns the users of all tenants is left to those who run the installation
+_OPERATE = frozenset({"audit:export", "policy:write"})
+ALL = _READ | _OWN | _USE | _ADMINISTER | _OPERATE
 
 OF_ROLE: dict[str, frozenset[str]] = {"readonly": _READ | _OWN, "user": _READ | _OWN | _USE, "admin": ALL}
-OF_TIER: dict[str, frozenset[str]] = {"free": ALL, "early": ALL, "business": ALL, "enterprise": ALL, "internal": ALL}
+OF_TIER: dict[str, frozenset[str]] = {**dict.fromkeys(TIERS, ALL - _OPERATE), "internal": ALL}
+
+_LIMITS = (
+    "runs_per_minute", "concurrent_runs", "queued_runs", "tool_calls_per_minute", "sockets", "frames_per_minute", "requests_per_minute",
+    "retention_days", "monthly_cost_micro_usd",
+)  # fmt: skip
+_USD = 1_000_000
+_FIGURES = {
+    "free": (10, 2, 20, 60, 3, 120, 120, 7, 5 * _USD),
+    "early": (20, 3, 50, 120, 3, 120, 300, 14, 20 * _USD),
+    "business": (60, 10, 200, 600, 10, 300, 600, 30, 500 * _USD),
+    "enterprise": (300, 50, 1_000, 6_000, 50, 600, 3_000, 365, 10_000 * _USD),
+    "internal": (100_000, 200, 10_000, 1_000_000, 200, 100_000, 100_000, 365, 1_000_000 * _USD),
+}
+LIMITS: dict[str, dict[str, int]] = {tier: dict(zip(_LIMITS, figures, strict=True)) for tier, figures in _FIGURES.items()}
+
+_PAID = ("business", "enterprise", "internal")
+_LARGE = ("enterprise", "internal")
+FEATURES: dict[str, tuple[str, ...]] = {
+    "basic_agents": TIERS,
+    "advanced_agents": _PAID,
+    "integrations_basic": _PAID,
+    "custom_agents": _LARGE,
+    "dedicated_support": _LARGE,
+    "integrations_custom": _LARGE,
+    "sso": _LARGE,
+}
 
 
 def granted(role: str, tier: str) -> frozenset[str]:

@@ -1,56 +1,82 @@
-"""AuthService: proto in, domain call, proto out."""
+"""The part of AuthService about sign-in, tokens and sessions: proto in, domain call, proto out."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chassis import identity
+from chassis import identity, trust
 from netra import errors
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
-from services.auth import clients, feed, keys, permissions, sessions, tokens, users
+from services.auth import (
+    api_keys,
+    callers,
+    clients,
+    exchange,
+    feed,
+    keys,
+    messages,
+    outside,
+    resets,
+    sessions,
+    throttle,
+    tokens,
+    users,
+)  # fmt: skip
 
 
-class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
-    """Users, tokens, keys, policy."""
+class SignInServicer(auth_pb2_grpc.AuthServiceServicer):
+    """Sign-in, tokens, sessions, keys."""
 
-    def __init__(
-        self,
-        signed_in: sessions.Sessions,
-        people: users.Users,
-        services: clients.Clients,
-        issue: tokens.Tokens,
-        published: keys.Keys,
-        told: feed.Feed,
-    ) -> None:
-        self._sessions, self._users, self._clients = signed_in, people, services
-        self._tokens, self._keys, self._feed = issue, published, told
+    _sessions: sessions.Sessions
+    _resets: resets.Resets
+    _users: users.Users
+    _clients: clients.Clients
+    _throttle: throttle.Throttle
+    _api_keys: api_keys.ApiKeys
+    _exchange: exchange.Exchange
+    _outside: outside.Outside
+    _tokens: tokens.Tokens
+    _trust: trust.Trust
+    _keys: keys.Keys
+    _feed: feed.Feed
 
     async def IssueToken(self, request: auth_pb2.IssueTokenRequest, context: Any) -> auth_pb2.IssueTokenResponse:
+        origin = callers.origin(request.client_address, context, request.device)
         match request.WhichOneof("grant"):
             case "password":
-                grant = request.password
-                issued = await self._sessions.login(grant.email, grant.password, request.device)
+                issued = await self._sessions.login(request.password.email, request.password.password, origin)
             case "client_credentials":
-                issued = self._for_service(request.client_credentials)
+                issued = await self._for_service(request.client_credentials, origin)
+            case "api_key":
+                issued = await self._api_keys.sign_in(request.api_key.api_key, origin)
+            case "login_code":
+                issued = await self._outside.redeem(request.login_code.code, origin)
+            case "exchange":
+                asked = request.exchange
+                issued = await self._exchange.on_behalf(
+                    asked.subject_token, asked.actor.client_id, asked.actor.client_secret, asked.scope, origin
+                )  # fmt: skip
             case _:
                 raise errors.InvalidPayload("grant must be set", field="grant")
-        return auth_pb2.IssueTokenResponse(tokens=_tokens(issued))
+        return auth_pb2.IssueTokenResponse(tokens=messages.tokens(issued))
 
-    def _for_service(self, grant: auth_pb2.ClientCredentialsGrant) -> tokens.Issued:
-        if not self._clients.known(grant.client_id, grant.client_secret):
-            raise errors.Unauthenticated("The client id or its secret is wrong.")
+    async def _for_service(self, grant: auth_pb2.ClientCredentialsGrant, origin: callers.Origin) -> tokens.Issued:
+        async with self._throttle.present(throttle.unguessable("client", origin, grant.client_id[:64])) as attempt:
+            if not self._clients.known(grant.client_id, grant.client_secret):
+                attempt.failed()
+                raise errors.Unauthenticated("The client id or its secret is wrong.")
         return self._tokens.for_service(grant.client_id)
 
     async def RefreshToken(self, request: auth_pb2.RefreshTokenRequest, context: Any) -> auth_pb2.RefreshTokenResponse:
-        return auth_pb2.RefreshTokenResponse(tokens=_tokens(await self._sessions.refresh(request.refresh_token)))
+        issued = await self._sessions.refresh(request.refresh_token, callers.origin(request.client_address, context))
+        return auth_pb2.RefreshTokenResponse(tokens=messages.tokens(issued))
 
     async def RevokeToken(self, request: auth_pb2.RevokeTokenRequest, context: Any) -> auth_pb2.RevokeTokenResponse:
         caller = identity.current().user
-        await self._sessions.end(caller)
+        await self._sessions.end(caller, caller.session_id)
         return auth_pb2.RevokeTokenResponse(session_id=caller.session_id)
 
     async def VerifyToken(self, request: auth_pb2.VerifyTokenRequest, context: Any) -> auth_pb2.VerifyTokenResponse:
@@ -58,13 +84,13 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         if principal is None:
             return auth_pb2.VerifyTokenResponse(valid=False)
         expires_at = Timestamp(seconds=int(principal.expires_at))
-        return auth_pb2.VerifyTokenResponse(valid=True, principal=_principal(principal), expires_at=expires_at)
+        return auth_pb2.VerifyTokenResponse(valid=True, principal=messages.principal(principal), expires_at=expires_at)
 
     async def GetPermissions(self, request: auth_pb2.GetPermissionsRequest, context: Any) -> auth_pb2.GetPermissionsResponse:
         caller = identity.current().user
-        allowed = permissions.of(caller.roles, caller.tier)
+        allowed = caller.narrowed(self._trust.permissions(caller.roles, caller.tier))
         email = await self._users.email_of(caller.user_id)
-        return auth_pb2.GetPermissionsResponse(principal=_principal(caller), email=email, permissions=sorted(allowed))
+        return auth_pb2.GetPermissionsResponse(principal=messages.principal(caller), email=email, permissions=sorted(allowed))
 
     async def GetKeys(self, request: auth_pb2.GetKeysRequest, context: Any) -> auth_pb2.GetKeysResponse:
         return auth_pb2.GetKeysResponse(keys=self._feed.keys())
@@ -79,22 +105,31 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             async for update in watcher.updates():
                 yield update
 
-    async def CreateUser(self, request: auth_pb2.CreateUserRequest, context: Any) -> auth_pb2.CreateUserResponse:
+    async def ListSessions(self, request: auth_pb2.ListSessionsRequest, context: Any) -> auth_pb2.ListSessionsResponse:
         caller = identity.current().user
-        user = users.wanted(request.email, request.password, request.roles, request.tier)
-        user_id = await self._users.create(user, caller.tenant_id, f"user:{caller.user_id}")
-        return auth_pb2.CreateUserResponse(user_id=user_id)
+        found = await self._sessions.listed(caller)
+        return auth_pb2.ListSessionsResponse(sessions=[messages.session(each, caller.session_id) for each in found])
 
+    async def EndSessions(self, request: auth_pb2.EndSessionsRequest, context: Any) -> auth_pb2.EndSessionsResponse:
+        caller = identity.current().user
+        match request.WhichOneof("which"):
+            case "session_id":
+                ended = await self._sessions.end(caller, request.session_id)
+            case "all" if request.all:
+                ended = await self._sessions.end_all(caller, but_this=False)
+            case "others" if request.others:
+                ended = await self._sessions.end_all(caller, but_this=True)
+            case _:
+                raise errors.InvalidPayload("which must say the sessions: session_id, all = true or others = true", field="which")
+        return auth_pb2.EndSessionsResponse(ended=ended)
 
-def _tokens(issued: tokens.Issued) -> auth_pb2.Tokens:
-    return auth_pb2.Tokens(
-        access_token=issued.access_token, refresh_token=issued.refresh_token,
-        expires_in=Duration(seconds=issued.expires_in_s), user_id=issued.user_id,
-    )  # fmt: skip
+    async def ChangePassword(self, request: auth_pb2.ChangePasswordRequest, context: Any) -> auth_pb2.ChangePasswordResponse:
+        ended = await self._resets.change(
+            identity.current().user, request.current_password, request.new_password, cancel_runs=request.cancel_runs
+        )  # fmt: skip
+        return auth_pb2.ChangePasswordResponse(sessions_ended=ended)
 
-
-def _principal(principal: identity.Principal) -> auth_pb2.Principal:
-    return auth_pb2.Principal(
-        user_id=principal.user_id, tenant_id=principal.tenant_id, session_id=principal.session_id,
-        roles=principal.roles, tier=principal.tier,
-    )  # fmt: skip
+    async def ResetPassword(self, request: auth_pb2.ResetPasswordRequest, context: Any) -> auth_pb2.ResetPasswordResponse:
+        origin = callers.origin(request.client_address, context)
+        await self._resets.reset(request.reset_token, request.new_password, origin)
+        return auth_pb2.ResetPasswordResponse()

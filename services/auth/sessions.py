@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
-from chassis import identity
+from chassis import audit, identity, trust
 from netra import errors, ids
-from services.auth import feed, passwords, revocations, tokens, users
+from services.auth import callers, feed, opaque, passwords, revocations, throttle, tokens, users
 
-_MAX_DEVICE = 200
+_COMMAND_LINE = "netra cli"
+PASSWORD = "password"  # noqa: S105 - how a session began
+MOST_LISTED = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """How long a session may lie idle, and how long it lives at most."""
+    """How long a session may lie idle, and how long it lives at most; the one of a command line lives longer."""
 
     idle: timedelta
     absolute: timedelta
+    command_line: timedelta
+
+    def of(self, device: str) -> tuple[timedelta, timedelta]:
+        """Idle and absolute, for a device."""
+        if device.startswith(_COMMAND_LINE):
+            return self.command_line, self.command_line
+        return self.idle, self.absolute
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A session to be opened."""
+    """A session to be opened.
+
+    It is not when the user has another password by now than `verified` (None: none was verified). With `alone` it ends the
+    user's older ones. `marks` are what the device is recognised by; `rehashed` is the new hash of the same password.
+    """
 
     session_id: str
-    device: str
+    method: str
+    origin: callers.Origin
     refresh_digest: bytes
     idle: timedelta
     absolute: timedelta
-    rehashed: str | None
+    alone: bool = False
+    marks: tuple[bytes, ...] = ()
+    verified: str | None = None
+    rehashed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session that was opened for a user as they are now, and those that it ended."""
+
+    user: users.User
+    session: tokens.Session
+    ended: Sequence[revocations.Revocation]
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """What a used refresh token was good for."""
+    """What a refresh token was good for."""
 
     user: users.User
     session: tokens.Session
@@ -49,23 +76,50 @@ class Reused:
     session_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A session as its user sees it."""
+
+    session_id: str
+    device: str
+    method: str
+    address: str
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: datetime
+
+
 class Kept(Protocol):
     """Where the sessions of one user are kept."""
 
-    async def open_session(self, user_id: str, opening: Opening) -> tokens.Session:
-        """Add a session with its first refresh token; store the new hash of the password if there is one."""
+    async def open_session(self, user_id: str, opening: Opening) -> Opened | None:
+        """Add a session with its first refresh token; None when the user was disabled, or their password changed, meanwhile."""
         ...
 
-    async def end_session(self, user_id: str, session_id: str, reason: str, actor: str) -> revocations.Revocation | None:
-        """End a session and withdraw its tokens; None when it has ended before."""
+    async def sessions(self, user_id: str, most: int) -> list[Listed]:
+        """Live sessions, the most recently used first."""
+        ...
+
+    async def end_session(
+        self, user_id: str, session_id: str, reason: str, actor: str, *, security: bool = False
+    ) -> list[revocations.Revocation]:
+        """End a session and withdraw its tokens; nothing when it has ended before. Raises `NotFound`."""
+        ...
+
+    async def end_sessions(self, user_id: str, but: str, reason: str, actor: str) -> list[revocations.Revocation]:
+        """End all sessions, except for one."""
         ...
 
 
 class Known(users.Known, Protocol):
     """Where users and sessions are found by what they sign in with."""
 
-    async def rotate(self, used: bytes, child: bytes, idle: timedelta) -> Renewed | None:
+    async def rotate(self, used: bytes, child: bytes, address: str) -> Renewed | None:
         """Use up a refresh token and add its child: of many that try at once, one succeeds."""
+        ...
+
+    async def renewed_again(self, used: bytes, child: bytes) -> Renewed | None:
+        """The same for a token that was used a moment ago, while its child has not been."""
         ...
 
     async def used_before(self, digest: bytes) -> Reused | None:
@@ -81,55 +135,94 @@ class Sessions:
     """Signs users in and out."""
 
     def __init__(
-        self,
-        rows: Kept,
-        system: Known,
-        hashing: passwords.Passwords,
-        issue: tokens.Tokens,
-        told: feed.Feed,
-        lifetimes: Lifetimes,
-    ) -> None:
+        self, rows: Kept, system: Known, hashing: passwords.Passwords, issue: tokens.Tokens, family: opaque.Family, told: feed.Feed,
+        slowed: throttle.Throttle, trusted: trust.Trust, lifetimes: Lifetimes,
+    ) -> None:  # fmt: skip
         self._rows, self._system, self._hashing = rows, system, hashing
-        self._issue, self._told, self._lifetimes = issue, told, lifetimes
+        self._issue, self._family, self._told = issue, family, told
+        self._throttle, self._trust, self._lifetimes = slowed, trusted, lifetimes
 
-    async def login(self, email: str, password: str, device: str) -> tokens.Issued:
-        """Tokens of a new session. Raises the same `Unauthenticated` whatever was wrong."""
-        if len(device) > _MAX_DEVICE or "\0" in device:
-            raise errors.InvalidPayload(f"device must be a text of at most {_MAX_DEVICE} characters", field="device")
+    async def login(self, email: str, password: str, origin: callers.Origin) -> tokens.Issued:
+        """Tokens of a new session. Raises the same `Unauthenticated` whatever was wrong, `RateLimited` when too much was."""
         address = users.normal_email(email)
-        found = await self._system.by_email(address) if address is not None else None
-        matched = await self._hashing.verify(found.password_hash if found is not None else None, password)
-        if found is None or not matched or found.disabled:
-            await self._refuse(found, matched)
-            raise errors.Unauthenticated("E-mail or password is wrong.")
-        return await self._open(found, password, device)
+        device, place = self._marks(address or "", origin)
+        found = await self._system.by_email(address, device, place) if address is not None else None
+        budgets = throttle.sign_in(address or "", origin, found.known if found is not None else "")
+        try:
+            async with self._throttle.guess(budgets) as attempt:
+                matched = await self._hashing.verify(found.password_hash if found is not None else None, password)
+                if found is None or not matched or found.disabled:
+                    attempt.failed()
+                    await self._refuse(found, matched)
+                    raise _wrong()
+        except errors.RateLimited:
+            await self._note_flood(found, address or "")
+            raise
+        rehashed = await self._rehashed(found, password)
+        issued = await self._open(found.user, PASSWORD, origin, (device, place), found.password_hash, rehashed)
+        if issued is None:
+            raise _wrong()
+        return issued
 
-    async def refresh(self, refresh_token: str) -> tokens.Issued:
-        """The next pair. A token that was used before ends its session. Raises `Unauthenticated`."""
-        if not tokens.looks_like_refresh(refresh_token):
-            raise _no_session()
-        used, child = tokens.digest(refresh_token), tokens.new_refresh()
-        renewed = await self._system.rotate(used, tokens.digest(child), self._lifetimes.idle)
-        if renewed is None:
-            await self._end_if_reused(used)
-            raise _no_session()
+    async def open(self, user: users.User, method: str, origin: callers.Origin) -> tokens.Issued:
+        """Tokens of a new session for somebody who proved who they are in another way. Raises `Unauthenticated` when disabled."""
+        issued = await self._open(user, method, origin)
+        if issued is None:
+            raise errors.Unauthenticated("This account cannot sign in. Ask your administrator.")
+        return issued
+
+    async def refresh(self, refresh_token: str, origin: callers.Origin) -> tokens.Issued:
+        """The next pair. Within seconds the same one again; later, reuse ends the session. Raises `Unauthenticated`, `RateLimited`."""
+        async with self._throttle.present(throttle.unguessable("refresh", origin)) as attempt:
+            if not opaque.looks_like(opaque.REFRESH, refresh_token):
+                attempt.failed()
+                raise _no_session()
+            child = self._family.child(refresh_token)
+            used, following = opaque.digest(refresh_token), opaque.digest(child)
+            renewed = await self._system.rotate(used, following, origin.address) or await self._system.renewed_again(used, following)
+            if renewed is None:
+                attempt.failed()
+                await self._end_if_reused(used)
+                raise _no_session()
         return self._issue.for_user(renewed.user, renewed.session, child)
 
-    async def end(self, principal: identity.Principal) -> None:
-        """End the session everywhere, at once."""
-        ended = await self._rows.end_session(principal.user_id, principal.session_id, "logout", f"user:{principal.user_id}")
-        if ended is not None:
-            await self._told.withdraw(ended)
+    async def listed(self, principal: identity.Principal) -> list[Listed]:
+        """The user's live sessions, the most recently used first."""
+        return await self._rows.sessions(principal.user_id, MOST_LISTED)
 
-    async def _open(self, found: users.Account, password: str, device: str) -> tokens.Issued:
-        outdated = found.password_hash is not None and self._hashing.outdated(found.password_hash)
-        rehashed = await self._hashing.hash(password) if outdated else None
-        refresh_token = tokens.new_refresh()
+    async def end(self, principal: identity.Principal, session_id: str) -> int:
+        """End one session of the user everywhere, at once; how many that were. Raises `NotFound`."""
+        return await self._tell(await self._rows.end_session(principal.user_id, ids.SessionId(session_id), "logout", _actor(principal)))
+
+    async def end_all(self, principal: identity.Principal, *, but_this: bool) -> int:
+        """End all sessions of the user, or all but the one at hand; how many that were."""
+        but = principal.session_id if but_this else ""
+        return await self._tell(await self._rows.end_sessions(principal.user_id, but, "logout", _actor(principal)))
+
+    async def _open(
+        self, user: users.User, method: str, origin: callers.Origin, marks: tuple[bytes, ...] = (), verified: str | None = None,
+        rehashed: str | None = None,
+    ) -> tokens.Issued | None:  # fmt: skip
+        refresh_token = opaque.new(opaque.REFRESH)
+        idle, absolute = self._lifetimes.of(origin.device)
         opening = Opening(
-            ids.SessionId.new(), device, tokens.digest(refresh_token), self._lifetimes.idle, self._lifetimes.absolute, rehashed
-        )
-        session = await self._rows.open_session(found.user.user_id, opening)
-        return self._issue.for_user(found.user, session, refresh_token)
+            ids.SessionId.new(), method, origin, opaque.digest(refresh_token), idle, absolute,
+            self._trust.limits(user.tier).single_session, marks, verified, rehashed,
+        )  # fmt: skip
+        opened = await self._rows.open_session(user.user_id, opening)
+        if opened is None:
+            return None
+        await self._tell(opened.ended)
+        return self._issue.for_user(opened.user, opened.session, refresh_token)
+
+    async def _rehashed(self, found: users.Account, password: str) -> str | None:
+        outdated = found.password_hash is not None and self._hashing.outdated(found.password_hash)
+        return await self._hashing.hash(password) if outdated else None
+
+    def _marks(self, account: str, origin: callers.Origin) -> tuple[bytes, bytes]:
+        """What is remembered of this device at this address, and of the address alone."""
+        device = self._family.mark("device", account, origin.address, origin.device)
+        return device, self._family.mark("address", account, origin.address)
 
     async def _refuse(self, found: users.Account | None, matched: bool) -> None:
         if found is None:
@@ -138,13 +231,28 @@ class Sessions:
             reason = "disabled" if matched else "wrong password"
             await self._system.audit(found.user.user_id, "login", "refused", reason)
 
+    async def _note_flood(self, found: users.Account | None, account: str) -> None:
+        # not each one: a flood of attempts must not become a flood of entries
+        if await self._throttle.worth_noting(account):
+            await self._system.audit(found.user.user_id if found is not None else None, "login", "throttled", "too many failed attempts")
+
     async def _end_if_reused(self, used: bytes) -> None:
         reused = await self._system.used_before(used)
         if reused is None:
             return
-        ended = await self._rows.end_session(reused.user_id, reused.session_id, "refresh reuse", "auth")
-        if ended is not None:
-            await self._told.withdraw(ended)
+        await self._tell(await self._rows.end_session(reused.user_id, reused.session_id, "refresh reuse", "auth", security=True))
+
+    async def _tell(self, ended: Sequence[revocations.Revocation]) -> int:
+        await self._told.withdraw(ended)
+        return len(ended)
+
+
+def _actor(principal: identity.Principal) -> str:
+    return audit.actor(identity.Caller(principal=principal))
+
+
+def _wrong() -> errors.Unauthenticated:
+    return errors.Unauthenticated("E-mail or password is wrong.")
 
 
 def _no_session() -> errors.Unauthenticated:

@@ -1,24 +1,18 @@
-"""SQL for users, sessions, revocations and keys."""
+"""SQL for the sessions and passwords of one user."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from chassis import postgres
-from services.auth import keys, revocations, sessions, tokens, users
+from netra import errors
+from services.auth import endings, resets, revocations, sessions, tokens, trail, users
 
-# after this, no token that a retired key signed is valid any more
-_RETIRED_SHOWN = timedelta(hours=2)
-_KEYS_LOCK = "SELECT pg_advisory_xact_lock(hashtext('auth.signing_keys'))"
-_INSERT_KEY = "INSERT INTO auth.signing_keys (kid, state, public_key, wrapped) VALUES ($1, $2, $3, $4)"
-_AUDIT = "INSERT INTO auth.audit (user_id, actor, action, outcome, detail) VALUES ($1, $2, $3, $4, $5)"
-
-
-async def _audit(
-    transaction: postgres.Transaction, user_id: str | None, actor: str, action: str, outcome: str = "ok", detail: str = ""
-) -> None:
-    """Add a line to the audit trail, in the transaction of what it tells about."""
-    await transaction.execute(_AUDIT, user_id, actor, action, outcome, detail)
+_USER = "user_id, tenant_id, roles, tier, version"
+_REMEMBER = (
+    "INSERT INTO auth.known_devices (user_id, device_digest) SELECT $1, unnest($2::bytea[])"
+    " ON CONFLICT (user_id, device_digest) DO UPDATE SET last_used_at = now()"
+)
 
 
 class Store:
@@ -27,105 +21,127 @@ class Store:
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
 
-    async def create_user(self, user: users.User, email: str, password_hash: str, actor: str) -> None:
-        """Add a user. Raises `Conflict` when the e-mail is taken."""
-        query = (
-            "INSERT INTO auth.users (user_id, tenant_id, email, roles, tier, version, password_hash) VALUES ($1, $2, $3, $4, $5, $6, $7)"
-        )
-        async with self._database.transaction(user.user_id) as transaction:
-            await transaction.execute(
-                query, user.user_id, user.tenant_id, email, list(user.roles), user.tier, user.version, password_hash
-            )  # fmt: skip
-            detail = f"roles {','.join(user.roles)}; tier {user.tier}"
-            await _audit(transaction, user.user_id, actor, "create_user", detail=detail)
-
-    async def email_of(self, user_id: str) -> str | None:
-        """The e-mail address of a user."""
+    async def open_session(self, user_id: str, opening: sessions.Opening) -> sessions.Opened | None:
+        """Add a session with its first refresh token; None when the user was disabled, or their password changed, meanwhile."""
         async with self._database.transaction(user_id) as transaction:
-            email: str | None = await transaction.value("SELECT email FROM auth.users WHERE user_id = $1", user_id)
-            return email
-
-    async def open_session(self, user_id: str, opening: sessions.Opening) -> tokens.Session:
-        """Add a session with its first refresh token; store the new hash of the password if there is one."""
-        async with self._database.transaction(user_id) as transaction:
-            remaining_s = await transaction.value(
-                "INSERT INTO auth.sessions (session_id, user_id, device, expires_at) VALUES ($1, $2, $3, now() + $4)"
-                " RETURNING extract(epoch FROM expires_at - now())::bigint",
-                opening.session_id, user_id, opening.device, opening.absolute,
-            )  # fmt: skip
-            await transaction.execute(
-                "INSERT INTO auth.refresh_tokens (token_digest, session_id, user_id, expires_at) VALUES ($1, $2, $3, now() + $4)",
-                opening.refresh_digest, opening.session_id, user_id, opening.idle,
-            )  # fmt: skip
+            # whoever disables the user or sets a password waits for this, or is waited for
+            row = await transaction.row(
+                f"SELECT {_USER}, password_hash FROM auth.users WHERE user_id = $1 AND disabled_at IS NULL FOR NO KEY UPDATE", user_id
+            )
+            if row is None or (opening.verified is not None and row["password_hash"] != opening.verified):
+                return None
+            ended: list[revocations.Revocation] = []
+            if opening.alone:
+                ended = await endings.end_sessions(transaction, user_id, "replaced", keys=False)
+            session = await self._insert_session(transaction, user_id, opening)
+            if opening.marks:
+                await transaction.execute(_REMEMBER, user_id, list(opening.marks))
             if opening.rehashed is not None:
                 await transaction.execute("UPDATE auth.users SET password_hash = $2 WHERE user_id = $1", user_id, opening.rehashed)
-            await _audit(transaction, user_id, f"user:{user_id}", "login", detail=f"session {opening.session_id}")
+            detail = f"session {opening.session_id}; {opening.method}; from {opening.origin.address or 'an unknown address'}"
+            await trail.append(transaction, user_id, f"user:{user_id}", "login", detail=detail)
+        return sessions.Opened(_user(row), session, ended)
+
+    async def _insert_session(self, transaction: postgres.Transaction, user_id: str, opening: sessions.Opening) -> tokens.Session:
+        remaining_s = await transaction.value(
+            "INSERT INTO auth.sessions (session_id, user_id, device, method, address, idle, idle_until, expires_at)"
+            " VALUES ($1, $2, $3, $4, $5, $6, now() + least($6::interval, $7), now() + $7)"
+            " RETURNING floor(extract(epoch FROM idle_until - now()))::bigint",
+            opening.session_id, user_id, opening.origin.device, opening.method, opening.origin.address, opening.idle, opening.absolute,
+        )  # fmt: skip
+        await transaction.execute(
+            "INSERT INTO auth.refresh_tokens (token_digest, session_id, user_id, expires_at)"
+            " SELECT $1, session_id, user_id, idle_until FROM auth.sessions WHERE session_id = $2 AND user_id = $3",
+            opening.refresh_digest, opening.session_id, user_id,
+        )  # fmt: skip
         return tokens.Session(opening.session_id, remaining_s)
 
-    async def end_session(self, user_id: str, session_id: str, reason: str, actor: str) -> revocations.Revocation | None:
-        """End a session and withdraw its tokens; None when it has ended before."""
+    async def sessions(self, user_id: str, most: int) -> list[sessions.Listed]:
+        """Live sessions, the most recently used first."""
         async with self._database.transaction(user_id) as transaction:
-            revoked_at = await transaction.value(
-                "WITH ended AS (UPDATE auth.sessions SET ended_at = now(), end_reason = $3"
-                " WHERE session_id = $1 AND user_id = $2 AND ended_at IS NULL RETURNING session_id)"
-                " INSERT INTO auth.revocations (session_id) SELECT session_id FROM ended RETURNING revoked_at",
-                session_id, user_id, reason,
-            )  # fmt: skip
-            outcome = "ok" if revoked_at is not None else "had ended"
-            await _audit(transaction, user_id, actor, "end_session", outcome, f"{reason}; session {session_id}")
-        return revocations.Revocation(session_id, revoked_at) if revoked_at is not None else None
-
-    async def signing_keys(self) -> list[keys.SigningKey]:
-        """Own keys: next, current, and those retired so lately that their tokens may still live."""
-        async with self._database.transaction() as transaction:
             rows = await transaction.fetch(
-                "SELECT kid, state, public_key, wrapped, now() - coalesce(activated_at, now()) AS age FROM auth.signing_keys"
-                " WHERE retired_at IS NULL OR retired_at > now() - $1::interval ORDER BY created_at, kid",
-                _RETIRED_SHOWN,
+                "SELECT session_id, device, method, address, created_at, last_used_at, expires_at FROM auth.sessions"
+                " WHERE user_id = $1 AND ended_at IS NULL AND expires_at > now() AND idle_until > now()"
+                " ORDER BY last_used_at DESC, session_id DESC LIMIT $2",
+                user_id, most,
             )  # fmt: skip
-        return [keys.SigningKey(row["kid"], row["state"], row["public_key"], row["wrapped"], row["age"]) for row in rows]
+        return [_listed(row) for row in rows]
 
-    async def add_first_keys(self, current: keys.SigningKey, following: keys.SigningKey) -> None:
-        """Add two keys unless there are keys."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute(_KEYS_LOCK)
-            if await transaction.value("SELECT EXISTS (SELECT FROM auth.signing_keys WHERE state = 'current')"):
-                return
-            for key in (current, following):
-                await transaction.execute(_INSERT_KEY, key.kid, key.state, key.public_key, key.wrapped)
-            await transaction.execute("UPDATE auth.signing_keys SET activated_at = now() WHERE kid = $1", current.kid)
+    async def end_session(
+        self, user_id: str, session_id: str, reason: str, actor: str, *, security: bool = False
+    ) -> list[revocations.Revocation]:
+        """End a session and withdraw its tokens; nothing when it has ended before. Raises `NotFound`."""
+        async with self._database.transaction(user_id) as transaction:
+            ended = await endings.end_sessions(transaction, user_id, reason, security=security, only=session_id)
+            if not ended and not await transaction.value(
+                "SELECT EXISTS (SELECT FROM auth.sessions WHERE session_id = $1 AND user_id = $2)", session_id, user_id
+            ):
+                raise errors.NotFound("There is no such session.", field="session_id")
+            outcome = "ok" if ended else "had ended"
+            await trail.append(transaction, user_id, actor, "end_session", outcome, f"{reason}; session {session_id}")
+        return ended
 
-    async def rotate_keys(self, current_kid: str, following: keys.SigningKey) -> bool:
-        """Retire the current key and forget its private part, activate the next, add a new next. False when it is not current."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute(_KEYS_LOCK)
-            retired = await transaction.value(
-                "UPDATE auth.signing_keys SET state = 'retired', retired_at = now(), wrapped = NULL"
-                " WHERE kid = $1 AND state = 'current' RETURNING kid",
-                current_kid,
-            )
-            if retired is None:
-                return False
-            await transaction.execute("UPDATE auth.signing_keys SET state = 'current', activated_at = now() WHERE state = 'next'")
-            await transaction.execute(_INSERT_KEY, following.kid, following.state, following.public_key, following.wrapped)
-            await _audit(transaction, None, "auth", "rotate_keys", detail=f"retired {current_kid}")
-        return True
+    async def end_sessions(self, user_id: str, but: str, reason: str, actor: str) -> list[revocations.Revocation]:
+        """End all sessions, except for one."""
+        async with self._database.transaction(user_id) as transaction:
+            ended = await endings.end_sessions(transaction, user_id, reason, but=but)
+            await trail.append(transaction, user_id, actor, "end_sessions", detail=f"{reason}; {len(ended)} sessions")
+        return ended
 
-    async def published_keys(self) -> list[keys.PublishedKey]:
-        """The keys of other services."""
-        async with self._database.transaction() as transaction:
-            rows = await transaction.fetch("SELECT issuer, kid, public_key FROM auth.published_keys ORDER BY issuer, published_at, kid")
-        return [keys.PublishedKey(row["issuer"], row["kid"], row["public_key"]) for row in rows]
+    async def password_hash(self, user_id: str) -> str | None:
+        """The user's password hash, if they have a password."""
+        async with self._database.transaction(user_id) as transaction:
+            found: str | None = await transaction.value("SELECT password_hash FROM auth.users WHERE user_id = $1", user_id)
+            return found
 
-    async def publish_key(self, issuer: str, kid: str, public_key: bytes) -> bool:
-        """Add a key of another service. False when the id stands for another key."""
-        async with self._database.transaction() as transaction:
-            added = await transaction.value(
-                "INSERT INTO auth.published_keys (issuer, kid, public_key) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING kid",
-                issuer, kid, public_key,
+    async def add_reset(self, user_id: str, tenant_id: str, token_digest: bytes, lifetime: timedelta, actor: str) -> datetime | None:
+        """Add a reset token in place of earlier ones; when it ends. None when there is no such user in the tenant, or disabled."""
+        async with self._database.transaction(user_id) as transaction:
+            locked = "SELECT user_id FROM auth.users WHERE user_id = $1 AND tenant_id = $2 AND disabled_at IS NULL FOR NO KEY UPDATE"
+            if await transaction.value(locked, user_id, tenant_id) is None:
+                return None
+            await _forget_resets(transaction, user_id)
+            ends_at: datetime = await transaction.value(
+                "INSERT INTO auth.reset_tokens (token_digest, user_id, expires_at) VALUES ($1, $2, now() + $3) RETURNING expires_at",
+                token_digest, user_id, lifetime,
             )  # fmt: skip
-            if added is not None:
-                await _audit(transaction, None, f"service:{issuer}", "publish_key", detail=f"kid {kid}")
-                return True
-            known = await transaction.value("SELECT public_key FROM auth.published_keys WHERE issuer = $1 AND kid = $2", issuer, kid)
-        return bool(known == public_key)
+            await trail.append(transaction, user_id, actor, "create_reset_token", detail=f"valid until {ends_at.isoformat()}")
+        return ends_at
+
+    async def set_password(self, user_id: str, setting: resets.Setting) -> list[revocations.Revocation] | None:
+        """Set a password, use up what it was set with, end sessions. None when the right to do so is gone by now."""
+        async with self._database.transaction(user_id) as transaction:
+            # of two who bring the same token, the second waits here and finds it gone
+            locked = "SELECT password_hash FROM auth.users WHERE user_id = $1 AND disabled_at IS NULL FOR NO KEY UPDATE"
+            row = await transaction.row(locked, user_id)
+            if row is None or (setting.verified is not None and row["password_hash"] != setting.verified):
+                return None
+            if setting.reset_digest is not None and not await _spent(transaction, user_id, setting.reset_digest):
+                return None
+            await transaction.execute("UPDATE auth.users SET password_hash = $2 WHERE user_id = $1", user_id, setting.password_hash)
+            await _forget_resets(transaction, user_id)
+            action = "change_password" if setting.reset_digest is None else "reset_password"
+            ended = await endings.end_sessions(
+                transaction, user_id, action.replace("_", " "), security=setting.cancel_runs, but=setting.but
+            )  # fmt: skip
+            await trail.append(transaction, user_id, f"user:{user_id}", action, detail=f"{len(ended)} sessions ended")
+        return ended
+
+
+async def _spent(transaction: postgres.Transaction, user_id: str, token_digest: bytes) -> bool:
+    query = "DELETE FROM auth.reset_tokens WHERE user_id = $1 AND token_digest = $2 AND expires_at > now() RETURNING user_id"
+    return await transaction.value(query, user_id, token_digest) is not None
+
+
+async def _forget_resets(transaction: postgres.Transaction, user_id: str) -> None:
+    await transaction.execute("DELETE FROM auth.reset_tokens WHERE user_id = $1", user_id)
+
+
+def _user(row: postgres.Row) -> users.User:
+    return users.User(str(row["user_id"]), str(row["tenant_id"]), tuple(row["roles"]), row["tier"], row["version"])
+
+
+def _listed(row: postgres.Row) -> sessions.Listed:
+    return sessions.Listed(
+        str(row["session_id"]), row["device"], row["method"], row["address"], row["created_at"], row["last_used_at"], row["expires_at"]
+    )

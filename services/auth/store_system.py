@@ -1,15 +1,56 @@
-"""The statements that cross users: login by e-mail, rotation of refresh tokens, revocations for all."""
+"""The statements that cross users: login by e-mail, rotation of refresh tokens, revocations for all, lists of a tenant, sweeping."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
 from chassis import postgres
-from services.auth import revocations, sessions, tokens, users
+from services.auth import revocations, sessions, tokens, trail, users
 
 # kept a day beyond their end, so that a late reuse is still noticed
 _SWEPT_AFTER = timedelta(days=1)
-_AUDIT = "INSERT INTO auth.audit (user_id, actor, action, outcome, detail) VALUES ($1, 'anonymous', $2, $3, $4)"
+_SESSIONS_KEPT = timedelta(days=30)
+_DEVICES_KEPT = timedelta(days=30)
+# how long after its use a refresh token may be brought again: the answer may have been lost
+_GRACE = timedelta(seconds=10)
+_USER = "u.user_id, u.tenant_id, u.roles, u.tier, u.version"
+_LIVE = "s.ended_at IS NULL AND s.expires_at > now() AND s.idle_until > now() AND u.disabled_at IS NULL"
+_ROTATE = f"""
+WITH used AS (
+    UPDATE auth.refresh_tokens AS t SET used_at = now() FROM auth.sessions AS s, auth.users AS u
+    WHERE t.token_digest = $1 AND t.used_at IS NULL AND t.expires_at > now()
+      AND s.session_id = t.session_id AND u.user_id = t.user_id AND {_LIVE}
+    RETURNING t.session_id, {_USER}, least(now() + s.idle, s.expires_at) AS idle_until),
+child AS (
+    INSERT INTO auth.refresh_tokens (token_digest, session_id, user_id, expires_at) SELECT $2, session_id, user_id, idle_until FROM used),
+touched AS (
+    UPDATE auth.sessions AS s SET last_used_at = now(), idle_until = used.idle_until, address = coalesce(NULLIF($3, ''), s.address)
+    FROM used WHERE s.session_id = used.session_id)
+SELECT session_id, user_id, tenant_id, roles, tier, version, floor(extract(epoch FROM idle_until - now()))::bigint AS remaining_s FROM used
+"""
+_AGAIN = f"""
+SELECT s.session_id, {_USER}, floor(extract(epoch FROM least(s.idle_until, s.expires_at) - now()))::bigint AS remaining_s
+FROM auth.refresh_tokens AS t
+JOIN auth.refresh_tokens AS child ON child.token_digest = $2 AND child.session_id = t.session_id
+JOIN auth.sessions AS s ON s.session_id = t.session_id
+JOIN auth.users AS u ON u.user_id = t.user_id
+WHERE t.token_digest = $1 AND t.used_at > now() - $3::interval AND child.used_at IS NULL AND child.expires_at > now() AND {_LIVE}
+"""
+_BY_EMAIL = f"""
+SELECT {_USER}, u.password_hash, u.disabled_at IS NOT NULL AS disabled,
+    ARRAY(SELECT d.device_digest FROM auth.known_devices AS d WHERE d.user_id = u.user_id AND d.device_digest = ANY($2)
+          AND d.last_used_at > now() - $3::interval) AS marks
+FROM auth.users AS u WHERE u.email = $1
+"""
+_SWEEP: tuple[tuple[str, timedelta], ...] = (
+    ("DELETE FROM auth.refresh_tokens WHERE expires_at < now() - $1::interval", _SWEPT_AFTER),
+    ("DELETE FROM auth.revocations WHERE revoked_at < now() - $1::interval", _SWEPT_AFTER),
+    ("DELETE FROM auth.sessions WHERE expires_at < now() - $1::interval", _SESSIONS_KEPT),
+    ("DELETE FROM auth.known_devices WHERE last_used_at < now() - $1::interval", _DEVICES_KEPT),
+    ("DELETE FROM auth.reset_tokens WHERE expires_at < now() - $1::interval", _SWEPT_AFTER),
+    ("DELETE FROM auth.login_codes WHERE expires_at < now() - $1::interval", _SWEPT_AFTER),
+    ("DELETE FROM auth.oidc_attempts WHERE expires_at < now() - $1::interval", _SWEPT_AFTER),
+)
 
 
 class SystemStore:
@@ -18,33 +59,24 @@ class SystemStore:
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
 
-    async def by_email(self, email: str) -> users.Account | None:
-        """The user who signs in with this address."""
+    async def by_email(self, email: str, device: bytes = b"", address: bytes = b"") -> users.Account | None:
+        """The user who signs in with this address, and whether they did before from this device or network address."""
         async with self._database.transaction() as transaction:
-            row = await transaction.row(
-                "SELECT user_id, tenant_id, roles, tier, version, password_hash, disabled_at IS NOT NULL AS disabled"
-                " FROM auth.users WHERE email = $1",
-                email,
-            )
-        return users.Account(_user(row), row["password_hash"], row["disabled"]) if row is not None else None
+            row = await transaction.row(_BY_EMAIL, email, [device, address], _DEVICES_KEPT)
+        if row is None:
+            return None
+        known = "device" if device in row["marks"] else "address" if address in row["marks"] else ""
+        return users.Account(_user(row), row["password_hash"], row["disabled"], known)
 
-    async def rotate(self, used: bytes, child: bytes, idle: timedelta) -> sessions.Renewed | None:
+    async def rotate(self, used: bytes, child: bytes, address: str) -> sessions.Renewed | None:
         """Use up a refresh token and add its child: of many that try at once, one succeeds."""
         async with self._database.transaction() as transaction:
-            row = await transaction.row(
-                "WITH used AS (UPDATE auth.refresh_tokens AS t SET used_at = now() FROM auth.sessions AS s, auth.users AS u"
-                " WHERE t.token_digest = $1 AND t.used_at IS NULL AND t.expires_at > now()"
-                " AND s.session_id = t.session_id AND s.ended_at IS NULL AND s.expires_at > now()"
-                " AND u.user_id = t.user_id AND u.disabled_at IS NULL"
-                " RETURNING t.session_id, u.user_id, u.tenant_id, u.roles, u.tier, u.version,"
-                " extract(epoch FROM s.expires_at - now())::bigint AS remaining_s),"
-                " child AS (INSERT INTO auth.refresh_tokens (token_digest, session_id, user_id, expires_at)"
-                " SELECT $2, session_id, user_id, now() + $3 FROM used),"
-                " touched AS (UPDATE auth.sessions AS s SET last_used_at = now() FROM used WHERE s.session_id = used.session_id)"
-                " SELECT session_id, user_id, tenant_id, roles, tier, version, remaining_s FROM used",
-                used, child, idle,
-            )  # fmt: skip
-        return sessions.Renewed(_user(row), tokens.Session(str(row["session_id"]), row["remaining_s"])) if row is not None else None
+            return _renewed(await transaction.row(_ROTATE, used, child, address))
+
+    async def renewed_again(self, used: bytes, child: bytes) -> sessions.Renewed | None:
+        """The same for a token that was used a moment ago, while its child has not been."""
+        async with self._database.transaction() as transaction:
+            return _renewed(await transaction.row(_AGAIN, used, child, _GRACE))
 
     async def used_before(self, digest: bytes) -> sessions.Reused | None:
         """Whose refresh token this was, if it has been used."""
@@ -54,26 +86,52 @@ class SystemStore:
             )
         return sessions.Reused(str(row["user_id"]), str(row["session_id"])) if row is not None else None
 
+    async def reset_user(self, token_digest: bytes) -> str | None:
+        """The user of a reset token that can be used."""
+        async with self._database.transaction() as transaction:
+            found = await transaction.value(
+                "SELECT user_id FROM auth.reset_tokens WHERE token_digest = $1 AND expires_at > now()", token_digest
+            )
+        return str(found) if found is not None else None
+
+    async def users(self, tenant_id: str, *, before: str, most: int, contains: str, actor: str) -> list[users.Profile]:
+        """Users of a tenant, newest first, older than the user `before`; the read is recorded."""
+        query = (
+            "SELECT user_id, tenant_id, email, roles, tier, version, created_at, disabled_at FROM auth.users WHERE tenant_id = $1"
+            " AND ($2 = '' OR user_id < NULLIF($2, '')::uuid) AND position($3 IN email) > 0 ORDER BY user_id DESC LIMIT $4"
+        )
+        async with self._database.transaction() as transaction:
+            rows = await transaction.fetch(query, tenant_id, before, contains, most)
+            await trail.append(transaction, None, actor, "list_users", detail=f"{len(rows)} users", tenant_id=tenant_id)
+        return [users.Profile(_user(row), row["email"], row["created_at"], row["disabled_at"]) for row in rows]
+
     async def revocations(self, since: datetime | None, kept: timedelta) -> tuple[list[revocations.Revocation], datetime]:
-        """Sessions ended after `since` (or within `kept`), and the time of the database at which this was true."""
+        """What was withdrawn after `since` (or within `kept`), and the time of the database at which this was true."""
+        query = "SELECT session_id, user_id, revoked_at, security FROM auth.revocations WHERE revoked_at > $1 ORDER BY revoked_at"
         async with self._database.transaction() as transaction:
             read_at: datetime = await transaction.value("SELECT now()")
-            rows = await transaction.fetch(
-                "SELECT session_id, revoked_at FROM auth.revocations WHERE revoked_at > $1 ORDER BY revoked_at", since or read_at - kept
-            )
-        return [revocations.Revocation(str(row["session_id"]), row["revoked_at"]) for row in rows], read_at
+            rows = await transaction.fetch(query, since or read_at - kept)
+        return [_revocation(row) for row in rows], read_at
 
     async def audit(self, user_id: str | None, action: str, outcome: str, detail: str) -> None:
         """Add a line about somebody who is not signed in."""
         async with self._database.transaction() as transaction:
-            await transaction.execute(_AUDIT, user_id, action, outcome, detail)
+            await trail.append(transaction, user_id, "anonymous", action, outcome, detail)
 
     async def sweep(self) -> None:
         """Delete what can matter to nobody any more."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute("DELETE FROM auth.refresh_tokens WHERE expires_at < now() - $1::interval", _SWEPT_AFTER)
-            await transaction.execute("DELETE FROM auth.revocations WHERE revoked_at < now() - $1::interval", _SWEPT_AFTER)
+        for query, after in _SWEEP:
+            async with self._database.transaction() as transaction:
+                await transaction.execute(query, after)
 
 
 def _user(row: postgres.Row) -> users.User:
     return users.User(str(row["user_id"]), str(row["tenant_id"]), tuple(row["roles"]), row["tier"], row["version"])
+
+
+def _renewed(row: postgres.Row | None) -> sessions.Renewed | None:
+    return sessions.Renewed(_user(row), tokens.Session(str(row["session_id"]), row["remaining_s"])) if row is not None else None
+
+
+def _revocation(row: postgres.Row) -> revocations.Revocation:
+    return revocations.Revocation(str(row["session_id"] or ""), row["revoked_at"], str(row["user_id"] or ""), row["security"])

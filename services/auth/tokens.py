@@ -1,17 +1,14 @@
-"""Issues access, service and refresh tokens; looks into access tokens."""
+"""Issues access and service tokens; looks into access tokens."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import secrets
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from chassis import identity
 from netra import errors
 from services.auth import keys, users
-
-_REFRESH = re.compile(r"nrt_[A-Za-z0-9_\-]{43}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +27,7 @@ class Issued:
     expires_in_s: int
     refresh_token: str = ""
     user_id: str = ""
-
-
-def new_refresh() -> str:
-    """A refresh token: 256 random bits behind a prefix that secret scanners can find."""
-    return "nrt_" + secrets.token_urlsafe(32)
-
-
-def digest(refresh_token: str) -> bytes:
-    """What is stored of a refresh token."""
-    return hashlib.sha256(refresh_token.encode()).digest()
-
-
-def looks_like_refresh(text: str) -> bool:
-    """Whether the text has the form of a refresh token."""
-    return _REFRESH.fullmatch(text) is not None
+    scope: tuple[str, ...] = ()
 
 
 class Tokens:
@@ -55,20 +38,34 @@ class Tokens:
         self._verifier = verifier
         self._access_s, self._service_s = access_s, service_s
 
-    def for_user(self, user: users.User, session: Session, refresh_token: str) -> Issued:
-        """An access token of a session, which it never outlives, and the refresh token beside it."""
+    def for_user(self, user: users.User, session: Session, refresh_token: str = "", scope: Iterable[str] = ()) -> Issued:
+        """An access token of a session, which it never outlives, and the refresh token beside it. A scope narrows it."""
         lifetime = min(self._access_s, session.remaining_s)
         if lifetime <= 0:
             raise errors.Unauthenticated("The session has ended. Sign in again.")
-        claims = {
+        claims: dict[str, object] = {
             "sub": user.user_id, "sid": session.session_id, "tid": user.tenant_id,
             "roles": list(user.roles), "tier": user.tier, "ver": user.version,
         }  # fmt: skip
-        return Issued(self._sign(identity.ACCESS, claims, lifetime), lifetime, refresh_token, user.user_id)
+        narrowed = tuple(sorted(set(scope)))
+        if narrowed:
+            claims["scope"] = list(narrowed)
+        return Issued(self._sign(identity.ACCESS, claims, lifetime), lifetime, refresh_token, user.user_id, narrowed)
 
     def for_service(self, name: str) -> Issued:
         """A token that proves which service is calling."""
         return Issued(self._sign(identity.SERVICE, {"sub": name}, self._service_s), self._service_s)
+
+    def on_behalf(self, who: identity.Principal, service: str, scope: tuple[str, ...], lifetime_s: int) -> Issued:
+        """A token that a service presents for a user; it never outlives the one it was made from."""
+        lifetime = min(lifetime_s, int(who.expires_at - time.time()))
+        if lifetime <= 0:
+            raise errors.Unauthenticated("The token has expired.")
+        claims = {
+            "sub": str(who.user_id), "sid": str(who.session_id), "tid": str(who.tenant_id), "roles": list(who.roles), "tier": who.tier,
+            "ver": who.version, "scope": list(scope), "act": {"sub": service},
+        }  # fmt: skip
+        return Issued(self._sign(identity.BEHALF, claims, lifetime), lifetime, user_id=who.user_id, scope=scope)
 
     async def inspect(self, token: str) -> identity.Principal | None:
         """The user of an access token, or None when it may not be believed."""

@@ -1,20 +1,24 @@
-"""Makes users: the form of an e-mail address, a password, roles and a tier."""
+"""The users of a tenant, as administrators make, see, change and stop them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Protocol
 
-from chassis import log, postgres
+from chassis import audit, identity, log, postgres, trust
 from netra import errors, ids
-from services.auth import passwords, permissions
+from services.auth import opaque, pages, passwords, permissions, revocations
 
 _log = log.get(__name__)
 _EMAIL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~\-]{1,64}@[a-z0-9](?:[a-z0-9.\-]*[a-z0-9])?")
 _MAX_EMAIL = 254
+_MAX_REASON = 500
 _SAME_TIER = {"": "free", "mid": "business"}
+_INVITATION = timedelta(days=7)
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +34,48 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a sign-in needs to know."""
+    """What a sign-in needs to know. `known`: whether it comes from a `device` or an `address` that signed in before."""
 
     user: User
     password_hash: str | None
     disabled: bool
+    known: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A user as administrators see them."""
+
+    user: User
+    email: str
+    created_at: datetime
+    disabled_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A user to be made; checked."""
+    """A user to be made; checked. Without a password they are invited."""
 
     email: str
     password: str
     roles: tuple[str, ...]
     tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What lets an invited user set the first password."""
+
+    token_digest: bytes
+    lifetime: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A user after a change, and what ended with it."""
+
+    profile: Profile
+    ended: Sequence[revocations.Revocation] = ()
 
 
 def normal_email(text: str) -> str | None:
@@ -58,22 +89,31 @@ def wanted(email: str, password: str, roles: Iterable[str], tier: str) -> Wanted
     address = normal_email(email)
     if address is None:
         raise errors.InvalidPayload("email must be an e-mail address of at most 254 characters", field="email")
-    if not passwords.MIN_LENGTH <= len(password) <= passwords.MAX_LENGTH:
-        message = f"password must have {passwords.MIN_LENGTH} to {passwords.MAX_LENGTH} characters"
-        raise errors.InvalidPayload(message, field="password")
-    chosen = tuple(sorted(set(roles))) or ("user",)
+    if password:
+        passwords.check(password, "password")
+    return Wanted(address, password, checked_roles(roles) or ("user",), checked_tier(tier))
+
+
+def checked_roles(roles: Iterable[str]) -> tuple[str, ...]:
+    """The roles, sorted, each once. Raises `InvalidPayload`."""
+    chosen = tuple(sorted(set(roles)))
     if not set(chosen) <= set(permissions.ROLES):
         raise errors.InvalidPayload(f"roles must be out of {', '.join(permissions.ROLES)}", field="roles")
-    known_tier = _SAME_TIER.get(tier, tier)
-    if known_tier not in permissions.TIERS:
+    return chosen
+
+
+def checked_tier(tier: str) -> str:
+    """The tier by its one name. Raises `InvalidPayload`."""
+    known = _SAME_TIER.get(tier, tier)
+    if known not in permissions.TIERS:
         raise errors.InvalidPayload(f"tier must be one of {', '.join(permissions.TIERS)}", field="tier")
-    return Wanted(address, password, chosen, known_tier)
+    return known
 
 
 class Kept(Protocol):
-    """Where users are kept."""
+    """Where users are kept. Methods with a tenant find only its users, and return None for any other."""
 
-    async def create_user(self, user: User, email: str, password_hash: str, actor: str) -> None:
+    async def create_user(self, user: User, email: str, password_hash: str | None, invitation: Invitation | None, actor: str) -> None:
         """Add a user. Raises `Conflict` when the e-mail is taken."""
         ...
 
@@ -81,42 +121,141 @@ class Kept(Protocol):
         """The e-mail address of a user."""
         ...
 
+    async def profile(self, user_id: str, tenant_id: str, actor: str) -> Profile | None:
+        """One user; the read is recorded when there is an actor."""
+        ...
+
+    async def change_user(self, before: User, roles: Sequence[str], tier: str, *, ends_sessions: bool, actor: str) -> Changed | None:
+        """Set roles and tier; None when the user is not as before any more."""
+        ...
+
+    async def disable_user(self, user_id: str, tenant_id: str, reason: str, actor: str) -> Changed | None:
+        """Stop a user and end what they have."""
+        ...
+
+    async def enable_user(self, user_id: str, tenant_id: str, actor: str) -> Changed | None:
+        """Let a user sign in again."""
+        ...
+
 
 class Known(Protocol):
-    """Where users are found by what they sign in with."""
+    """Where users are found without knowing their id."""
 
-    async def by_email(self, email: str) -> Account | None:
-        """The user who signs in with this address."""
+    async def by_email(self, email: str, device: bytes = b"", address: bytes = b"") -> Account | None:
+        """The user who signs in with this address, and whether they did before from this device or network address."""
+        ...
+
+    async def users(self, tenant_id: str, *, before: str, most: int, contains: str, actor: str) -> list[Profile]:
+        """Users of a tenant, newest first, older than the user `before`; the read is recorded."""
+        ...
+
+
+class Told(Protocol):
+    """Who is told of what ended."""
+
+    async def withdraw(self, withdrawn: Iterable[revocations.Revocation]) -> None:
+        """Tell at once."""
         ...
 
 
 class Users:
     """The users of this installation."""
 
-    def __init__(self, rows: Kept, system: Known, hashing: passwords.Passwords) -> None:
-        self._rows, self._system, self._hashing = rows, system, hashing
+    def __init__(self, rows: Kept, system: Known, hashing: passwords.Passwords, trusted: trust.Trust, told: Told) -> None:
+        self._rows, self._system, self._hashing, self._trust, self._told = rows, system, hashing, trusted, told
 
-    async def create(self, user: Wanted, tenant_id: str, actor: str) -> ids.UserId:
-        """Make a user. Raises `AlreadyExists` when the e-mail is taken."""
+    async def create(self, user: Wanted, tenant_id: str, actor: str) -> tuple[ids.UserId, str]:
+        """Make a user; for one without a password, also the token that sets it. Raises `AlreadyExists` when the e-mail is taken."""
         user_id = ids.UserId.new()
-        hashed = await self._hashing.hash(user.password)
+        hashed = await self._hashing.hash(user.password) if user.password else None
+        reset_token = "" if user.password else opaque.new(opaque.RESET)
+        invitation = Invitation(opaque.digest(reset_token), _INVITATION) if reset_token else None
         record = User(user_id, tenant_id, user.roles, user.tier, 1)
         try:
-            await self._rows.create_user(record, user.email, hashed, actor)
+            await self._rows.create_user(record, user.email, hashed, invitation, actor)
         except postgres.Conflict:
             raise errors.AlreadyExists("A user with this e-mail exists.", field="email") from None
-        return user_id
+        return user_id, reset_token
 
     async def email_of(self, user_id: str) -> str:
         """A user's e-mail address. Raises `NotFound`."""
         email = await self._rows.email_of(user_id)
         if email is None:
-            raise errors.NotFound("There is no such user.")
+            raise _nobody()
         return email
+
+    async def get(self, admin: identity.Principal, user_id: str) -> Profile:
+        """One user of the administrator's tenant. Raises `NotFound`."""
+        found = await self._rows.profile(ids.UserId(user_id), admin.tenant_id, _actor(admin))
+        if found is None:
+            raise _nobody()
+        return found
+
+    async def page(self, admin: identity.Principal, page_size: int, page_token: str, contains: str) -> tuple[list[Profile], str]:
+        """Users of the administrator's tenant, newest first, and the token of the next page."""
+        size, before = pages.size(page_size), pages.after(page_token)
+        if before:
+            try:
+                ids.UserId(before)
+            except errors.InvalidPayload:
+                raise pages.wrong() from None
+        if len(contains) > _MAX_EMAIL or "\0" in contains:
+            raise errors.InvalidPayload(f"email_contains must be a text of at most {_MAX_EMAIL} characters", field="email_contains")
+        found = await self._system.users(
+            admin.tenant_id, before=before, most=size + 1, contains=contains.strip().lower(), actor=_actor(admin)
+        )
+        return found[:size], pages.token(found[size - 1].user.user_id) if len(found) > size else ""
+
+    def require_reach(self, admin: identity.Principal, roles: Sequence[str], tier: str) -> None:
+        """Raises `PermissionDenied` when this is more than the administrator has: nobody makes or rules over whoever may more."""
+        more = self._trust.permissions(roles, tier) - self._trust.permissions(admin.roles, admin.tier)
+        if more or permissions.TIERS.index(tier) > permissions.TIERS.index(admin.tier):
+            what = f"the permission {min(more)}" if more else f"the tier {tier}"
+            raise errors.PermissionDenied(f"This user has {what}, which you do not have yourself.", permission=min(more, default=""))
+
+    async def within_reach(self, admin: identity.Principal, user_id: str) -> Profile:
+        """A user of the administrator's tenant who may no more than the administrator. Raises `NotFound`, `PermissionDenied`."""
+        found = await self._rows.profile(ids.UserId(user_id), admin.tenant_id, "")
+        if found is None:
+            raise _nobody()
+        self.require_reach(admin, found.user.roles, found.user.tier)
+        return found
+
+    async def change(self, admin: identity.Principal, user_id: str, roles: Iterable[str], tier: str) -> Profile:
+        """Set roles and tier, where given. Fewer rights end the user's sessions. Raises `NotFound`, `FailedPrecondition`."""
+        chosen, wanted_tier = checked_roles(roles), checked_tier(tier) if tier else ""
+        if user_id == admin.user_id and chosen and "admin" not in chosen:
+            raise errors.FailedPrecondition("You cannot take the role admin from yourself. Let another administrator do it.", field="roles")
+        for _ in range(_TRIES):
+            found = await self.within_reach(admin, user_id)
+            now_roles, now_tier = chosen or found.user.roles, wanted_tier or found.user.tier
+            self.require_reach(admin, now_roles, now_tier)
+            if (now_roles, now_tier) == (found.user.roles, found.user.tier):
+                return found
+            ends = self._loses(found.user, now_roles, now_tier)
+            changed = await self._rows.change_user(found.user, now_roles, now_tier, ends_sessions=ends, actor=_actor(admin))
+            if changed is not None:
+                return await self._told_of(changed)
+        raise errors.Unavailable("The user is being changed by others. Try again.", retry_after_ms=100)
+
+    async def disable(self, admin: identity.Principal, user_id: str, reason: str) -> Profile:
+        """Stop a user at once. Raises `NotFound`, `FailedPrecondition` for oneself."""
+        if user_id == admin.user_id:
+            raise errors.FailedPrecondition("You cannot disable yourself. Let another administrator do it.", field="user_id")
+        if len(reason) > _MAX_REASON or "\0" in reason:
+            raise errors.InvalidPayload(f"reason must be a text of at most {_MAX_REASON} characters", field="reason")
+        await self.within_reach(admin, user_id)
+        return await self._told_of(await self._rows.disable_user(ids.UserId(user_id), admin.tenant_id, reason, _actor(admin)))
+
+    async def enable(self, admin: identity.Principal, user_id: str) -> Profile:
+        """Let a user sign in again. Raises `NotFound`."""
+        await self.within_reach(admin, user_id)
+        return await self._told_of(await self._rows.enable_user(ids.UserId(user_id), admin.tenant_id, _actor(admin)))
 
     async def bootstrap(self, email: str, password: str) -> None:
         """Make the first administrator, in a tenant of its own, unless there is such a user. Raises `ValueError` when it cannot be."""
         try:
+            passwords.check(password, "password")
             admin = wanted(email, password, ("admin", "user"), "internal")
         except errors.InvalidPayload as error:
             raise ValueError(f"NETRA_BOOTSTRAP_ADMIN and the secret file bootstrap_admin: {error.message}") from None
@@ -127,3 +266,21 @@ class Users:
         except errors.AlreadyExists:
             return  # another replica was faster
         _log.info("the first administrator was created")
+
+    def _loses(self, before: User, roles: Sequence[str], tier: str) -> bool:
+        lost = self._trust.permissions(before.roles, before.tier) - self._trust.permissions(roles, tier)
+        return bool(lost) or permissions.TIERS.index(tier) < permissions.TIERS.index(before.tier)
+
+    async def _told_of(self, changed: Changed | None) -> Profile:
+        if changed is None:
+            raise _nobody()
+        await self._told.withdraw(changed.ended)
+        return changed.profile
+
+
+def _actor(admin: identity.Principal) -> str:
+    return audit.actor(identity.Caller(principal=admin))
+
+
+def _nobody() -> errors.NotFound:
+    return errors.NotFound("There is no such user.", field="user_id")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chassis import channel, status
+from chassis import channel, status, tls
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 
 _PUBLISH_TIMEOUT_S = 5.0
@@ -11,8 +11,8 @@ _PUBLISH_TIMEOUT_S = 5.0
 class Auth:
     """The auth service, called with this process's own service token."""
 
-    def __init__(self, target: str, secret: str) -> None:
-        self._channel = channel.connect(target)
+    def __init__(self, target: str, secret: str, certificates: tls.Certificates | None = None) -> None:
+        self._channel = channel.connect(target, certificates=certificates, name="auth")
         self.stub: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(self._channel)
         self.credentials = channel.ServiceCredentials("context", secret, self.stub)
 

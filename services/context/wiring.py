@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chassis import identity, log, migrations, postgres
+from chassis import audit, identity, log, migrations, postgres, tls
 from chassis.lifecycle import Tasks
 from chassis.server import Server
 from chassis.trust import Trust, follow
@@ -46,9 +46,11 @@ class Service:
 async def build(settings: ContextSettings) -> AsyncIterator[Service]:
     """Listen at once; SERVING when the schema is there, auth is followed and the signing key is known everywhere."""
     async with contextlib.AsyncExitStack() as stack:
-        trust = Trust(settings.state_dir)
-        auth = Auth(settings.auth_target, settings.secret("service").get_secret_value())
+        trust = Trust(settings.state_dir, settings.trust_stale_s)
+        auth = Auth(settings.auth_target, settings.secret("service").get_secret_value(), tls.of(settings))
         stack.push_async_callback(auth.close)
+        refusals = audit.Refusals(audit.to_auth(auth.stub, auth.credentials))
+        stack.push_async_callback(refusals.close)
         wrap = settings.wrap("context.signing_keys")
         dsn = settings.postgres_dsn("netra_context", "postgres")
         users = await postgres.open_pool(dsn, "context")
@@ -64,8 +66,9 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         tasks.spawn(follow(trust, auth.stub, auth.credentials), "trust")
+        tasks.spawn(refusals.run(), "refusals")
         left_over = asyncio.Event()
-        server = _server(settings, trust, Store(users), _Files(ArtifactStore(files), tasks, left_over), key)
+        server = _server(settings, trust, Store(users), _Files(ArtifactStore(files), tasks, left_over), key, refusals)
         await server.start()
         stack.push_async_callback(server.drain)
         tasks.spawn(_keep_published(server, trust, auth, key), "publish")
@@ -82,9 +85,9 @@ class _Files:
     left_over: asyncio.Event
 
 
-def _server(settings: ContextSettings, trust: Trust, store: Store, files: _Files, key: keys.SigningKey) -> Server:
+def _server(settings: ContextSettings, trust: Trust, store: Store, files: _Files, key: keys.SigningKey, refusals: audit.Refusals) -> Server:
     authenticator = identity.Authenticator(trust)
-    server = Server(settings.host, settings.port, authenticator, settings.drain_s)
+    server = Server(settings.host, settings.port, authenticator, settings.drain_s, tls.of(settings), refusals)
     moving = slots.Slots(settings.artifacts_moving, settings.artifacts_moving_per_user)
     limits = artifacts.Limits(settings.artifact_max_bytes, settings.artifacts_max_bytes_per_user, settings.artifact_stall_s)
     servicer = ContextServicer(

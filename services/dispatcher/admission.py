@@ -11,7 +11,7 @@ import orjson
 from chassis import identity, telemetry
 from netra import errors, ids
 from netra.context.v1 import context_pb2
-from services.dispatcher import runs, settings, upstreams
+from services.dispatcher import entitlements, runs, settings, upstreams
 
 _MAX_REQUEST_BYTES = 64 * 1024
 _MAX_INPUT_BYTES = 64 * 1024
@@ -41,8 +41,8 @@ class Known(Protocol):
     """Where the runs of users are kept."""
 
     async def add(
-        self, user_id: ids.UserId, run: runs.Order, *, thread_id: str, request_id: str, digest: bytes, correlation_id: str,
-        most_queued: int, only_if_free: bool, owner: str, lease_s: float,
+        self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
+        correlation_id: str, most_queued: int, only_if_free: bool, owner: str, lease_s: float,
     ) -> runs.Run:  # fmt: skip
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1."""
         ...
@@ -55,8 +55,10 @@ class Known(Protocol):
 class Admission:
     """Turns what a user wants into a stored run that somebody will take to its end."""
 
-    def __init__(self, contexts: upstreams.Contexts, known: Known, limits: settings.DispatcherSettings) -> None:
-        self._contexts, self._store, self._limits = contexts, known, limits
+    def __init__(
+        self, contexts: upstreams.Contexts, known: Known, entitled: entitlements.Entitlements, limits: settings.DispatcherSettings
+    ) -> None:
+        self._contexts, self._store, self._entitled, self._limits = contexts, known, entitled, limits
 
     async def known(self, user: identity.Principal, wanted: Wanted) -> runs.Run | None:
         """The run that the same request started. Raises `AlreadyExists` when it was another request under the same id.
@@ -66,7 +68,7 @@ class Admission:
         _check(wanted, self._limits.max_deadline_s)
         run = await self._store.known(
             user.user_id, ids.RequestId(wanted.request_id), thread_id=wanted.thread_id,
-            most_queued=self._limits.queued_per_user, only_if_free=wanted.only_if_free,
+            most_queued=self._entitled.queued(user.tier), only_if_free=wanted.only_if_free,
         )  # fmt: skip
         if run is not None and run.digest != wanted.digest():
             raise errors.AlreadyExists(field="request_id")
@@ -76,6 +78,8 @@ class Admission:
         self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
     ) -> tuple[runs.Run, runs.Order]:
         """Open a context, store the message and the run. With an `owner` the run is that process's at once."""
+        if wanted.kind == "agent":
+            await self._entitled.count_run(user)
         opened = await self._opened(user, wanted)
         message_id = await self._message(wanted, opened)
         order = runs.Order(
@@ -84,13 +88,14 @@ class Admission:
             traceparent=telemetry.carrier().get("traceparent", ""),
         )  # fmt: skip
         run = await self._store.add(
-            user.user_id, order, thread_id=opened.context.thread_id, request_id=wanted.request_id, digest=wanted.digest(),
-            correlation_id=opened.context.correlation_id, most_queued=self._limits.queued_per_user, only_if_free=wanted.only_if_free,
-            owner=owner, lease_s=lease_s,
+            user.user_id, order, session_id=opened.context.session_id, tier=user.tier, thread_id=opened.context.thread_id,
+            request_id=wanted.request_id, digest=wanted.digest(), correlation_id=opened.context.correlation_id,
+            most_queued=self._entitled.queued(user.tier), only_if_free=wanted.only_if_free, owner=owner, lease_s=lease_s,
         )  # fmt: skip
         return run, order
 
     async def _opened(self, user: identity.Principal, wanted: Wanted) -> upstreams.Opened:
+        known = {"kind": wanted.kind, "name": wanted.name, "digest": wanted.digest().hex(), **self._entitled.kept(user)}
         # the context service settles who is first: all who bring the same request id get the context, and so the run, of the first
         return await self._contexts.open(
             context_pb2.OpenContextRequest(
@@ -100,7 +105,7 @@ class Admission:
                 thread_id=wanted.thread_id,
                 connection_id=wanted.connection_id,
                 correlation_id=telemetry.correlation_id(),
-                agent_context=orjson.dumps({"kind": wanted.kind, "name": wanted.name, "digest": wanted.digest().hex()}),
+                agent_context=orjson.dumps(known),
             )
         )
 

@@ -8,18 +8,20 @@ import functools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any, Protocol, TypeVar
 
 import orjson
 import stamina
 
-from chassis import lifecycle, log, status, telemetry, trust
+from chassis import lifecycle, log, status, telemetry
 from netra import errors, ids
 from netra.agent import AgentSpec
+from netra.auth.v1 import auth_pb2
 from netra.context import UserExecutionContext
 from netra.context.v1 import context_pb2
 from netra.events.v1 import events_pb2
-from services.dispatcher import appender, journal, runs, turn, upstreams
+from services.dispatcher import appender, entitlements, journal, runs, turn, upstreams
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, results, workspace
 from services.dispatcher.tools import registry as tools_
@@ -54,14 +56,21 @@ class Running:
     token: str
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stop_asked_at: float = 0.0
+    stop_asked_by: str = "user"
     token_old: bool = False
     task: asyncio.Task[Any] | None = None
 
-    def ask_to_stop(self) -> None:
+    def ask_to_stop(self, by: str = "user") -> None:
         """Cancel the run, once."""
         if not self.stop.is_set():
-            self.stop_asked_at = time.monotonic()
+            self.stop_asked_at, self.stop_asked_by = time.monotonic(), by
             self.stop.set()
+
+    def is_meant(self, revocation: auth_pb2.Revocation) -> bool:
+        """Whether the run was started in the session, or by the user before they were withdrawn."""
+        context = _context(self.claim.order)
+        before = revocation.revoked_at.ToDatetime(UTC)
+        return context.session_id == revocation.session_id or (context.user_id == revocation.user_id and context.created_at <= before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +87,10 @@ class ExecutionEngine:
 
     def __init__(
         self, contexts: upstreams.Contexts, records: upstreams.Records, appends: appender.Appender, store: Ends,
-        agents: agents_.AgentRegistry, tools: tools_.ToolRegistry, trusted: trust.Trust, workspaces: workspace.Workspaces,
+        agents: agents_.AgentRegistry, tools: tools_.ToolRegistry, entitled: entitlements.Entitlements, workspaces: workspace.Workspaces,
     ) -> None:  # fmt: skip
         self._contexts, self._records, self._appends, self._store = contexts, records, appends, store
-        self._agents, self.tools, self._trust, self._workspaces = agents, tools, trusted, workspaces
+        self._agents, self.tools, self._entitled, self._workspaces = agents, tools, entitled, workspaces
         self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("an agent's task failed", exc_info=error))
 
     async def run(self, running: Running) -> None:
@@ -171,8 +180,8 @@ class ExecutionEngine:
     def _dispatcher(
         self, context: UserExecutionContext, bridge: journal.AgentWebSocketBridge, files: workspace.Workspace
     ) -> contextlib.AbstractAsyncContextManager[dispatch.UnifiedToolDispatcher]:
-        permissions = self._trust.permissions(context.roles, context.tier)
-        return dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permissions, bridge, files)
+        mine = self._entitled.of_context(context)
+        return dispatch.UnifiedToolDispatcher.for_context(context, self.tools, mine, bridge, files)
 
     async def _until(self, running: Running, work: Awaitable[_T], deadline_s: float | None) -> _T | None:
         """What the work came to; None when it was stopped before, by a cancel or its deadline."""
@@ -305,7 +314,7 @@ def _lost(record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBrid
 def _cancelled(running: Running, stopped: list[dispatch.Stopped]) -> _Ending:
     asked = running.stop_asked_at
     tools = [{"tool_call_id": call.tool_call_id, "after_ms": _ms(call.stopped_at - asked), "confirmed": call.confirmed} for call in stopped]
-    return _Ending(runs.RunState.CANCELLED, lambda bridge: bridge.cancelled("user", tools, _ms(time.monotonic() - asked)))
+    return _Ending(runs.RunState.CANCELLED, lambda bridge: bridge.cancelled(running.stop_asked_by, tools, _ms(time.monotonic() - asked)))
 
 
 def _timed_out(order: runs.Order) -> _Ending:

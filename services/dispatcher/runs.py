@@ -92,10 +92,11 @@ class Order:
 class Claim:
     """An order that this process owns at an epoch, for as long as it renews the lease.
 
+    `cancelled` is who asked for its end: `user`, `security`, or empty.
     `expired` means that nobody renewed its context token in time: the record cannot be opened for it any more.
     """
 
     order: Order
     epoch: int
-    cancelled: bool
+    cancelled: str
     expired: bool

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import orjson
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from chassis import identity, trust
+from chassis import identity
 from netra import errors, ids
 from netra.dispatcher.v1 import dispatcher_pb2 as pb
 from netra.dispatcher.v1 import dispatcher_pb2_grpc
 from netra.tool import ToolSpec
-from services.dispatcher import admission, journal, runs, settings, supervisor
+from services.dispatcher import admission, entitlements, journal, runs, settings, supervisor
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, permits
 from services.dispatcher.tools import registry as tools_
@@ -45,10 +45,10 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
 
     def __init__(
         self, overseer: supervisor.Supervisor, known: Known, agents: agents_.AgentRegistry, tools: tools_.ToolRegistry,
-        trusted: trust.Trust, limits: settings.DispatcherSettings,
+        entitled: entitlements.Entitlements, limits: settings.DispatcherSettings,
     ) -> None:  # fmt: skip
         self._supervisor, self._store, self._agents, self._tools = overseer, known, agents, tools
-        self._trust, self._limits = trusted, limits
+        self._entitled, self._limits = entitled, limits
 
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
         """Accept a run."""
@@ -93,20 +93,21 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
         return pb.CancelRunResponse(state=_STATE[run.state])
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Any) -> pb.ListAgentsResponse:
-        """All agents."""
-        agents = [pb.Agent(name=spec.name, version=spec.version, description=spec.description) for spec in self._agents.all()]
+        """The agents of the caller's tier."""
+        mine = [spec for spec in self._agents.all() if self._entitled.has_agent(identity.current().user, spec)]
+        agents = [pb.Agent(name=spec.name, version=spec.version, description=spec.description) for spec in mine]
         return pb.ListAgentsResponse(agents=agents)
 
     async def ListTools(self, request: pb.ListToolsRequest, context: Any) -> pb.ListToolsResponse:
         """The tools the caller may call."""
-        found = self._tools.discover(self._permissions(), text=request.text, tag=request.tag)
+        found = self._tools.discover(self._permits(), text=request.text, tag=request.tag)
         return pb.ListToolsResponse(tools=[_tool(spec) for spec in found])
 
     async def ExecuteTool(self, request: pb.ExecuteToolRequest, context: Any) -> pb.ExecuteToolResponse:
         """One interactive call."""
         arguments = admission.json_object(request.arguments, "arguments", dispatch.MAX_ARGUMENT_BYTES)
         tool = self._tools.get(request.tool_name)
-        permits.require(tool.spec, self._permissions())
+        self._permits().require(tool.spec)
         tool.check_arguments(arguments)
         wanted = admission.Wanted(
             kind="tool",
@@ -124,9 +125,8 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
         answer.run_id = run.run_id if run is not None else ""
         return answer
 
-    def _permissions(self) -> frozenset[str]:
-        user = identity.current().user
-        return self._trust.permissions(user.roles, user.tier)
+    def _permits(self) -> permits.Permits:
+        return self._entitled.of_user(identity.current().user)
 
 
 def _answer(outcome: dispatch.Outcome) -> bytes:

@@ -16,7 +16,7 @@ class DispatcherSettings(ProcessSettings):
     lease_s: float = Field(3.0, gt=0.5, description="How long a silent owner keeps a run, in seconds.")
     poll_s: float = Field(0.5, gt=0, description="How often the queue is looked at without being told, in seconds.")
     slots: int = Field(200, gt=0, description="Runs that one process executes at a time.")
-    queued_per_user: int = Field(200, gt=0, description="Runs that one user may have waiting; one more is RATE_LIMITED.")
+    queued_per_user: int = Field(10_000, gt=0, description="Runs that one user may have waiting, whatever their tier allows.")
     tokens_s: float = Field(60.0, gt=0, description="How often old context tokens are renewed, in seconds.")
     default_agent: str = "supervisor"
     max_deadline_s: float = Field(86_400.0, gt=0)

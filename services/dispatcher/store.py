@@ -38,8 +38,8 @@ class Store:
         self._database = database
 
     async def add(
-        self, user_id: ids.UserId, run: runs.Order, *, thread_id: str, request_id: str, digest: bytes, correlation_id: str,
-        most_queued: int, only_if_free: bool, owner: str = "", lease_s: float = 0.0,
+        self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
+        correlation_id: str, most_queued: int, only_if_free: bool, owner: str = "", lease_s: float = 0.0,
     ) -> runs.Run:  # fmt: skip
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1.
 
@@ -53,13 +53,14 @@ class Store:
             await self._admit(transaction, user_id, thread_id, most_queued, only_if_free)
             row = await transaction.row(
                 "INSERT INTO dispatcher.runs (run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, request, inputs,"
-                " deadline_s, context, context_token, correlation_id, traceparent, state, epoch, lease_owner, lease_until, started_at)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
+                " deadline_s, context, context_token, correlation_id, traceparent, state, epoch, lease_owner, tier, session_id,"
+                " lease_until, started_at)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $20, $21,"
                 " CASE WHEN $19::float8 > 0 THEN now() + make_interval(secs => $19) END, CASE WHEN $19::float8 > 0 THEN now() END)"
                 f" RETURNING {_COLUMNS}",
                 run.run_id, user_id, thread_id, request_id, digest, run.message_id or None, run.kind, run.agent, run.request, run.inputs,
                 run.deadline_s, run.context, run.context_token, correlation_id, run.traceparent,
-                "running" if owner else "queued", 1 if owner else 0, owner or None, lease_s,
+                "running" if owner else "queued", 1 if owner else 0, owner or None, lease_s, tier, session_id,
             )  # fmt: skip
         if row is None:
             raise errors.Internal("The run was not stored.")

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from chassis import postgres
 from netra import ids
 from services.dispatcher import runs
 
 _CLAIM = """
-WITH claimable AS (
+WITH busy AS (
+    SELECT user_id, count(*) AS runs FROM dispatcher.runs WHERE kind = 'agent' AND state = 'running' GROUP BY user_id),
+waiting AS (
+    -- the first run of each free thread, as many per user as may execute beside those that do
+    SELECT run_id, coalesce(busy.runs, 0) + row_number() OVER (PARTITION BY r.user_id ORDER BY created_at, run_id) <= most.runs AS may
+    FROM dispatcher.runs AS r LEFT JOIN busy USING (user_id) JOIN unnest($5::text[], $6::int[]) AS most (tier, runs) USING (tier)
+    WHERE state = 'queued' AND cancelled_at IS NULL AND (kind = 'tool' OR agent = ANY($3)) AND NOT EXISTS (
+        SELECT FROM dispatcher.runs AS earlier
+        WHERE earlier.thread_id = r.thread_id AND earlier.kind = 'agent' AND earlier.state IN ('queued', 'running', 'suspended')
+          AND (earlier.state <> 'queued' OR (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id)))),
+claimable AS (
     SELECT run_id FROM dispatcher.runs AS r
-    WHERE (state = 'queued' AND (cancelled_at IS NOT NULL OR NOT EXISTS (
-               SELECT FROM dispatcher.runs AS earlier
-               WHERE earlier.thread_id = r.thread_id AND earlier.kind = 'agent' AND earlier.state IN ('queued', 'running', 'suspended')
-                 AND (earlier.state <> 'queued' OR (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id))))
+    WHERE (state = 'queued' AND (cancelled_at IS NOT NULL OR run_id IN (SELECT run_id FROM waiting WHERE may))
            OR state IN ('running', 'finishing') AND lease_until < now())
       AND (kind = 'tool' OR agent = ANY($3))
     ORDER BY created_at, run_id LIMIT $4 FOR UPDATE SKIP LOCKED)
@@ -23,12 +31,20 @@ SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, epoch = epoc
     lease_until = now() + make_interval(secs => $2), started_at = coalesce(started_at, now())
 FROM claimable WHERE r.run_id = claimable.run_id
 RETURNING r.run_id, r.kind, r.agent, r.request, r.inputs, r.deadline_s, r.message_id, r.context, r.context_token, r.traceparent,
-    r.epoch, r.cancelled_at IS NOT NULL AS cancelled, r.token_renewed_at < now() - interval '1 hour' AS expired
+    r.epoch, CASE WHEN r.cancelled_at IS NULL THEN '' ELSE r.cancelled_by END AS cancelled,
+    r.token_renewed_at < now() - interval '1 hour' AS expired
 """
 _RENEW = """
 UPDATE dispatcher.runs SET lease_until = now() + make_interval(secs => $2)
 WHERE lease_owner = $1 AND run_id = ANY($3::uuid[]) AND state IN ('running', 'suspended', 'finishing')
-RETURNING run_id, epoch, cancelled_at IS NOT NULL AS cancelled, token_renewed_at < now() - interval '20 minutes' AS token_old
+RETURNING run_id, epoch, CASE WHEN cancelled_at IS NULL THEN '' ELSE cancelled_by END AS cancelled,
+    token_renewed_at < now() - interval '20 minutes' AS token_old
+"""
+# a session never lives again; of a user, what was started later is not meant
+_REVOKE = """
+UPDATE dispatcher.runs SET cancelled_at = now(), cancelled_by = 'security'
+WHERE cancelled_at IS NULL AND state IN ('queued', 'running', 'suspended')
+  AND (session_id = NULLIF($1, '')::uuid OR user_id = NULLIF($2, '')::uuid AND created_at <= $3)
 """
 # those that wait have no owner who renews their token; two processes that renew the same one do no harm
 _OLD_TOKENS = """
@@ -43,14 +59,20 @@ class SystemStore:
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
 
-    async def claim(self, owner: str, lease_s: float, agents: Sequence[str], most: int) -> list[runs.Claim]:
-        """Own up to `most` runs that wait or whose owner is silent, oldest first."""
+    async def claim(
+        self, owner: str, lease_s: float, agents: Sequence[str], most: int, concurrent: Mapping[str, int]
+    ) -> list[runs.Claim]:  # fmt: skip
+        """Own up to `most` runs that wait or whose owner is silent, oldest first; `concurrent` of a user's at a time, by tier."""
         async with self._database.transaction() as transaction:
-            rows = await transaction.fetch(_CLAIM, owner, lease_s, list(agents), most)
+            # who counts what executes must be the only one who adds to it
+            await transaction.execute("SELECT pg_advisory_xact_lock(hashtext('dispatcher.claim'))")
+            rows = await transaction.fetch(
+                _CLAIM, owner, lease_s, list(agents), most, list(concurrent), list(concurrent.values())
+            )  # fmt: skip
         return [_claim(row) for row in rows]
 
-    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, bool, bool]]:
-        """Keep owning runs. Those still owned, each with its epoch, whether it is cancelled and whether its token is old."""
+    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, str, bool]]:
+        """Keep owning runs. Those still owned, each with its epoch, who cancelled it and whether its token is old."""
         # a database that hangs must be noticed before the lease has run out
         async with self._database.transaction(timeout_s=lease_s / 3) as transaction:
             rows = await transaction.fetch(_RENEW, owner, lease_s, list(run_ids))
@@ -82,6 +104,11 @@ class SystemStore:
         )
         async with self._database.transaction() as transaction:
             await transaction.execute(query, run_id, epoch, state, outcome)
+
+    async def revoke(self, session_id: str, user_id: str, before: datetime) -> None:
+        """Ask all runs of a session to stop, or those that a user started before."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_REVOKE, session_id, user_id, before)
 
     async def release(self, owner: str) -> None:
         """Let others take over at once what this owner still has."""

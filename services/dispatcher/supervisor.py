@@ -6,12 +6,14 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from chassis import channel, identity, lifecycle, log, streams
+from chassis import channel, identity, lifecycle, log, streams, trust
 from netra import errors, ids
-from services.dispatcher import admission, engine, runs, settings, upstreams
+from netra.auth.v1 import auth_pb2
+from services.dispatcher import admission, engine, entitlements, runs, settings, upstreams
 from services.dispatcher.agents import registry as agents_
 
 _log = log.get(__name__)
@@ -34,12 +36,14 @@ class Mine(Protocol):
 class Leases(Protocol):
     """Where the leases of all runs are kept."""
 
-    async def claim(self, owner: str, lease_s: float, agents: Sequence[str], most: int) -> list[runs.Claim]:
-        """Own up to `most` runs that wait or whose owner is silent, oldest first."""
+    async def claim(
+        self, owner: str, lease_s: float, agents: Sequence[str], most: int, concurrent: Mapping[str, int]
+    ) -> list[runs.Claim]:  # fmt: skip
+        """Own up to `most` runs that wait or whose owner is silent, oldest first; `concurrent` of a user's at a time, by tier."""
         ...
 
-    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, bool, bool]]:
-        """Keep owning runs. Those still owned, each with its epoch, whether it is cancelled and whether its token is old."""
+    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, str, bool]]:
+        """Keep owning runs. Those still owned, each with its epoch, who cancelled it and whether its token is old."""
         ...
 
     async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
@@ -48,6 +52,10 @@ class Leases(Protocol):
 
     async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
         """Keep the fresh context token of a run."""
+        ...
+
+    async def revoke(self, session_id: str, user_id: str, before: datetime) -> None:
+        """Ask all runs of a session to stop, or those that a user started before."""
         ...
 
     async def release(self, owner: str) -> None:
@@ -60,10 +68,12 @@ class Supervisor:
 
     def __init__(
         self, accepted: admission.Admission, executing: engine.ExecutionEngine, mine: Mine, all_runs: Leases,
-        contexts: upstreams.Contexts, signals: streams.Streams, agents: agents_.AgentRegistry, limits: settings.DispatcherSettings,
+        contexts: upstreams.Contexts, signals: streams.Streams, agents: agents_.AgentRegistry, entitled: entitlements.Entitlements,
+        trusted: trust.Trust, limits: settings.DispatcherSettings,
     ) -> None:  # fmt: skip
         self._admission, self._engine, self._store, self._all = accepted, executing, mine, all_runs
-        self._contexts, self._signals, self._agents, self._limits = contexts, signals, agents, limits
+        self._contexts, self._signals, self._agents, self._entitled, self._limits = contexts, signals, agents, entitled, limits
+        self._trust = trusted
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.uuid7()}"
         self._running: dict[str, engine.Running] = {}
         self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("a run's task failed", exc_info=error))
@@ -73,7 +83,7 @@ class Supervisor:
 
     async def start(self, user: identity.Principal, wanted: admission.Wanted) -> runs.Run:
         """Accept a run of an agent. Raises `NotFound` for an unknown agent or thread, `Busy`, `AlreadyExists`, `RateLimited`."""
-        self._agents.get(wanted.name)
+        self._entitled.require_agent(user, self._agents.get(wanted.name))
         if (known := await self._admission.known(user, wanted)) is not None:
             return known
         try:
@@ -83,6 +93,7 @@ class Supervisor:
             if (known := await self._admission.known(user, wanted)) is None:
                 raise
             return known
+        self._stop_if_withdrawn(user)
         self._woken.set()
         self._tasks.spawn(self._tell(_WAKE, ""), name="wake")
         return run
@@ -97,8 +108,9 @@ class Supervisor:
             lease_s = wanted.deadline_s + _TOOL_GRACE_S
             run, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
             if run.run_id not in self._running and run.state == runs.RunState.RUNNING:
-                running = engine.Running(runs.Claim(order, 1, cancelled=False, expired=False), order.context_token)
+                running = engine.Running(runs.Claim(order, 1, cancelled="", expired=False), order.context_token)
                 self._running[run.run_id] = running
+                self._stop_if_withdrawn(user)
                 # the call ends in the record even when its caller has gone
                 running.task = self._tasks.spawn(self._called(running, arguments, answer), name=f"call {run.run_id}")
                 result: bytes = await asyncio.shield(running.task)
@@ -123,6 +135,31 @@ class Supervisor:
             await self._tell(_CANCEL, run_id)
         self._woken.set()
         return run
+
+    def revoked(self, revocation: auth_pb2.Revocation) -> None:
+        """Stop the runs of a session or a user that was withdrawn for reasons of security; otherwise they go on."""
+        if not revocation.security:
+            return
+        for running in tuple(self._running.values()):
+            if running.is_meant(revocation):
+                running.ask_to_stop("security")
+        # those that wait, and those of other processes, whether or not these hear of it themselves
+        self._tasks.spawn(self._revoke(revocation), name="revoke")
+
+    async def _revoke(self, revocation: auth_pb2.Revocation) -> None:
+        before = revocation.revoked_at.ToDatetime(UTC)
+        while True:
+            try:
+                await self._all.revoke(revocation.session_id, revocation.user_id, before)
+                break
+            except (errors.Unavailable, errors.DeadlineExceeded):
+                await asyncio.sleep(_RETRY_S)
+        self._woken.set()
+
+    def _stop_if_withdrawn(self, user: identity.Principal) -> None:
+        # heard of while the run was being accepted, and so before there was a run to stop
+        if (withdrawn := self._trust.revocation(user)) is not None:
+            self.revoked(withdrawn)
 
     async def run(self) -> None:
         """Claim and renew, for ever."""
@@ -160,13 +197,13 @@ class Supervisor:
         if free <= 0 or not self._claiming:
             return False
         try:
-            claims = await self._all.claim(self.owner, self._limits.lease_s, self._agents.names(), free)
+            claims = await self._all.claim(self.owner, self._limits.lease_s, self._agents.names(), free, self._entitled.concurrent())
         except (errors.Unavailable, errors.DeadlineExceeded):
             return False
         for claim in claims:
             running = engine.Running(claim, claim.order.context_token)
             if claim.cancelled:
-                running.ask_to_stop()
+                running.ask_to_stop(claim.cancelled)
             before = self._running.get(claim.order.run_id)
             self._running[claim.order.run_id] = running
             running.task = self._tasks.spawn(self._own(running, before), name=f"run {claim.order.run_id}")
@@ -204,11 +241,11 @@ class Supervisor:
     async def _renew(self, leased: dict[str, engine.Running]) -> None:
         kept = await self._all.renew(self.owner, self._limits.lease_s, list(leased)) if leased else {}
         for run_id, running in leased.items():
-            epoch, cancelled, token_old = kept.get(run_id, (0, False, False))
+            epoch, cancelled, token_old = kept.get(run_id, (0, "", False))
             if epoch != running.claim.epoch and self._running.get(run_id) is running:
                 self._let_go({run_id: running}, "another process owns it")
             elif cancelled:
-                running.ask_to_stop()
+                running.ask_to_stop(cancelled)
             running.token_old = token_old
 
     async def _renewed(self, run_id: ids.RunId, epoch: int, token: str) -> str:

@@ -231,10 +231,14 @@ class Stream:
         self.leave(user_id)
         self.say(events_pb2.TailPosition(user_id=user_id, joined=False, reason=reason))
 
-    def revoke(self, session_id: str) -> None:
-        """Send nothing more on the word of a session that was ended."""
+    def revoke(self, session_id: str, user_id: str) -> None:
+        """Send nothing more on the word of a session that was ended, or of any session of a user."""
         for user, follower in tuple(self.followers.items()):
-            if follower.grants.pop(session_id, None) is not None and not follower.grants:
+            vouched = bool(follower.grants)
+            if user == user_id:
+                follower.grants.clear()
+            follower.grants.pop(session_id, None)
+            if vouched and not follower.grants:
                 self.dismiss(user, "The session has ended.")
 
     def _expire(self) -> None:

@@ -15,6 +15,7 @@ import jwt
 from chassis import identity, lifecycle
 from chassis import log as log_
 from netra import errors
+from netra.auth.v1 import auth_pb2
 from netra.events.v1 import events_pb2
 from services.events import fanout, feed, log
 
@@ -57,10 +58,10 @@ class Tail:
         for call in self._calls:
             call.stream.end()
 
-    def revoked(self, session_id: str) -> None:
-        """Send nothing more on the word of this session."""
+    def revoked(self, revocation: auth_pb2.Revocation) -> None:
+        """Send nothing more on the word of this session, or of this user."""
         for call in tuple(self._calls):
-            call.stream.revoke(session_id)
+            call.stream.revoke(revocation.session_id, revocation.user_id)
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[_Call]:
@@ -95,6 +96,8 @@ class Tail:
             return
         with self._call() as call:
             joined = await self._live.join([principal.user_id])
+            if self._verifier.trust.revoked(principal):  # while it was joined
+                raise errors.Unauthenticated("The session has ended. Sign in again.")
             topic, position = joined[principal.user_id]
             call.stream.follow(topic, after, behind=True, run_id=run_id).grant(principal)
             _check_range(after, position)
@@ -193,8 +196,7 @@ class _Call:
     async def _verified(self, token: str) -> identity.Principal | None:
         try:
             principal = await self._verifier.principal(token)
-            if _PERMISSION not in self._verifier.trust.permissions(principal.roles, principal.tier):
-                raise errors.PermissionDenied(f"This needs the permission {_PERMISSION}.")
+            identity.require(self._verifier.trust, principal, _PERMISSION)
         except errors.NetraError as refused:
             user_id = _claimed_user(token)
             self.stream.say(events_pb2.TailPosition(user_id=user_id, joined=user_id in self.stream.followers, reason=refused.message))
@@ -219,6 +221,10 @@ class _Call:
         follower = self.stream.followers.get(principal.user_id)
         if follower is None:  # its last token ended in between
             self.stream.dismiss(principal.user_id, "The token has expired.")
+            return
+        if self._verifier.trust.revoked(principal):
+            if not follower.grants:
+                self.stream.dismiss(principal.user_id, "The session has ended.")
             return
         follower.grant(principal)
         follower.oldest = oldest or follower.oldest

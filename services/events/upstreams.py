@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from chassis import channel
+from chassis import channel, tls
 from netra.auth.v1 import auth_pb2_grpc
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Auth:
     """The auth service."""
 
-    def __init__(self, target: str) -> None:
-        self._channel: grpc.aio.Channel = channel.connect(target)
+    def __init__(self, target: str, certificates: tls.Certificates | None = None) -> None:
+        self._channel: grpc.aio.Channel = channel.connect(target, certificates=certificates, name="auth")
         self.stub: AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(self._channel)
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chassis import channel, identity, lifecycle, migrations, postgres, server, streams, trust
+from chassis import audit, channel, identity, lifecycle, migrations, postgres, server, streams, tls, trust
 from netra.events.v1 import events_pb2, events_pb2_grpc
 from services.events import announce, commit, fanout, intake, servicer, store, store_system, tail, upstreams
 from services.events.settings import EventsSettings
@@ -39,12 +39,15 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         stack.push_async_callback(crossing.close)
         valkey = streams.Streams(settings.valkey_dsn("events"), "events", settings.valkey_namespace)
         stack.push_async_callback(valkey.close)
-        auth = upstreams.Auth(settings.auth_target)
+        auth = upstreams.Auth(settings.auth_target, tls.of(settings))
         stack.push_async_callback(auth.close)
+        credentials = channel.ServiceCredentials("events", secret, auth.stub)
+        refusals = audit.Refusals(audit.to_auth(auth.stub, credentials))
+        stack.push_async_callback(refusals.close)
         tasks = lifecycle.Tasks()
         stack.push_async_callback(tasks.close)
 
-        trusted = trust.Trust(settings.state_dir)
+        trusted = trust.Trust(settings.state_dir, settings.trust_stale_s)
         authenticator = identity.Authenticator(trusted)
         record, cursors = store.Record(own), store_system.Cursors(crossing)
         announcer = announce.Announcer(valkey, settings.events_stream_entries)
@@ -54,7 +57,7 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         tails = tail.Tail(live, record, authenticator.verifier, tasks, settings.events_unknown_run_s)
         trusted.on_revocation(tails.revoked)
 
-        listening = server.Server(settings.host, settings.port, authenticator, settings.drain_s)
+        listening = server.Server(settings.host, settings.port, authenticator, settings.drain_s, tls.of(settings), refusals)
         listening.add(
             events_pb2.DESCRIPTOR.services_by_name["EventsService"],
             events_pb2_grpc.add_EventsServiceServicer_to_server,
@@ -62,7 +65,7 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         )
         await listening.start()
         stack.push_async_callback(listening.drain)
-        credentials = channel.ServiceCredentials("events", secret, auth.stub)
+        tasks.spawn(refusals.run(), "refusals")
         tasks.spawn(trust.follow(trusted, auth.stub, credentials), "trust")
         tasks.spawn(committer.run(), "commit")
         tasks.spawn(announcer.run(), "announce")

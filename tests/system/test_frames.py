@@ -105,7 +105,7 @@ async def test_a_frame_without_an_id_gets_one(system: System, new_user: NewUser)
 
 
 async def test_one_socket_too_many_is_closed_with_its_code(system: System, new_user: NewUser) -> None:
-    user = new_user()
+    user = new_user(tier="free")
     async with sockets.opened(system, user), sockets.opened(system, user), sockets.opened(system, user):
         url = f"ws://127.0.0.1:{system.ports['gateway']}/ws"
         async with websockets.connect(url, additional_headers={"Authorization": f"Bearer {user.token}"}) as fourth:

@@ -80,6 +80,121 @@ class AuthServiceStub:
                 request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateUserRequest.SerializeToString,
                 response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateUserResponse.FromString,
                 _registered_method=True)
+        self.GetUser = channel.unary_unary(
+                '/netra.auth.v1.AuthService/GetUser',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.GetUserRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.GetUserResponse.FromString,
+                _registered_method=True)
+        self.ListUsers = channel.unary_unary(
+                '/netra.auth.v1.AuthService/ListUsers',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListUsersRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListUsersResponse.FromString,
+                _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/netra.auth.v1.AuthService/UpdateUser',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.UpdateUserResponse.FromString,
+                _registered_method=True)
+        self.DisableUser = channel.unary_unary(
+                '/netra.auth.v1.AuthService/DisableUser',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.DisableUserRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.DisableUserResponse.FromString,
+                _registered_method=True)
+        self.EnableUser = channel.unary_unary(
+                '/netra.auth.v1.AuthService/EnableUser',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.EnableUserRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.EnableUserResponse.FromString,
+                _registered_method=True)
+        self.CreateResetToken = channel.unary_unary(
+                '/netra.auth.v1.AuthService/CreateResetToken',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateResetTokenRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateResetTokenResponse.FromString,
+                _registered_method=True)
+        self.ResetPassword = channel.unary_unary(
+                '/netra.auth.v1.AuthService/ResetPassword',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ResetPasswordRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ResetPasswordResponse.FromString,
+                _registered_method=True)
+        self.ChangePassword = channel.unary_unary(
+                '/netra.auth.v1.AuthService/ChangePassword',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordResponse.FromString,
+                _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/netra.auth.v1.AuthService/ListSessions',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.EndSessions = channel.unary_unary(
+                '/netra.auth.v1.AuthService/EndSessions',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.EndSessionsRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.EndSessionsResponse.FromString,
+                _registered_method=True)
+        self.CreateApiKey = channel.unary_unary(
+                '/netra.auth.v1.AuthService/CreateApiKey',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateApiKeyRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.ListApiKeys = channel.unary_unary(
+                '/netra.auth.v1.AuthService/ListApiKeys',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListApiKeysRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListApiKeysResponse.FromString,
+                _registered_method=True)
+        self.RevokeApiKey = channel.unary_unary(
+                '/netra.auth.v1.AuthService/RevokeApiKey',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.RevokeApiKeyRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.RevokeApiKeyResponse.FromString,
+                _registered_method=True)
+        self.StartOidc = channel.unary_unary(
+                '/netra.auth.v1.AuthService/StartOidc',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.StartOidcRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.StartOidcResponse.FromString,
+                _registered_method=True)
+        self.FinishOidc = channel.unary_unary(
+                '/netra.auth.v1.AuthService/FinishOidc',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.FinishOidcRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.FinishOidcResponse.FromString,
+                _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/netra.auth.v1.AuthService/GetPolicy',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
+        self.UpdatePolicy = channel.unary_unary(
+                '/netra.auth.v1.AuthService/UpdatePolicy',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.UpdatePolicyRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.UpdatePolicyResponse.FromString,
+                _registered_method=True)
+        self.ListPolicyVersions = channel.unary_unary(
+                '/netra.auth.v1.AuthService/ListPolicyVersions',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListPolicyVersionsRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListPolicyVersionsResponse.FromString,
+                _registered_method=True)
+        self.RevertPolicy = channel.unary_unary(
+                '/netra.auth.v1.AuthService/RevertPolicy',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.RevertPolicyRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.RevertPolicyResponse.FromString,
+                _registered_method=True)
+        self.AppendAudit = channel.unary_unary(
+                '/netra.auth.v1.AuthService/AppendAudit',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.AppendAuditRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.AppendAuditResponse.FromString,
+                _registered_method=True)
+        self.QueryAudit = channel.unary_unary(
+                '/netra.auth.v1.AuthService/QueryAudit',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.QueryAuditRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.QueryAuditResponse.FromString,
+                _registered_method=True)
+        self.ExportAudit = channel.unary_stream(
+                '/netra.auth.v1.AuthService/ExportAudit',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ExportAuditRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ExportAuditResponse.FromString,
+                _registered_method=True)
+        self.VerifyAudit = channel.unary_unary(
+                '/netra.auth.v1.AuthService/VerifyAudit',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.VerifyAuditRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.VerifyAuditResponse.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer:
@@ -87,16 +202,17 @@ class AuthServiceServicer:
     """
 
     def IssueToken(self, request, context):
-        """IssueToken exchanges a credential for tokens: a user's password, or a service's client secret.
-        Fails with UNAUTHENTICATED for any wrong credential, without saying which part was wrong.
+        """IssueToken exchanges a credential for tokens: a user's password, a service's client secret, an API key, a one-time code of an
+        outside sign-in, or (RFC 8693) a user's access token for a narrower one that a service uses on their behalf.
+        Fails with UNAUTHENTICATED for any wrong credential, without saying which part was wrong; RATE_LIMITED when there were too many.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefreshToken(self, request, context):
-        """RefreshToken exchanges a refresh token for a new pair; the old one is used up. Using a used-up token
-        again ends the whole session (UNAUTHENTICATED): somebody has a copy.
+        """RefreshToken exchanges a refresh token for a new pair; the old one is used up. Using it again within 10 s returns the same new
+        pair (an answer may have been lost); later it ends the whole session (UNAUTHENTICATED) and its runs: somebody has a copy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +264,171 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateUser(self, request, context):
-        """CreateUser makes a user with a password. ALREADY_EXISTS when the e-mail is taken.
+        """CreateUser makes a user of the caller's tenant, with a password, or invited without one (then the answer carries a reset token).
+        ALREADY_EXISTS when the e-mail is taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUser(self, request, context):
+        """GetUser returns one user of the caller's tenant. The read is audited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsers(self, request, context):
+        """ListUsers pages through the users of the caller's tenant, newest first. The read is audited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateUser(self, request, context):
+        """UpdateUser changes roles and tier of a user of the caller's tenant. Tokens issued before keep what they say until they end
+        (10 minutes at most), except that fewer rights end the user's sessions at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DisableUser(self, request, context):
+        """DisableUser stops a user at once: every session, token, API key and socket ends, and their runs are cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableUser(self, request, context):
+        """EnableUser lets a disabled user sign in again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateResetToken(self, request, context):
+        """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetPassword(self, request, context):
+        """ResetPassword sets a new password with a reset token, and ends all sessions of the user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangePassword(self, request, context):
+        """ChangePassword sets the caller's password, given the present one; the caller's other sessions end, and on request the runs too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """ListSessions returns the caller's live sessions, the most recently used first: the list of devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndSessions(self, request, context):
+        """EndSessions ends one session of the caller, all, or all but the present one. Accepted runs go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateApiKey(self, request, context):
+        """CreateApiKey makes a key for programs. The key itself is in this answer only; afterwards its prefix is shown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApiKeys(self, request, context):
+        """ListApiKeys returns the caller's keys, newest first, without the secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeApiKey(self, request, context):
+        """RevokeApiKey ends a key of the caller, its tokens and sockets, at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartOidc(self, request, context):
+        """StartOidc begins a sign-in with an outside identity provider (authorization code with PKCE S256, state, nonce).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishOidc(self, request, context):
+        """FinishOidc ends it: the code is exchanged, the ID token verified, the account found, linked or made by the provider's rules.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicy(self, request, context):
+        """GetPolicy returns the policy in force, or an earlier version of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePolicy(self, request, context):
+        """UpdatePolicy replaces the policy; in force everywhere within a second. FAILED_PRECONDITION when `expected_version` is not the
+        version in force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicyVersions(self, request, context):
+        """ListPolicyVersions pages through the versions, newest first: who, when, why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevertPolicy(self, request, context):
+        """RevertPolicy puts an earlier version in force again, as a new version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendAudit(self, request, context):
+        """AppendAudit adds what a service refused or let through on somebody's behalf to the record of access.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryAudit(self, request, context):
+        """QueryAudit pages through the record of access of the caller's tenant, newest first. The read is audited itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAudit(self, request, context):
+        """ExportAudit streams the whole record of access, oldest first, with its hashes, so that it can be verified elsewhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyAudit(self, request, context):
+        """VerifyAudit recomputes the chain of hashes and names the first entry that does not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +481,121 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.CreateUser,
                     request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateUserRequest.FromString,
                     response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateUserResponse.SerializeToString,
+            ),
+            'GetUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUser,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.GetUserRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.GetUserResponse.SerializeToString,
+            ),
+            'ListUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsers,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListUsersRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.UpdateUserRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.UpdateUserResponse.SerializeToString,
+            ),
+            'DisableUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisableUser,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.DisableUserRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.DisableUserResponse.SerializeToString,
+            ),
+            'EnableUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableUser,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.EnableUserRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.EnableUserResponse.SerializeToString,
+            ),
+            'CreateResetToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateResetToken,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateResetTokenRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateResetTokenResponse.SerializeToString,
+            ),
+            'ResetPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetPassword,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ResetPasswordRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ResetPasswordResponse.SerializeToString,
+            ),
+            'ChangePassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePassword,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListSessionsRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'EndSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndSessions,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.EndSessionsRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.EndSessionsResponse.SerializeToString,
+            ),
+            'CreateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateApiKey,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateApiKeyRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.CreateApiKeyResponse.SerializeToString,
+            ),
+            'ListApiKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApiKeys,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListApiKeysRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListApiKeysResponse.SerializeToString,
+            ),
+            'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeApiKey,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.RevokeApiKeyRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.RevokeApiKeyResponse.SerializeToString,
+            ),
+            'StartOidc': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartOidc,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.StartOidcRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.StartOidcResponse.SerializeToString,
+            ),
+            'FinishOidc': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishOidc,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.FinishOidcRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.FinishOidcResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.GetPolicyRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'UpdatePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePolicy,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.UpdatePolicyRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.UpdatePolicyResponse.SerializeToString,
+            ),
+            'ListPolicyVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyVersions,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListPolicyVersionsRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ListPolicyVersionsResponse.SerializeToString,
+            ),
+            'RevertPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevertPolicy,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.RevertPolicyRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.RevertPolicyResponse.SerializeToString,
+            ),
+            'AppendAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendAudit,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.AppendAuditRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.AppendAuditResponse.SerializeToString,
+            ),
+            'QueryAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryAudit,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.QueryAuditRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.QueryAuditResponse.SerializeToString,
+            ),
+            'ExportAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAudit,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ExportAuditRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ExportAuditResponse.SerializeToString,
+            ),
+            'VerifyAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyAudit,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.VerifyAuditRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.VerifyAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -447,6 +842,627 @@ class AuthService:
             '/netra.auth.v1.AuthService/CreateUser',
             netra_dot_auth_dot_v1_dot_auth__pb2.CreateUserRequest.SerializeToString,
             netra_dot_auth_dot_v1_dot_auth__pb2.CreateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/GetUser',
+            netra_dot_auth_dot_v1_dot_auth__pb2.GetUserRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.GetUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/ListUsers',
+            netra_dot_auth_dot_v1_dot_auth__pb2.ListUsersRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/UpdateUser',
+            netra_dot_auth_dot_v1_dot_auth__pb2.UpdateUserRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.UpdateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisableUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/DisableUser',
+            netra_dot_auth_dot_v1_dot_auth__pb2.DisableUserRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.DisableUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/EnableUser',
+            netra_dot_auth_dot_v1_dot_auth__pb2.EnableUserRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.EnableUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateResetToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/CreateResetToken',
+            netra_dot_auth_dot_v1_dot_auth__pb2.CreateResetTokenRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.CreateResetTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/ResetPassword',
+            netra_dot_auth_dot_v1_dot_auth__pb2.ResetPasswordRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.ResetPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangePassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/ChangePassword',
+            netra_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/ListSessions',
+            netra_dot_auth_dot_v1_dot_auth__pb2.ListSessionsRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/EndSessions',
+            netra_dot_auth_dot_v1_dot_auth__pb2.EndSessionsRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.EndSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/CreateApiKey',
+            netra_dot_auth_dot_v1_dot_auth__pb2.CreateApiKeyRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.CreateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApiKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/ListApiKeys',
+            netra_dot_auth_dot_v1_dot_auth__pb2.ListApiKeysRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.ListApiKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/RevokeApiKey',
+            netra_dot_auth_dot_v1_dot_auth__pb2.RevokeApiKeyRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartOidc(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/StartOidc',
+            netra_dot_auth_dot_v1_dot_auth__pb2.StartOidcRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.StartOidcResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishOidc(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/FinishOidc',
+            netra_dot_auth_dot_v1_dot_auth__pb2.FinishOidcRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.FinishOidcResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/GetPolicy',
+            netra_dot_auth_dot_v1_dot_auth__pb2.GetPolicyRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/UpdatePolicy',
+            netra_dot_auth_dot_v1_dot_auth__pb2.UpdatePolicyRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.UpdatePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicyVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/ListPolicyVersions',
+            netra_dot_auth_dot_v1_dot_auth__pb2.ListPolicyVersionsRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.ListPolicyVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevertPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/RevertPolicy',
+            netra_dot_auth_dot_v1_dot_auth__pb2.RevertPolicyRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.RevertPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/AppendAudit',
+            netra_dot_auth_dot_v1_dot_auth__pb2.AppendAuditRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.AppendAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/QueryAudit',
+            netra_dot_auth_dot_v1_dot_auth__pb2.QueryAuditRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.QueryAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/ExportAudit',
+            netra_dot_auth_dot_v1_dot_auth__pb2.ExportAuditRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.ExportAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/VerifyAudit',
+            netra_dot_auth_dot_v1_dot_auth__pb2.VerifyAuditRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.VerifyAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,12 +34,13 @@ class AuthServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthServiceAsyncStub: ...
     IssueToken: _grpc.UnaryUnaryMultiCallable[_auth_pb2.IssueTokenRequest, _auth_pb2.IssueTokenResponse]
-    """IssueToken exchanges a credential for tokens: a user's password, or a service's client secret.
-    Fails with UNAUTHENTICATED for any wrong credential, without saying which part was wrong.
+    """IssueToken exchanges a credential for tokens: a user's password, a service's client secret, an API key, a one-time code of an
+    outside sign-in, or (RFC 8693) a user's access token for a narrower one that a service uses on their behalf.
+    Fails with UNAUTHENTICATED for any wrong credential, without saying which part was wrong; RATE_LIMITED when there were too many.
     """
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RefreshTokenRequest, _auth_pb2.RefreshTokenResponse]
-    """RefreshToken exchanges a refresh token for a new pair; the old one is used up. Using a used-up token
-    again ends the whole session (UNAUTHENTICATED): somebody has a copy.
+    """RefreshToken exchanges a refresh token for a new pair; the old one is used up. Using it again within 10 s returns the same new
+    pair (an answer may have been lost); later it ends the whole session (UNAUTHENTICATED) and its runs: somebody has a copy.
     """
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RevokeTokenRequest, _auth_pb2.RevokeTokenResponse]
     """RevokeToken ends the caller's session everywhere: its refresh tokens, access tokens and sockets.
@@ -60,7 +61,59 @@ class AuthServiceStub:
     The first message is a complete snapshot; each later one carries what changed, and one comes at least every 10 s.
     """
     CreateUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.CreateUserRequest, _auth_pb2.CreateUserResponse]
-    """CreateUser makes a user with a password. ALREADY_EXISTS when the e-mail is taken."""
+    """CreateUser makes a user of the caller's tenant, with a password, or invited without one (then the answer carries a reset token).
+    ALREADY_EXISTS when the e-mail is taken.
+    """
+    GetUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.GetUserRequest, _auth_pb2.GetUserResponse]
+    """GetUser returns one user of the caller's tenant. The read is audited."""
+    ListUsers: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListUsersRequest, _auth_pb2.ListUsersResponse]
+    """ListUsers pages through the users of the caller's tenant, newest first. The read is audited."""
+    UpdateUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.UpdateUserRequest, _auth_pb2.UpdateUserResponse]
+    """UpdateUser changes roles and tier of a user of the caller's tenant. Tokens issued before keep what they say until they end
+    (10 minutes at most), except that fewer rights end the user's sessions at once.
+    """
+    DisableUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.DisableUserRequest, _auth_pb2.DisableUserResponse]
+    """DisableUser stops a user at once: every session, token, API key and socket ends, and their runs are cancelled."""
+    EnableUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.EnableUserRequest, _auth_pb2.EnableUserResponse]
+    """EnableUser lets a disabled user sign in again."""
+    CreateResetToken: _grpc.UnaryUnaryMultiCallable[_auth_pb2.CreateResetTokenRequest, _auth_pb2.CreateResetTokenResponse]
+    """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password."""
+    ResetPassword: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ResetPasswordRequest, _auth_pb2.ResetPasswordResponse]
+    """ResetPassword sets a new password with a reset token, and ends all sessions of the user."""
+    ChangePassword: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ChangePasswordRequest, _auth_pb2.ChangePasswordResponse]
+    """ChangePassword sets the caller's password, given the present one; the caller's other sessions end, and on request the runs too."""
+    ListSessions: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListSessionsRequest, _auth_pb2.ListSessionsResponse]
+    """ListSessions returns the caller's live sessions, the most recently used first: the list of devices."""
+    EndSessions: _grpc.UnaryUnaryMultiCallable[_auth_pb2.EndSessionsRequest, _auth_pb2.EndSessionsResponse]
+    """EndSessions ends one session of the caller, all, or all but the present one. Accepted runs go on."""
+    CreateApiKey: _grpc.UnaryUnaryMultiCallable[_auth_pb2.CreateApiKeyRequest, _auth_pb2.CreateApiKeyResponse]
+    """CreateApiKey makes a key for programs. The key itself is in this answer only; afterwards its prefix is shown."""
+    ListApiKeys: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListApiKeysRequest, _auth_pb2.ListApiKeysResponse]
+    """ListApiKeys returns the caller's keys, newest first, without the secrets."""
+    RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RevokeApiKeyRequest, _auth_pb2.RevokeApiKeyResponse]
+    """RevokeApiKey ends a key of the caller, its tokens and sockets, at once."""
+    StartOidc: _grpc.UnaryUnaryMultiCallable[_auth_pb2.StartOidcRequest, _auth_pb2.StartOidcResponse]
+    """StartOidc begins a sign-in with an outside identity provider (authorization code with PKCE S256, state, nonce)."""
+    FinishOidc: _grpc.UnaryUnaryMultiCallable[_auth_pb2.FinishOidcRequest, _auth_pb2.FinishOidcResponse]
+    """FinishOidc ends it: the code is exchanged, the ID token verified, the account found, linked or made by the provider's rules."""
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_auth_pb2.GetPolicyRequest, _auth_pb2.GetPolicyResponse]
+    """GetPolicy returns the policy in force, or an earlier version of it."""
+    UpdatePolicy: _grpc.UnaryUnaryMultiCallable[_auth_pb2.UpdatePolicyRequest, _auth_pb2.UpdatePolicyResponse]
+    """UpdatePolicy replaces the policy; in force everywhere within a second. FAILED_PRECONDITION when `expected_version` is not the
+    version in force.
+    """
+    ListPolicyVersions: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListPolicyVersionsRequest, _auth_pb2.ListPolicyVersionsResponse]
+    """ListPolicyVersions pages through the versions, newest first: who, when, why."""
+    RevertPolicy: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RevertPolicyRequest, _auth_pb2.RevertPolicyResponse]
+    """RevertPolicy puts an earlier version in force again, as a new version."""
+    AppendAudit: _grpc.UnaryUnaryMultiCallable[_auth_pb2.AppendAuditRequest, _auth_pb2.AppendAuditResponse]
+    """AppendAudit adds what a service refused or let through on somebody's behalf to the record of access."""
+    QueryAudit: _grpc.UnaryUnaryMultiCallable[_auth_pb2.QueryAuditRequest, _auth_pb2.QueryAuditResponse]
+    """QueryAudit pages through the record of access of the caller's tenant, newest first. The read is audited itself."""
+    ExportAudit: _grpc.UnaryStreamMultiCallable[_auth_pb2.ExportAuditRequest, _auth_pb2.ExportAuditResponse]
+    """ExportAudit streams the whole record of access, oldest first, with its hashes, so that it can be verified elsewhere."""
+    VerifyAudit: _grpc.UnaryUnaryMultiCallable[_auth_pb2.VerifyAuditRequest, _auth_pb2.VerifyAuditResponse]
+    """VerifyAudit recomputes the chain of hashes and names the first entry that does not fit."""
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -68,12 +121,13 @@ class AuthServiceAsyncStub(AuthServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IssueToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.IssueTokenRequest, _auth_pb2.IssueTokenResponse]  # type: ignore[assignment]
-    """IssueToken exchanges a credential for tokens: a user's password, or a service's client secret.
-    Fails with UNAUTHENTICATED for any wrong credential, without saying which part was wrong.
+    """IssueToken exchanges a credential for tokens: a user's password, a service's client secret, an API key, a one-time code of an
+    outside sign-in, or (RFC 8693) a user's access token for a narrower one that a service uses on their behalf.
+    Fails with UNAUTHENTICATED for any wrong credential, without saying which part was wrong; RATE_LIMITED when there were too many.
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.RefreshTokenRequest, _auth_pb2.RefreshTokenResponse]  # type: ignore[assignment]
-    """RefreshToken exchanges a refresh token for a new pair; the old one is used up. Using a used-up token
-    again ends the whole session (UNAUTHENTICATED): somebody has a copy.
+    """RefreshToken exchanges a refresh token for a new pair; the old one is used up. Using it again within 10 s returns the same new
+    pair (an answer may have been lost); later it ends the whole session (UNAUTHENTICATED) and its runs: somebody has a copy.
     """
     RevokeToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.RevokeTokenRequest, _auth_pb2.RevokeTokenResponse]  # type: ignore[assignment]
     """RevokeToken ends the caller's session everywhere: its refresh tokens, access tokens and sockets.
@@ -94,7 +148,59 @@ class AuthServiceAsyncStub(AuthServiceStub):
     The first message is a complete snapshot; each later one carries what changed, and one comes at least every 10 s.
     """
     CreateUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.CreateUserRequest, _auth_pb2.CreateUserResponse]  # type: ignore[assignment]
-    """CreateUser makes a user with a password. ALREADY_EXISTS when the e-mail is taken."""
+    """CreateUser makes a user of the caller's tenant, with a password, or invited without one (then the answer carries a reset token).
+    ALREADY_EXISTS when the e-mail is taken.
+    """
+    GetUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetUserRequest, _auth_pb2.GetUserResponse]  # type: ignore[assignment]
+    """GetUser returns one user of the caller's tenant. The read is audited."""
+    ListUsers: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListUsersRequest, _auth_pb2.ListUsersResponse]  # type: ignore[assignment]
+    """ListUsers pages through the users of the caller's tenant, newest first. The read is audited."""
+    UpdateUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.UpdateUserRequest, _auth_pb2.UpdateUserResponse]  # type: ignore[assignment]
+    """UpdateUser changes roles and tier of a user of the caller's tenant. Tokens issued before keep what they say until they end
+    (10 minutes at most), except that fewer rights end the user's sessions at once.
+    """
+    DisableUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.DisableUserRequest, _auth_pb2.DisableUserResponse]  # type: ignore[assignment]
+    """DisableUser stops a user at once: every session, token, API key and socket ends, and their runs are cancelled."""
+    EnableUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.EnableUserRequest, _auth_pb2.EnableUserResponse]  # type: ignore[assignment]
+    """EnableUser lets a disabled user sign in again."""
+    CreateResetToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.CreateResetTokenRequest, _auth_pb2.CreateResetTokenResponse]  # type: ignore[assignment]
+    """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password."""
+    ResetPassword: _aio.UnaryUnaryMultiCallable[_auth_pb2.ResetPasswordRequest, _auth_pb2.ResetPasswordResponse]  # type: ignore[assignment]
+    """ResetPassword sets a new password with a reset token, and ends all sessions of the user."""
+    ChangePassword: _aio.UnaryUnaryMultiCallable[_auth_pb2.ChangePasswordRequest, _auth_pb2.ChangePasswordResponse]  # type: ignore[assignment]
+    """ChangePassword sets the caller's password, given the present one; the caller's other sessions end, and on request the runs too."""
+    ListSessions: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListSessionsRequest, _auth_pb2.ListSessionsResponse]  # type: ignore[assignment]
+    """ListSessions returns the caller's live sessions, the most recently used first: the list of devices."""
+    EndSessions: _aio.UnaryUnaryMultiCallable[_auth_pb2.EndSessionsRequest, _auth_pb2.EndSessionsResponse]  # type: ignore[assignment]
+    """EndSessions ends one session of the caller, all, or all but the present one. Accepted runs go on."""
+    CreateApiKey: _aio.UnaryUnaryMultiCallable[_auth_pb2.CreateApiKeyRequest, _auth_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
+    """CreateApiKey makes a key for programs. The key itself is in this answer only; afterwards its prefix is shown."""
+    ListApiKeys: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListApiKeysRequest, _auth_pb2.ListApiKeysResponse]  # type: ignore[assignment]
+    """ListApiKeys returns the caller's keys, newest first, without the secrets."""
+    RevokeApiKey: _aio.UnaryUnaryMultiCallable[_auth_pb2.RevokeApiKeyRequest, _auth_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
+    """RevokeApiKey ends a key of the caller, its tokens and sockets, at once."""
+    StartOidc: _aio.UnaryUnaryMultiCallable[_auth_pb2.StartOidcRequest, _auth_pb2.StartOidcResponse]  # type: ignore[assignment]
+    """StartOidc begins a sign-in with an outside identity provider (authorization code with PKCE S256, state, nonce)."""
+    FinishOidc: _aio.UnaryUnaryMultiCallable[_auth_pb2.FinishOidcRequest, _auth_pb2.FinishOidcResponse]  # type: ignore[assignment]
+    """FinishOidc ends it: the code is exchanged, the ID token verified, the account found, linked or made by the provider's rules."""
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetPolicyRequest, _auth_pb2.GetPolicyResponse]  # type: ignore[assignment]
+    """GetPolicy returns the policy in force, or an earlier version of it."""
+    UpdatePolicy: _aio.UnaryUnaryMultiCallable[_auth_pb2.UpdatePolicyRequest, _auth_pb2.UpdatePolicyResponse]  # type: ignore[assignment]
+    """UpdatePolicy replaces the policy; in force everywhere within a second. FAILED_PRECONDITION when `expected_version` is not the
+    version in force.
+    """
+    ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListPolicyVersionsRequest, _auth_pb2.ListPolicyVersionsResponse]  # type: ignore[assignment]
+    """ListPolicyVersions pages through the versions, newest first: who, when, why."""
+    RevertPolicy: _aio.UnaryUnaryMultiCallable[_auth_pb2.RevertPolicyRequest, _auth_pb2.RevertPolicyResponse]  # type: ignore[assignment]
+    """RevertPolicy puts an earlier version in force again, as a new version."""
+    AppendAudit: _aio.UnaryUnaryMultiCallable[_auth_pb2.AppendAuditRequest, _auth_pb2.AppendAuditResponse]  # type: ignore[assignment]
+    """AppendAudit adds what a service refused or let through on somebody's behalf to the record of access."""
+    QueryAudit: _aio.UnaryUnaryMultiCallable[_auth_pb2.QueryAuditRequest, _auth_pb2.QueryAuditResponse]  # type: ignore[assignment]
+    """QueryAudit pages through the record of access of the caller's tenant, newest first. The read is audited itself."""
+    ExportAudit: _aio.UnaryStreamMultiCallable[_auth_pb2.ExportAuditRequest, _auth_pb2.ExportAuditResponse]  # type: ignore[assignment]
+    """ExportAudit streams the whole record of access, oldest first, with its hashes, so that it can be verified elsewhere."""
+    VerifyAudit: _aio.UnaryUnaryMultiCallable[_auth_pb2.VerifyAuditRequest, _auth_pb2.VerifyAuditResponse]  # type: ignore[assignment]
+    """VerifyAudit recomputes the chain of hashes and names the first entry that does not fit."""
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     """AuthService signs users and services in and tells every process whom to trust."""
@@ -105,8 +211,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.IssueTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.IssueTokenResponse, _abc.Awaitable[_auth_pb2.IssueTokenResponse]]:
-        """IssueToken exchanges a credential for tokens: a user's password, or a service's client secret.
-        Fails with UNAUTHENTICATED for any wrong credential, without saying which part was wrong.
+        """IssueToken exchanges a credential for tokens: a user's password, a service's client secret, an API key, a one-time code of an
+        outside sign-in, or (RFC 8693) a user's access token for a narrower one that a service uses on their behalf.
+        Fails with UNAUTHENTICATED for any wrong credential, without saying which part was wrong; RATE_LIMITED when there were too many.
         """
 
     @_abc_1.abstractmethod
@@ -115,8 +222,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.RefreshTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.RefreshTokenResponse, _abc.Awaitable[_auth_pb2.RefreshTokenResponse]]:
-        """RefreshToken exchanges a refresh token for a new pair; the old one is used up. Using a used-up token
-        again ends the whole session (UNAUTHENTICATED): somebody has a copy.
+        """RefreshToken exchanges a refresh token for a new pair; the old one is used up. Using it again within 10 s returns the same new
+        pair (an answer may have been lost); later it ends the whole session (UNAUTHENTICATED) and its runs: somebody has a copy.
         """
 
     @_abc_1.abstractmethod
@@ -179,6 +286,196 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.CreateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.CreateUserResponse, _abc.Awaitable[_auth_pb2.CreateUserResponse]]:
-        """CreateUser makes a user with a password. ALREADY_EXISTS when the e-mail is taken."""
+        """CreateUser makes a user of the caller's tenant, with a password, or invited without one (then the answer carries a reset token).
+        ALREADY_EXISTS when the e-mail is taken.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUser(
+        self,
+        request: _auth_pb2.GetUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.GetUserResponse, _abc.Awaitable[_auth_pb2.GetUserResponse]]:
+        """GetUser returns one user of the caller's tenant. The read is audited."""
+
+    @_abc_1.abstractmethod
+    def ListUsers(
+        self,
+        request: _auth_pb2.ListUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ListUsersResponse, _abc.Awaitable[_auth_pb2.ListUsersResponse]]:
+        """ListUsers pages through the users of the caller's tenant, newest first. The read is audited."""
+
+    @_abc_1.abstractmethod
+    def UpdateUser(
+        self,
+        request: _auth_pb2.UpdateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.UpdateUserResponse, _abc.Awaitable[_auth_pb2.UpdateUserResponse]]:
+        """UpdateUser changes roles and tier of a user of the caller's tenant. Tokens issued before keep what they say until they end
+        (10 minutes at most), except that fewer rights end the user's sessions at once.
+        """
+
+    @_abc_1.abstractmethod
+    def DisableUser(
+        self,
+        request: _auth_pb2.DisableUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.DisableUserResponse, _abc.Awaitable[_auth_pb2.DisableUserResponse]]:
+        """DisableUser stops a user at once: every session, token, API key and socket ends, and their runs are cancelled."""
+
+    @_abc_1.abstractmethod
+    def EnableUser(
+        self,
+        request: _auth_pb2.EnableUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.EnableUserResponse, _abc.Awaitable[_auth_pb2.EnableUserResponse]]:
+        """EnableUser lets a disabled user sign in again."""
+
+    @_abc_1.abstractmethod
+    def CreateResetToken(
+        self,
+        request: _auth_pb2.CreateResetTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.CreateResetTokenResponse, _abc.Awaitable[_auth_pb2.CreateResetTokenResponse]]:
+        """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password."""
+
+    @_abc_1.abstractmethod
+    def ResetPassword(
+        self,
+        request: _auth_pb2.ResetPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ResetPasswordResponse, _abc.Awaitable[_auth_pb2.ResetPasswordResponse]]:
+        """ResetPassword sets a new password with a reset token, and ends all sessions of the user."""
+
+    @_abc_1.abstractmethod
+    def ChangePassword(
+        self,
+        request: _auth_pb2.ChangePasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ChangePasswordResponse, _abc.Awaitable[_auth_pb2.ChangePasswordResponse]]:
+        """ChangePassword sets the caller's password, given the present one; the caller's other sessions end, and on request the runs too."""
+
+    @_abc_1.abstractmethod
+    def ListSessions(
+        self,
+        request: _auth_pb2.ListSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ListSessionsResponse, _abc.Awaitable[_auth_pb2.ListSessionsResponse]]:
+        """ListSessions returns the caller's live sessions, the most recently used first: the list of devices."""
+
+    @_abc_1.abstractmethod
+    def EndSessions(
+        self,
+        request: _auth_pb2.EndSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.EndSessionsResponse, _abc.Awaitable[_auth_pb2.EndSessionsResponse]]:
+        """EndSessions ends one session of the caller, all, or all but the present one. Accepted runs go on."""
+
+    @_abc_1.abstractmethod
+    def CreateApiKey(
+        self,
+        request: _auth_pb2.CreateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.CreateApiKeyResponse, _abc.Awaitable[_auth_pb2.CreateApiKeyResponse]]:
+        """CreateApiKey makes a key for programs. The key itself is in this answer only; afterwards its prefix is shown."""
+
+    @_abc_1.abstractmethod
+    def ListApiKeys(
+        self,
+        request: _auth_pb2.ListApiKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ListApiKeysResponse, _abc.Awaitable[_auth_pb2.ListApiKeysResponse]]:
+        """ListApiKeys returns the caller's keys, newest first, without the secrets."""
+
+    @_abc_1.abstractmethod
+    def RevokeApiKey(
+        self,
+        request: _auth_pb2.RevokeApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.RevokeApiKeyResponse, _abc.Awaitable[_auth_pb2.RevokeApiKeyResponse]]:
+        """RevokeApiKey ends a key of the caller, its tokens and sockets, at once."""
+
+    @_abc_1.abstractmethod
+    def StartOidc(
+        self,
+        request: _auth_pb2.StartOidcRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.StartOidcResponse, _abc.Awaitable[_auth_pb2.StartOidcResponse]]:
+        """StartOidc begins a sign-in with an outside identity provider (authorization code with PKCE S256, state, nonce)."""
+
+    @_abc_1.abstractmethod
+    def FinishOidc(
+        self,
+        request: _auth_pb2.FinishOidcRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.FinishOidcResponse, _abc.Awaitable[_auth_pb2.FinishOidcResponse]]:
+        """FinishOidc ends it: the code is exchanged, the ID token verified, the account found, linked or made by the provider's rules."""
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _auth_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.GetPolicyResponse, _abc.Awaitable[_auth_pb2.GetPolicyResponse]]:
+        """GetPolicy returns the policy in force, or an earlier version of it."""
+
+    @_abc_1.abstractmethod
+    def UpdatePolicy(
+        self,
+        request: _auth_pb2.UpdatePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.UpdatePolicyResponse, _abc.Awaitable[_auth_pb2.UpdatePolicyResponse]]:
+        """UpdatePolicy replaces the policy; in force everywhere within a second. FAILED_PRECONDITION when `expected_version` is not the
+        version in force.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPolicyVersions(
+        self,
+        request: _auth_pb2.ListPolicyVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ListPolicyVersionsResponse, _abc.Awaitable[_auth_pb2.ListPolicyVersionsResponse]]:
+        """ListPolicyVersions pages through the versions, newest first: who, when, why."""
+
+    @_abc_1.abstractmethod
+    def RevertPolicy(
+        self,
+        request: _auth_pb2.RevertPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.RevertPolicyResponse, _abc.Awaitable[_auth_pb2.RevertPolicyResponse]]:
+        """RevertPolicy puts an earlier version in force again, as a new version."""
+
+    @_abc_1.abstractmethod
+    def AppendAudit(
+        self,
+        request: _auth_pb2.AppendAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.AppendAuditResponse, _abc.Awaitable[_auth_pb2.AppendAuditResponse]]:
+        """AppendAudit adds what a service refused or let through on somebody's behalf to the record of access."""
+
+    @_abc_1.abstractmethod
+    def QueryAudit(
+        self,
+        request: _auth_pb2.QueryAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.QueryAuditResponse, _abc.Awaitable[_auth_pb2.QueryAuditResponse]]:
+        """QueryAudit pages through the record of access of the caller's tenant, newest first. The read is audited itself."""
+
+    @_abc_1.abstractmethod
+    def ExportAudit(
+        self,
+        request: _auth_pb2.ExportAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_auth_pb2.ExportAuditResponse], _abc.AsyncIterator[_auth_pb2.ExportAuditResponse]]:
+        """ExportAudit streams the whole record of access, oldest first, with its hashes, so that it can be verified elsewhere."""
+
+    @_abc_1.abstractmethod
+    def VerifyAudit(
+        self,
+        request: _auth_pb2.VerifyAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.VerifyAuditResponse, _abc.Awaitable[_auth_pb2.VerifyAuditResponse]]:
+        """VerifyAudit recomputes the chain of hashes and names the first entry that does not fit."""
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

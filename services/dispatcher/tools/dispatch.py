@@ -89,12 +89,12 @@ class UnifiedToolDispatcher:
     """The calls of one execution context; nothing in it outlives the context. Made by `for_context` only."""
 
     def __init__(
-        self, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter,
+        self, context: UserExecutionContext, tools: registry.ToolRegistry, mine: permits.Permits, reporter: Reporter,
         files: workspace.Workspace,
     ) -> None:  # fmt: skip
         self._context = context
         self._tools = tools
-        self._permissions = permissions
+        self._permits = mine
         self._reporter = reporter
         self._workspace = files
         self._tasks = lifecycle.Tasks(on_failure=_logged)
@@ -106,11 +106,11 @@ class UnifiedToolDispatcher:
     @classmethod
     @contextlib.asynccontextmanager
     async def for_context(
-        cls, context: UserExecutionContext, tools: registry.ToolRegistry, permissions: frozenset[str], reporter: Reporter,
+        cls, context: UserExecutionContext, tools: registry.ToolRegistry, mine: permits.Permits, reporter: Reporter,
         files: workspace.Workspace,
     ) -> AsyncIterator[UnifiedToolDispatcher]:  # fmt: skip
         """A dispatcher for the time of the block; calls after it are refused, and the files of the run are gone."""
-        dispatcher = cls(context, tools, permissions, reporter, files)
+        dispatcher = cls(context, tools, mine, reporter, files)
         try:
             yield dispatcher
         finally:
@@ -120,7 +120,7 @@ class UnifiedToolDispatcher:
     def check(self, name: str, arguments: Mapping[str, Any]) -> registry.Registered:
         """The tool, if it exists, may be called and takes these arguments. Raises what stands against it."""
         tool = self._tools.get(name)
-        permits.require(tool.spec, self._permissions)
+        self._permits.require(tool.spec)
         if len(_json(arguments, "arguments")) > MAX_ARGUMENT_BYTES:
             raise errors.TooLarge(f"arguments must be at most {MAX_ARGUMENT_BYTES} bytes", field="arguments")
         tool.check_arguments(dict(arguments))
@@ -149,10 +149,13 @@ class UnifiedToolDispatcher:
         try:
             return self.check(name, arguments), None
         except errors.NetraError as error:
+            self._permits.note(name, error)
             return None, error
 
     async def _run(self, tool: registry.Registered, call: Call, reporter: Reporter) -> results.Result:
         spec = tool.spec
+        await self._permits.awaited(spec)
+        await self._permits.count()
         if spec.side_effects:
             await reporter.barrier()
         with telemetry.span(f"tool {call.tool}") as span:

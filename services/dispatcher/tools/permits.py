@@ -1,19 +1,99 @@
-"""May these permissions call this tool; pure."""
+"""May this caller call this tool: asked at each call, so that a change of the policy counts at once."""
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from chassis import audit, identity, trust
 from netra import errors
+from netra.auth.v1 import auth_pb2
 from netra.tool import ToolSpec
 
-
-def may_call(spec: ToolSpec, permissions: frozenset[str]) -> bool:
-    """Whether the permissions are enough."""
-    return "tools:execute" in permissions and spec.permission in permissions
+_EXECUTE = "tools:execute"
 
 
-def require(spec: ToolSpec, permissions: frozenset[str]) -> None:
-    """Raises `PermissionDenied` naming the missing permission."""
-    for needed in ("tools:execute", spec.permission):
-        if needed not in permissions:
-            message = f"The tool {spec.name} needs the permission {needed}, which your role and tier do not have."
-            raise errors.PermissionDenied(message, permission=needed, tool=spec.name)
+class Counted(Protocol):
+    """Where calls are counted, for all processes."""
+
+    async def take(self, kind: str, key: str, per_minute: float, burst: int | None = None, cost: int = 1) -> None:
+        """Count. Raises `RateLimited`, or `QuotaExceeded` when none is allowed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """On whose authority calls are made; `scope` narrows it."""
+
+    user_id: str
+    roles: tuple[str, ...]
+    tier: str
+    scope: frozenset[str] | None
+    caller: identity.Caller
+    session_id: str = ""
+    issued_at: float = 0.0
+
+
+class Permits:
+    """What one caller may call, and how often."""
+
+    def __init__(self, holder: Holder, trusted: trust.Trust, counted: Counted, refusals: audit.Refusals) -> None:
+        self._holder, self._trust, self._counted, self._refusals = holder, trusted, counted, refusals
+
+    def may_call(self, spec: ToolSpec) -> bool:
+        """Whether `require` would let it pass."""
+        try:
+            self.require(spec)
+        except errors.PermissionDenied:
+            return False
+        return True
+
+    def require(self, spec: ToolSpec) -> None:
+        """Raises `PermissionDenied` naming the missing permission, or the tiers or roles that may call the tool."""
+        rule = self._trust.tool_rule(spec.name)
+        for permission in filter(None, (_EXECUTE, spec.permission, rule.permission if rule is not None else "")):
+            try:
+                identity.require(self._trust, self._holder, permission)
+            except errors.PermissionDenied as refused:
+                denied = errors.PermissionDenied(f"The tool {spec.name}: {refused.message}", tool=spec.name)
+                denied.details |= refused.details
+                raise denied from None
+        if rule is not None:
+            _narrowed(rule, self._holder, spec.name)
+
+    async def awaited(self, spec: ToolSpec) -> None:
+        """Returns when auth was heard of lately: what it says may stand against the call by now.
+
+        Raises `PermissionDenied`; `Cancelled` when the user was stopped; `DeadlineExceeded` when the tool's own time passed.
+        """
+        if not self._trust.fresh:
+            try:
+                async with asyncio.timeout(spec.timeout_s):
+                    await self._trust.awaited_fresh()
+            except TimeoutError:
+                message = f"The tool {spec.name} was not called: whether you still may is not known while auth cannot be reached."
+                raise errors.DeadlineExceeded(message, tool=spec.name) from None
+            self.require(spec)
+        withdrawn = self._trust.revocation(self._holder)
+        if withdrawn is not None and withdrawn.security:
+            # the cancel of the run is on its way, and ends it as what it is
+            await asyncio.sleep(spec.timeout_s)
+            raise errors.Cancelled("The session was ended for reasons of security.")
+
+    async def count(self) -> None:
+        """Count one call. Raises `RateLimited` when there were too many in a minute, `QuotaExceeded` when the tier has none."""
+        await self._counted.take("tool_calls", self._holder.user_id, self._trust.limits(self._holder.tier).tool_calls_per_minute)
+
+    def note(self, name: str, error: errors.NetraError) -> None:
+        """Tell the record of access of a refusal."""
+        self._refusals.note(f"tool {name}", error, self._holder.caller)
+
+
+def _narrowed(rule: auth_pb2.ToolRule, holder: Holder, name: str) -> None:
+    if rule.tiers and holder.tier not in rule.tiers:
+        message = f"The tool {name} is not part of the tier {holder.tier}: it comes with {', '.join(rule.tiers)}."
+        raise errors.PermissionDenied(message, tiers=",".join(rule.tiers), tool=name)
+    if rule.roles and not set(rule.roles) & set(holder.roles):
+        message = f"The tool {name} may be called by the roles {', '.join(rule.roles)} only."
+        raise errors.PermissionDenied(message, roles=",".join(rule.roles), tool=name)

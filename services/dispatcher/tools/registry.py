@@ -72,13 +72,13 @@ class ToolRegistry:
         except KeyError:
             raise errors.NotFound(f"There is no tool {name!r}.", field="tool_name") from None
 
-    def discover(self, permissions: frozenset[str], *, text: str = "", tag: str = "") -> list[ToolSpec]:
-        """The tools these permissions may call, by name; with a text in name or description; with a tag."""
+    def discover(self, mine: permits.Permits, *, text: str = "", tag: str = "") -> list[ToolSpec]:
+        """The tools that somebody may call, by name; with a text in name or description; with a tag."""
         wanted = text.casefold()
         return [
             tool.spec
             for _, tool in sorted(self._tools.items())
-            if permits.may_call(tool.spec, permissions)
+            if mine.may_call(tool.spec)
             and wanted in f"{tool.spec.name} {tool.spec.description}".casefold()
             and (not tag or tag in tool.spec.tags)
         ]

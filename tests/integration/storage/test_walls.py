@@ -14,7 +14,7 @@ from tests.fixtures.stack import Standalone
 
 # tables that hold nothing of any user; a new table is either in this list or under forced row-level security
 SHARED = {
-    "auth.migrations", "auth.signing_keys", "auth.published_keys", "auth.revocations",
+    "auth.migrations", "auth.signing_keys", "auth.published_keys", "auth.oidc_attempts", "auth.policies", "auth.audit_head",
     "context.migrations", "context.signing_keys",
     "dispatcher.migrations",
     "events.migrations", "events.generation",

@@ -8,7 +8,8 @@ import pytest
 from chassis import trust
 from netra import errors
 from netra.auth.v1 import auth_pb2
-from services.auth import feed, permissions, revocations
+from services.auth import feed, permissions, policy, revocations
+from tests.fixtures.subjects import Subject
 
 KEY = auth_pb2.Key(kid="k", public_key=b"1" * 32, state=auth_pb2.Key.STATE_CURRENT, issuer="auth")
 
@@ -21,6 +22,17 @@ class _Published:
 
     async def load(self) -> list[auth_pb2.Key]:
         return list(self.now)
+
+
+class _Policies:
+    """Stands for the policy in force."""
+
+    def __init__(self) -> None:
+        self.now = policy.default()
+        self.now.version = 1
+
+    async def load(self) -> auth_pb2.Policy:
+        return self.now
 
 
 class _Rows:
@@ -50,8 +62,15 @@ def published() -> _Published:
 
 
 @pytest.fixture
-def told(rows: Any, published: Any) -> feed.Feed:
-    return feed.Feed(trust.Trust(), published, revocations.Revocations(rows), max_watchers=2)
+async def told(rows: Any, published: Any) -> feed.Feed:
+    made = _feed(trust.Trust(), published, rows)
+    await made.refresh()
+    return made
+
+
+def _feed(own: trust.Trust, published: Any, rows: Any, **more: Any) -> feed.Feed:
+    policies: Any = _Policies()
+    return feed.Feed(own, published, policies, revocations.Revocations(rows), 2, **more)
 
 
 async def test_a_follower_gets_a_snapshot_and_then_changes(told: feed.Feed, rows: _Rows, published: _Published) -> None:
@@ -63,7 +82,7 @@ async def test_a_follower_gets_a_snapshot_and_then_changes(told: feed.Feed, rows
         assert [key.kid for key in first.keys] == ["k"]
         assert len(first.policy.grants) == len(permissions.ROLES) * len(permissions.TIERS)
         assert [each.session_id for each in first.revocations] == ["s1"]
-        await told.withdraw(_ended("s2"))
+        await told.withdraw([_ended("s2")])
         second = await anext(updates)
         assert [each.session_id for each in second.revocations] == ["s2"]
         assert not second.keys
@@ -78,11 +97,48 @@ async def test_a_follower_gets_a_snapshot_and_then_changes(told: feed.Feed, rows
 
 async def test_auth_believes_what_it_tells(rows: Any, published: Any) -> None:
     own = trust.Trust()
-    told = feed.Feed(own, published, revocations.Revocations(rows), max_watchers=2)
+    told = _feed(own, published, rows)
     await told.refresh()
-    await told.withdraw(_ended("s"))
+    await told.withdraw([_ended("s")])
     assert own.ready
-    assert own.revoked("s")
+    assert own.fresh
+    assert own.revoked(Subject("u", "s"))
+    assert not own.revoked(Subject("u", "other"))
+
+
+async def test_what_ends_here_wakes_the_others_and_what_did_not_change_does_not(rows: Any, published: Any) -> None:
+    woken: list[None] = []
+    told = _feed(trust.Trust(), published, rows, wake_others=lambda: woken.append(None))
+    await told.refresh()
+    woken.clear()
+    await told.refresh()
+    assert woken == []
+    await told.withdraw([_ended("s")])
+    assert len(woken) == 1
+    await told.withdraw([_ended("s")])
+    assert len(woken) == 1
+
+
+async def test_a_user_may_be_withdrawn_again(told: feed.Feed) -> None:
+    first, second = (revocations.Revocation("", datetime.now(UTC) - timedelta(seconds=ago), "u", True) for ago in (60, 30))
+    with told.watch() as watcher:
+        updates = watcher.updates()
+        await anext(updates)
+        for each in (first, second, first):
+            await told.withdraw([each])
+        seen = [(await anext(updates)).revocations[0] for _ in range(2)]
+    assert [(each.user_id, each.session_id, each.security) for each in seen] == [("u", "", True)] * 2
+    assert [each.revoked_at.ToDatetime(UTC) for each in seen] == [first.revoked_at, second.revoked_at]
+
+
+async def test_who_cannot_know_what_others_withdrew_is_silent_and_not_followed(told: feed.Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [False, False, True]
+    watcher = feed.Watcher([], heartbeat_s=0.01, current=lambda: known.pop(0))
+    assert (await anext(watcher.updates())).ByteSize() == 0
+    assert known == []
+    monkeypatch.setattr(feed, "_CURRENT_S", 0.0)
+    with pytest.raises(errors.Unavailable), told.watch():
+        pass
 
 
 async def test_silence_is_broken_by_empty_messages() -> None:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chassis import identity, trust
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
-from services.auth import keys, policy, tokens, users
+from services.auth import keys, opaque, policy, tokens, users
 
 USER = users.User(ids.UserId.new(), ids.TenantId.new(), ("user",), "free", 3)
 
@@ -19,7 +19,7 @@ async def _made() -> tuple[tokens.Tokens, identity.Verifier]:
     private_key = Ed25519PrivateKey.generate()
     known = trust.Trust()
     key = auth_pb2.Key(kid="k", public_key=private_key.public_key().public_bytes_raw(), issuer="auth")
-    await known.apply(auth_pb2.WatchTrustResponse(keys=[key], policy=policy.current()))
+    await known.apply(auth_pb2.WatchTrustResponse(keys=[key], policy=policy.default()))
     signing = cast(Any, SimpleNamespace(signer=keys.Signer("k", private_key)))
     verifier = identity.Verifier(known)
     return tokens.Tokens(signing, verifier, 600, 3600), verifier
@@ -60,16 +60,40 @@ async def test_junk_is_nobody() -> None:
     assert await issue.inspect("junk") is None
 
 
-def test_refresh_tokens_are_random_prefixed_and_stored_as_digests() -> None:
-    one, other = tokens.new_refresh(), tokens.new_refresh()
+async def test_a_scope_narrows_and_is_told() -> None:
+    issue, verifier = await _made()
+    issued = issue.for_user(USER, tokens.Session(ids.SessionId.new(), 600), scope=["runs:write", "runs:read", "runs:read"])
+    assert issued.scope == ("runs:read", "runs:write")
+    assert (await verifier.principal(issued.access_token)).scope == frozenset({"runs:read", "runs:write"})
+
+
+@pytest.mark.parametrize("kind", [opaque.REFRESH, opaque.RESET])
+def test_opaque_tokens_are_random_prefixed_and_stored_as_digests(kind: str) -> None:
+    one, other = opaque.new(kind), opaque.new(kind)
     assert one != other
-    assert re.fullmatch(r"nrt_[\w\-]{43}", one)
-    assert tokens.looks_like_refresh(one)
-    assert len(tokens.digest(one)) == 32
+    assert re.fullmatch(kind + r"_[\w\-]{43}", one)
+    assert opaque.looks_like(kind, one)
+    assert not opaque.looks_like({opaque.REFRESH: opaque.RESET, opaque.RESET: opaque.REFRESH}[kind], one)
+    assert len(opaque.digest(one)) == 32
+
+
+def test_a_refresh_token_has_one_child_which_only_the_key_can_tell() -> None:
+    family, parent = opaque.Family(b"k" * 32), opaque.new(opaque.REFRESH)
+    child = family.child(parent)
+    assert opaque.looks_like(opaque.REFRESH, child)
+    assert opaque.Family(b"k" * 32).child(parent) == child
+    assert len({child, family.child(child), family.child(opaque.new(opaque.REFRESH)), opaque.Family(b"l" * 32).child(parent)}) == 4
+
+
+def test_marks_of_devices_differ_by_each_part_and_by_the_key() -> None:
+    family, other = opaque.Family(b"k" * 32), opaque.Family(b"l" * 32)
+    marks = [family.mark("a", "b"), family.mark("b", "a"), family.mark("ab"), family.mark("a", "b", ""), other.mark("a", "b")]
+    assert len(set(marks)) == len(marks)
+    assert family.mark("a", "b") == marks[0]
 
 
 @pytest.mark.parametrize(
     "text", ["", "nrt_", "x" * 47, "nrt_" + "a" * 42, "nrt_" + "a" * 44, "nrt_" + "a" * 42 + "\n", "nrt_" + "\u0000" * 43]
 )
 def test_what_cannot_be_a_refresh_token_is_seen_without_a_database(text: str) -> None:
-    assert not tokens.looks_like_refresh(text)
+    assert not opaque.looks_like(opaque.REFRESH, text)

@@ -28,6 +28,10 @@ def test_what_is_no_email_is_refused(email: str) -> None:
     assert caught.value.details["field"] == "email"
 
 
+def test_without_a_password_a_user_is_invited() -> None:
+    assert users.wanted("ann@netra.example", "", [], "").password == ""
+
+
 @pytest.mark.parametrize(("password", "fine"), [("x" * 11, False), ("x" * 12, True), ("x" * 1024, True), ("x" * 1025, False)])
 def test_password_length(password: str, fine: bool) -> None:
     if fine:

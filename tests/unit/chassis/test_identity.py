@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from chassis import identity, trust
 from netra import errors, ids
 from netra.access.v1 import access_pb2
 from netra.auth.v1 import auth_pb2
+from tests.fixtures import forge
+from tests.prove import hostile
 
 KEY = Ed25519PrivateKey.generate()
 STRANGER = Ed25519PrivateKey.generate()
@@ -36,6 +40,8 @@ async def _trust() -> trust.Trust:
     grants = [
         auth_pb2.Grant(role="user", tier="free", permissions=["runs:read", "runs:write"]),
         auth_pb2.Grant(role="readonly", tier="free", permissions=["runs:read"]),
+        auth_pb2.Grant(role="user", tier="business", permissions=["runs:read", "agents:make"]),
+        auth_pb2.Grant(role="user", tier="enterprise", permissions=["runs:read", "agents:make"]),
     ]
     await known.apply(auth_pb2.WatchTrustResponse(keys=keys, policy=auth_pb2.Policy(version=1, grants=grants)))
     return known
@@ -67,6 +73,7 @@ def _hmac_with_public_key() -> str:
 
 
 NOW = int(time.time())
+_HEADER = json.dumps({"alg": "EdDSA", "kid": "k1", "typ": "at+jwt"})
 HOSTILE: dict[str, Callable[[], str]] = {
     "not a token": lambda: "nonsense",
     "empty parts": lambda: "..",
@@ -103,6 +110,7 @@ HOSTILE: dict[str, Callable[[], str]] = {
     "lives too long": lambda: _token(_claims(exp=NOW + 100_000)),
     "ends before it begins": lambda: _token(_claims(iat=NOW, exp=NOW)),
     "subject is no id": lambda: _token(_claims(sub="admin")),
+    "subject is empty": lambda: _token(_claims(sub="")),
     "subject in capitals": lambda: _token(_claims(sub=ids.uuid7().upper())),
     "subject is a number": lambda: _token(_claims(sub=1)),
     "roles as text": lambda: _token(_claims(roles="admin")),
@@ -113,7 +121,51 @@ HOSTILE: dict[str, Callable[[], str]] = {
     "version as boolean": lambda: _token(_claims(ver=True)),
     "too long": lambda: _token(_claims(jti="x" * 9000)),
     "altered payload": lambda: _altered(_token()),
+    "key id with a path": lambda: _token(kid="../../k1"),
+    "key id in a list": lambda: _raw_token(json.dumps({"alg": "EdDSA", "kid": ["k1"], "typ": "at+jwt"}), json.dumps(_claims())),
+    "key id twice": lambda: _raw_token('{"alg":"EdDSA","kid":"k9","kid":"k1","typ":"at+jwt"}', json.dumps(_claims())),
+    "claim twice": lambda: _raw_token(_HEADER, json.dumps(_claims())[:-1] + ',"roles":["admin"]}'),
+    "claims as a list": lambda: _raw_token(_HEADER, "[]"),
+    "infinite expiry": lambda: _raw_token(_HEADER, json.dumps(_claims(exp=float("inf")))),
+    "abyss": lambda: _raw_token(_HEADER, "[" * 5000),
+    "not UTF-8": lambda: _raw_token(_HEADER, json.dumps(_claims(jti="é"), ensure_ascii=False).encode("latin-1")),
+    "signature written in another way": lambda: _sibling(_token()),
+    "padded": lambda: _token() + "==",
+    "line feed at the end": lambda: _token() + "\n",
+    "four parts": lambda: _token() + ".e30",
+    "signature in standard base64": lambda: _token()[:-1] + "+",
+    "one role twice": lambda: _token(_claims(roles=["user", "user"])),
+    "token id is no id": lambda: _token(_claims(jti="1")),
+    "version zero": lambda: _token(_claims(ver=0)),
+    "not valid before its end": lambda: _token(_claims(nbf=NOW + 4, exp=NOW + 3)),
+    "empty scope": lambda: _token(_claims(scope=[])),
+    "scope as text": lambda: _token(_claims(scope="runs:read")),
+    "scope of anything": lambda: _token(_claims(scope=["*"])),
+    "permission twice in the scope": lambda: _token(_claims(scope=["runs:read", "runs:read"])),
+    "says who acts": lambda: _token(_claims(act={"sub": "dispatcher"})),
+    "on behalf": lambda: _token(_behalf(), typ="obo+jwt"),
+    "on behalf, called access": lambda: _token(_behalf()),
 }
+
+
+def _behalf(**changes: Any) -> dict[str, Any]:
+    now = int(time.time())
+    return _claims(**{"scope": ["runs:read"], "act": {"sub": "dispatcher"}, "exp": now + 60, **changes})
+
+
+def _raw_token(header: str, claims: str | bytes) -> str:
+    """A token of these very bytes, with a signature that is good."""
+    raw = claims if isinstance(claims, bytes) else claims.encode()
+    signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in (header.encode(), raw))
+    return (signed + b"." + base64.urlsafe_b64encode(KEY.sign(signed)).rstrip(b"=")).decode()
+
+
+def _sibling(token: str) -> str:
+    """The same bytes: of the last letter's six bits only two count."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    changed = token[:-1] + letters[letters.index(token[-1]) + 1]
+    assert base64.urlsafe_b64decode(changed[-86:] + "==") == base64.urlsafe_b64decode(token[-86:] + "==")
+    return changed
 
 
 def _altered(token: str) -> str:
@@ -143,6 +195,26 @@ async def test_a_hostile_token_is_refused(name: str, monkeypatch: pytest.MonkeyP
         await identity.Verifier(known).principal(HOSTILE[name]())
 
 
+async def test_no_token_of_the_hostile_table_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = await _trust()
+    forged = forge.Forge(forge.Key("k1", KEY), forge.Key("c1", CONTEXT_KEY), _claims())
+    verifier = identity.Verifier(known)
+    monkeypatch.setattr(identity, "_MAX_WAITING", 0)
+    meant: dict[str, Callable[[str], Any]] = {
+        identity.ACCESS: verifier.principal, identity.SERVICE: verifier.service, identity.CONTEXT: verifier.context,
+    }  # fmt: skip
+    for typ, believe in meant.items():
+        await believe(forged.token(typ))
+    cases = hostile.table(forged)
+    assert len({case.token for case in cases}) == len(cases) > 600
+    believed = []
+    for case in cases:
+        with contextlib.suppress(errors.Unauthenticated):
+            await meant[case.typ](case.token)
+            believed.append(f"{case.typ}, {case.attack}: {case.name}")
+    assert believed == []
+
+
 async def test_a_revoked_session_is_refused_even_when_its_token_was_verified_before() -> None:
     known = await _trust()
     verifier, claims = identity.Verifier(known), _claims()
@@ -156,6 +228,64 @@ async def test_a_revoked_session_is_refused_even_when_its_token_was_verified_bef
 async def test_a_token_of_a_user_is_no_service_token() -> None:
     with pytest.raises(errors.Unauthenticated):
         await identity.Verifier(await _trust()).service(_token())
+
+
+async def test_a_token_that_was_believed_is_still_no_token_for_something_else() -> None:
+    verifier, token = identity.Verifier(await _trust()), _token(_behalf(), typ="obo+jwt")
+    who = await verifier.caller(token)
+    assert isinstance(who, identity.Principal)
+    assert (who.actor, who.scope) == ("dispatcher", frozenset({"runs:read"}))
+    for other in (verifier.principal, verifier.service, verifier.context):
+        with pytest.raises(errors.Unauthenticated):
+            await other(token)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exp": NOW + 600},
+        {"scope": None},
+        {"act": None},
+        {"act": "dispatcher"},
+        {"act": {"sub": "dispatcher", "act": {}}},
+        {"act": {"sub": 1}},
+    ],
+)
+async def test_a_token_on_behalf_of_a_user_is_short_narrow_and_says_who_acts(changes: dict[str, Any]) -> None:
+    with pytest.raises(errors.Unauthenticated):
+        await identity.Verifier(await _trust()).caller(_token(_behalf(**changes), typ="obo+jwt"))
+
+
+@pytest.mark.parametrize("name", ["", "Dispatcher", "a b", "dispatcher\n", "x" * 33])
+async def test_a_service_token_names_a_service(name: str) -> None:
+    token = identity.sign(KEY, "k1", identity.SERVICE, {"sub": name}, 600)
+    with pytest.raises(errors.Unauthenticated):
+        await identity.Verifier(await _trust()).service(token)
+
+
+async def test_a_key_that_was_withdrawn_takes_its_tokens_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = await _trust()
+    verifier, token = identity.Verifier(known), _token()
+    await verifier.principal(token)
+    await known.apply(auth_pb2.WatchTrustResponse(keys=[auth_pb2.Key(kid="k2", public_key=_raw(STRANGER), issuer="auth")]))
+    monkeypatch.setattr(identity, "_MAX_WAITING", 0)
+    with pytest.raises(errors.Unauthenticated):
+        await verifier.principal(token)
+
+
+async def test_not_everybody_waits_for_a_key_that_nobody_knows() -> None:
+    verifier, began = identity.Verifier(await _trust()), time.monotonic()
+
+    async def ask() -> None:
+        with pytest.raises(errors.Unauthenticated):
+            await verifier.principal(_token(kid=ids.uuid7()))
+
+    async with asyncio.TaskGroup() as group:
+        waiting = [group.create_task(ask()) for _ in range(identity._MAX_WAITING)]
+        await asyncio.sleep(0)
+        await ask()
+        assert time.monotonic() - began < 1.0
+        assert not any(task.done() for task in waiting)
 
 
 class TestAdmission:
@@ -193,6 +323,42 @@ class TestAdmission:
         assert (await self._admit(access_pb2.Rule(services=["events"]), metadata)).service == "events"
         with pytest.raises(errors.PermissionDenied):
             await self._admit(access_pb2.Rule(services=["dispatcher"], permission="runs:read"), metadata)
+
+    async def test_a_scope_narrows_what_role_and_tier_allow(self) -> None:
+        token = {"authorization": f"Bearer {_token(_claims(scope=['runs:read', 'users:write']))}"}
+        caller = await self._admit(access_pb2.Rule(permission="runs:read"), token)
+        assert caller.user.narrowed(frozenset({"runs:read", "runs:write"})) == {"runs:read"}
+        for permission, reason in (("runs:write", "scope of your token"), ("users:write", "your role does not have")):
+            with pytest.raises(errors.PermissionDenied, match=reason):
+                await self._admit(access_pb2.Rule(permission=permission), token)
+
+    async def test_a_denial_names_the_tiers_that_have_the_permission(self) -> None:
+        with pytest.raises(errors.PermissionDenied) as caught:
+            await self._admit(access_pb2.Rule(permission="agents:make"), {"authorization": f"Bearer {_token()}"})
+        assert caught.value.details == {"permission": "agents:make", "tiers": "business,enterprise"}
+        assert "business, enterprise do" in caught.value.message
+
+    async def test_what_anybody_may_call_knows_the_service_that_proves_itself(self) -> None:
+        rule = access_pb2.Rule(public=True)
+        token = identity.sign(KEY, "k1", identity.SERVICE, {"sub": "gateway"}, 600)
+        forged = identity.sign(STRANGER, "k1", identity.SERVICE, {"sub": "gateway"}, 600)
+        assert (await self._admit(rule, {"authorization": f"Bearer {token}"})).service == "gateway"
+        for other in (
+            {},
+            {"authorization": "Bearer nonsense"},
+            {"authorization": f"Bearer {forged}"},
+            {"authorization": f"Bearer {_token()}"},
+        ):
+            assert await self._admit(rule, other) == identity.Caller()
+
+    async def test_with_certificates_a_service_token_counts_on_its_own_connection_only(self) -> None:
+        rule = access_pb2.Rule(services=["events"])
+        metadata = {"authorization": f"Bearer {identity.sign(KEY, 'k1', identity.SERVICE, {'sub': 'events'}, 600)}"}
+        authenticator = identity.Authenticator(await _trust())
+        assert (await authenticator.admit(rule, metadata, frozenset({"events", "events.netra"}))).service == "events"
+        for peer in (frozenset({"gateway"}), frozenset[str]()):
+            with pytest.raises(errors.Unauthenticated):
+                await authenticator.admit(rule, metadata, peer)
 
     async def test_a_service_that_must_carry_a_context_is_refused_without_one(self) -> None:
         token = identity.sign(KEY, "k1", identity.SERVICE, {"sub": "dispatcher"}, 600)

@@ -22,6 +22,7 @@ from services.dispatcher import journal, turn
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, workspace
 from services.dispatcher.tools import registry as tools_
+from tests.fixtures.permits import permitted
 
 
 class Record:
@@ -96,7 +97,8 @@ class World:
         spaces = workspace.Workspaces(self._folder / "work", None, 1)  # type: ignore[arg-type]
         tools, agents = tools_.ToolRegistry([echo, refuse, hang]), agents_.AgentRegistry(self._agents)
         files = spaces.of(run_id, str)
-        async with dispatch.UnifiedToolDispatcher.for_context(context, tools, frozenset({"tools:execute"}), bridge, files) as dispatcher:
+        mine = await permitted("tools:execute")
+        async with dispatch.UnifiedToolDispatcher.for_context(context, tools, mine, bridge, files) as dispatcher:
             yield turn.Turn("What now?", inputs, context, bridge, dispatcher, agents)
         await bridge.barrier()
         spaces.close()

@@ -35,7 +35,7 @@ class _Live:
 
 
 class _Verifier:
-    trust = SimpleNamespace(permissions=lambda roles, tier: frozenset({"events:read"}))
+    trust = SimpleNamespace(permissions=lambda roles, tier: frozenset({"events:read"}), revoked=lambda who: False)
 
     async def principal(self, token: str) -> identity.Principal:
         return _WHO

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import identity
 from gateway import app, close_codes, problems, router, sockets
 from gateway.settings import GatewaySettings
 from netra import errors, ids
+from netra.auth.v1 import auth_pb2
 
 _TOKEN = "aaa.bbb.ccc"
 
@@ -84,7 +86,7 @@ class _Socket:
 
 
 def test_a_user_has_a_few_sockets_and_others_are_not_counted() -> None:
-    manager, user = sockets.UnifiedWebSocketManager(2), ids.UserId.new()
+    manager, user = sockets.UnifiedWebSocketManager(lambda _: 2), ids.UserId.new()
     for one in (_Socket(_principal(user)), _Socket(_principal(user)), _Socket(_principal(ids.UserId.new()))):
         manager.admit(one)
     with pytest.raises(sockets.TooMany):
@@ -93,7 +95,7 @@ def test_a_user_has_a_few_sockets_and_others_are_not_counted() -> None:
 
 
 def test_a_client_replaces_its_own_socket() -> None:
-    manager, user = sockets.UnifiedWebSocketManager(1), ids.UserId.new()
+    manager, user = sockets.UnifiedWebSocketManager(lambda _: 1), ids.UserId.new()
     older, newer = _Socket(_principal(user), "tab"), _Socket(_principal(user), "tab")
     manager.admit(older)
     manager.admit(newer)
@@ -103,7 +105,7 @@ def test_a_client_replaces_its_own_socket() -> None:
 
 
 async def test_a_gateway_that_drains_admits_nobody_and_waits_for_the_last() -> None:
-    manager = sockets.UnifiedWebSocketManager(3)
+    manager = sockets.UnifiedWebSocketManager(lambda _: 3)
     one, other = _Socket(_principal(ids.UserId.new())), _Socket(_principal(ids.UserId.new()))
     manager.admit(one)
     manager.admit(other)
@@ -119,12 +121,22 @@ async def test_a_gateway_that_drains_admits_nobody_and_waits_for_the_last() -> N
 
 
 def test_a_revocation_closes_the_sockets_of_that_session_only() -> None:
-    manager, user = sockets.UnifiedWebSocketManager(3), ids.UserId.new()
+    manager, user = sockets.UnifiedWebSocketManager(lambda _: 3), ids.UserId.new()
     gone, kept = _Socket(_principal(user)), _Socket(_principal(user, ids.SessionId.new()))
     manager.admit(gone)
     manager.admit(kept)
-    manager.revoked(gone.principal.session_id)
+    manager.revoked(auth_pb2.Revocation(session_id=gone.principal.session_id))
     assert (gone.ended, kept.ended) == ([close_codes.REVOKED], [])
+
+
+def test_the_revocation_of_a_user_closes_the_sockets_that_were_there_before() -> None:
+    manager, user = sockets.UnifiedWebSocketManager(lambda _: 3), ids.UserId.new()
+    old, fresh, other = _Socket(_principal(user)), _Socket(_principal(user)), _Socket(_principal(ids.UserId.new()))
+    old.principal, fresh.principal = replace(old.principal, issued_at=100.0), replace(fresh.principal, issued_at=300.0)
+    for socket in (old, fresh, other):
+        manager.admit(socket)
+    manager.revoked(auth_pb2.Revocation(user_id=user, revoked_at=Timestamp(seconds=200)))
+    assert (old.ended, fresh.ended, other.ended) == ([close_codes.REVOKED], [], [])
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from chassis import identity
-from gateway import close_codes, pump, session, sockets
+from chassis import audit, identity, limits, trust
+from gateway import close_codes, entitlements, pump, session, sockets
 from gateway.settings import GatewaySettings
 from netra import ids
+from netra.auth.v1 import auth_pb2
 
 _BURST = 100
 
@@ -64,10 +65,13 @@ class _Line:
         self.messages.put_nowait({"type": "websocket.receive", "text": json.dumps(frame)})
 
 
-async def _opened(**limits: Any) -> tuple[session.Session, sockets.UnifiedWebSocketManager]:
-    settings = GatewaySettings.model_validate({"frames_per_minute": 1000, "stall_s": 0.05, **limits})
-    manager = sockets.UnifiedWebSocketManager(3)
-    edge = session.Edge(settings, None, _Tail(), None, None, manager)  # type: ignore[arg-type]
+async def _opened(frames_per_minute: int = 1000) -> tuple[session.Session, sockets.UnifiedWebSocketManager]:
+    known, counted = trust.Trust(), limits.Limits("redis://127.0.0.1:1/0", "gateway")
+    tier = auth_pb2.TierLimits(tier="free", sockets=3, frames_per_minute=frames_per_minute)
+    await known.apply(auth_pb2.WatchTrustResponse(policy=auth_pb2.Policy(limits=[tier])))
+    entitled = entitlements.Entitlements(known, counted, audit.Refusals(None), 1)  # type: ignore[arg-type]
+    manager = sockets.UnifiedWebSocketManager(entitled.sockets)
+    edge = session.Edge(GatewaySettings(stall_s=0.05), None, _Tail(), None, None, manager, None, entitled)  # type: ignore[arg-type]
     who = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 600, "t")
     one = session.Session(edge, who, "")
     manager.admit(one)
@@ -75,8 +79,8 @@ async def _opened(**limits: Any) -> tuple[session.Session, sockets.UnifiedWebSoc
     return one, manager
 
 
-async def _served(line: _Line, **limits: Any) -> None:
-    one, manager = await _opened(**limits)
+async def _served(line: _Line) -> None:
+    one, manager = await _opened()
     async with asyncio.timeout(5):
         await one.run(line)  # type: ignore[arg-type]
     assert len(manager) == 0
@@ -130,3 +134,24 @@ async def test_a_frame_too_many_is_answered_under_its_id(frame_id: object, named
         await line.refused.wait()
         one.end(close_codes.DRAINING)
     assert (line.taken[-1]["code"], line.taken[-1]["id"]) == ("RATE_LIMITED", named)
+
+
+async def test_a_policy_that_allows_more_frames_counts_for_sockets_that_are_open() -> None:
+    line = _Line()
+    one, _ = await _opened(frames_per_minute=1)
+    known = one._edge.entitled._trust
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(one.run(line))  # type: ignore[arg-type]
+        line.hear(type="PING", id="first")
+        line.hear(type="PING", id="second")
+        await line.refused.wait()
+        more = auth_pb2.Policy(limits=[auth_pb2.TierLimits(tier="free", frames_per_minute=60_000_000)])
+        await known.apply(auth_pb2.WatchTrustResponse(policy=more))
+        line.refused.clear()
+        for number in range(10):
+            line.hear(type="PING", id=f"later{number}")
+        line.hear(type="NONSENSE", id="last")
+        await line.refused.wait()
+        one.end(close_codes.DRAINING)
+    answers = {frame.get("id"): frame["type"] for frame in line.taken}
+    assert (answers["first"], answers["second"], answers["later9"]) == ("pong", "error", "pong")

@@ -50,7 +50,7 @@ class _Record:
 
 
 def _events(record: _Record) -> sse.Events:
-    trust = SimpleNamespace(revoked=lambda session_id: False)
+    trust = SimpleNamespace(revoked=lambda who: False)
     settings = SimpleNamespace(stall_s=0.05, token_grace_s=25.0)
     open_ = SimpleNamespace(draining=asyncio.Event())
     edge = SimpleNamespace(settings=settings, reader=record, open=open_, verifier=SimpleNamespace(trust=trust))

@@ -1,0 +1,55 @@
+"""The calls of users that are under way: those of a session that ends are cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from chassis import identity, trust
+from netra import errors
+
+
+class Calls:
+    """What is under way in this process, and for whom."""
+
+    def __init__(self, trusted: trust.Trust) -> None:
+        self._trust = trusted
+        self._open: dict[asyncio.Task[Any], identity.Principal] = {}
+        self._cut: set[asyncio.Task[Any]] = set()
+        trusted.on_revocation(lambda _: self._cut_off())
+
+    @contextlib.contextmanager
+    def under_way(self, principal: identity.Principal | None) -> Iterator[None]:
+        """Around one call. Raises `Unauthenticated` in it when the session ends, unless it is this very call that ends it."""
+        task = asyncio.current_task()
+        if principal is None or task is None:
+            yield
+            return
+        self._open[task] = principal
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task not in self._cut:
+                raise
+            task.uncancel()
+            raise _ended() from None
+        finally:
+            del self._open[task]
+            self._cut.discard(task)
+
+    def check(self, principal: identity.Principal | None) -> None:
+        """Raise `Unauthenticated` when the session has ended."""
+        if principal is not None and self._trust.revoked(principal):
+            raise _ended()
+
+    def _cut_off(self) -> None:
+        for task, principal in tuple(self._open.items()):
+            if task is not asyncio.current_task() and task not in self._cut and self._trust.revoked(principal):
+                self._cut.add(task)
+                task.cancel()
+
+
+def _ended() -> errors.Unauthenticated:
+    return errors.Unauthenticated("The session has ended. Sign in again.")

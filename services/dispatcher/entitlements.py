@@ -1,0 +1,69 @@
+"""What users are entitled to here: agents, runs, tool calls; by the policy as it is now."""
+
+from __future__ import annotations
+
+from chassis import audit, identity, trust
+from netra import errors
+from netra.agent import AgentSpec
+from netra.context import UserExecutionContext
+from services.dispatcher.settings import DispatcherSettings
+from services.dispatcher.tools import permits
+
+_NAME = "dispatcher"
+_SCOPE = "scope"
+
+
+class Entitlements:
+    """Asks the policy, and counts."""
+
+    def __init__(
+        self, trusted: trust.Trust, counted: permits.Counted, refusals: audit.Refusals, settings: DispatcherSettings
+    ) -> None:  # fmt: skip
+        self._trust, self._counted, self._refusals, self._settings = trusted, counted, refusals, settings
+
+    def of_user(self, user: identity.Principal) -> permits.Permits:
+        """What a signed-in user may call."""
+        caller = identity.Caller(principal=user)
+        return self._permits(
+            permits.Holder(user.user_id, user.roles, user.tier, user.scope, caller, user.session_id, user.issued_at)
+        )  # fmt: skip
+
+    def of_context(self, context: UserExecutionContext) -> permits.Permits:
+        """What may be called in an execution context: never more than whoever it was opened for."""
+        scope = context.agent_context.get(_SCOPE)
+        narrowed = frozenset(scope) if scope is not None else None
+        caller = identity.Caller(service=_NAME, context=context)
+        began = context.created_at.timestamp()
+        return self._permits(
+            permits.Holder(context.user_id, context.roles, context.tier, narrowed, caller, context.session_id, began)
+        )  # fmt: skip
+
+    def _permits(self, holder: permits.Holder) -> permits.Permits:
+        return permits.Permits(holder, self._trust, self._counted, self._refusals)
+
+    def kept(self, user: identity.Principal) -> dict[str, list[str]]:
+        """What an execution context must know so that `of_context` is right."""
+        return {} if user.scope is None else {_SCOPE: sorted(user.scope)}
+
+    def has_agent(self, user: identity.Principal, spec: AgentSpec) -> bool:
+        """Whether `require_agent` would let it pass."""
+        return self._trust.has_feature(user.tier, spec.feature)
+
+    def require_agent(self, user: identity.Principal, spec: AgentSpec) -> None:
+        """Raises `PermissionDenied` naming the tiers that have the feature the agent belongs to."""
+        self._trust.require_feature(user.tier, spec.feature)
+
+    async def count_run(self, user: identity.Principal) -> None:
+        """Count a run that begins. Raises `RateLimited`, or `QuotaExceeded` when the tier has no runs."""
+        limits = self._trust.limits(user.tier)
+        if not limits.concurrent_runs:
+            raise errors.QuotaExceeded(f"The tier {user.tier} has no runs.", tier=user.tier, limit=0)
+        await self._counted.take("runs", user.user_id, limits.runs_per_minute)
+
+    def queued(self, tier: str) -> int:
+        """How many runs of a user may wait."""
+        return min(self._trust.limits(tier).queued_runs, self._settings.queued_per_user)
+
+    def concurrent(self) -> dict[str, int]:
+        """How many runs of a user may execute at a time, by tier."""
+        return {tier: self._trust.limits(tier).concurrent_runs for tier in sorted(identity.TIERS)}

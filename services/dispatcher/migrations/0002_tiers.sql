@@ -1,0 +1,4 @@
+-- How many runs of a user may execute at a time depends on the tier they were started in.
+ALTER TABLE dispatcher.runs ADD COLUMN tier text NOT NULL DEFAULT 'free';
+CREATE INDEX runs_executing ON dispatcher.runs (user_id) WHERE kind = 'agent' AND state = 'running';
+GRANT INSERT (tier) ON dispatcher.runs TO netra_dispatcher;

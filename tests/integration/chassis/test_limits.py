@@ -1,0 +1,214 @@
+"""Rate limits over a Valkey of our own, which is killed, stopped and brought back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import redis.asyncio as redis
+
+from chassis import limits, settings
+from netra import errors, ids
+from standalone import ports, processes, valkey
+from tests.fixtures.stack import Standalone
+
+
+class Server:
+    """One Valkey that nobody else uses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = ports.free(["valkey"])["valkey"]
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def start(self) -> None:
+        """Returns when it answers."""
+        command = [
+            str(valkey.embedded_program()),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            str(self._folder),
+        ]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: ASYNC220 - its output is not read
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.01)
+
+    def kill(self) -> None:
+        """kill -9; what it knew is lost."""
+        self.tell(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+
+    def tell(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A Valkey for this test."""
+    one = Server(tmp_path)
+    await one.start()
+    yield one
+    one.kill()
+
+
+@pytest.fixture
+async def both(server: Server) -> AsyncIterator[list[limits.Limits]]:
+    """Two processes' worth of limits over the same Valkey; patient, because the machine of the tests may be busy."""
+    made = [limits.Limits(server.url, "gateway", "ns", patience_s=5.0) for _ in range(2)]
+    yield made
+    await asyncio.gather(*(one.close() for one in made))
+
+
+async def _given(one: limits.Limits, times: int, per_minute: float = 1, burst: int | None = 10, key: str = "k") -> int:
+    """How many of so many calls at the same time are let through."""
+    answers = await asyncio.gather(*(one.take("calls", key, per_minute, burst) for _ in range(times)), return_exceptions=True)
+    refused = [answer for answer in answers if answer is not None]
+    assert all(isinstance(answer, errors.RateLimited) for answer in refused), refused
+    return times - len(refused)
+
+
+async def _shared_again(one: limits.Limits) -> None:
+    async with asyncio.timeout(20):
+        while one.local:
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(errors.RateLimited):
+                await one.check("calls", "another", 1)
+
+
+async def test_processes_that_ask_at_once_are_given_exactly_the_burst_between_them(both: list[limits.Limits]) -> None:
+    first, second = both
+    given = await asyncio.gather(_given(first, 60), _given(second, 60))
+    assert sum(given) == 10
+    assert not first.local
+    assert not second.local
+
+
+async def test_a_refusal_says_when_to_come_back_and_then_it_is_true(both: list[limits.Limits]) -> None:
+    first, second = both
+    assert await _given(first, 5, per_minute=240, burst=5) == 5
+    with pytest.raises(errors.RateLimited) as refused:
+        await second.take("calls", "k", 240, 5)
+    wait_ms = refused.value.retry_after_ms
+    assert wait_ms is not None
+    assert 0 < wait_ms <= 250
+    assert refused.value.details == {"limit": "240", "kind": "calls"}
+    # the time itself is what is tested here
+    await asyncio.sleep(wait_ms / 1000)
+    await second.take("calls", "k", 240, 5)
+
+
+async def test_keys_and_kinds_are_counted_apart(both: list[limits.Limits]) -> None:
+    first, _ = both
+    assert [await _given(first, 20, key=key) for key in ("a", "b", "long" * 100)] == [10, 10, 10]
+    await first.take("others", "a", 1, 10, cost=10)
+
+
+async def test_a_check_counts_nothing_and_what_is_given_back_is_there_again(both: list[limits.Limits]) -> None:
+    first, second = both
+    for _ in range(20):
+        await first.check("calls", "k", 1, 1)
+    await first.take("calls", "k", 1, 1)
+    with pytest.raises(errors.RateLimited):
+        await second.check("calls", "k", 1, 1)
+    await first.give_back("calls", "k", 1, 1)
+    await second.take("calls", "k", 1, 1)
+    # nobody gets more than the burst by giving back what they never took
+    await first.give_back("calls", "other", 1, 1)
+    assert await _given(first, 5, 1, 1, key="other") == 1
+
+
+@pytest.mark.parametrize(("per_minute", "burst", "cost"), [(0, None, 1), (-1, None, 1), (10, None, 11), (10, 2, 3)])
+async def test_what_can_never_be_given_is_no_matter_of_time(
+    both: list[limits.Limits], per_minute: float, burst: int | None, cost: int
+) -> None:
+    with pytest.raises(errors.QuotaExceeded) as refused:
+        await both[0].take("calls", "k", per_minute, burst, cost)
+    assert refused.value.retry_after_ms is None
+    # the positive control
+    await both[0].take("calls", "k", 10, burst, 1)
+
+
+async def test_a_fast_rate_costs_few_round_trips_and_is_kept_all_the_same(both: list[limits.Limits], server: Server) -> None:
+    first, second = both
+    for _ in range(1000):
+        await first.take("calls", "fast", 60_000, burst=2_000)
+    async with redis.Redis.from_url(server.url) as admin:
+        assert (await admin.info("commandstats"))["cmdstat_evalsha"]["calls"] < 50
+    # a thousand a second come back, so twice what is left cannot be given
+    assert await _given(second, 5_000, 60_000, 2_000, key="fast") < 5_000
+
+
+async def test_a_killed_valkey_leaves_the_limits_in_force_at_once_and_comes_back(both: list[limits.Limits], server: Server) -> None:
+    first, second = both
+    assert await _given(first, 6) == 6
+    assert await _given(second, 1) == 1
+    server.kill()
+    began = time.monotonic()
+    # what this process knew counts on: 7 of 10 were given when it asked last, or 6
+    assert await _given(first, 60) == 4
+    assert await _given(second, 60) == 3
+    assert time.monotonic() - began < 1.0
+    assert first.local
+    assert second.local
+    await server.start()
+    await asyncio.gather(_shared_again(first), _shared_again(second))
+    # the new server knows nothing; the processes do
+    assert await _given(first, 60) == 0
+    assert await _given(second, 60) == 0
+    assert await _given(first, 60, key="fresh") + await _given(second, 60, key="fresh") == 10
+
+
+async def test_a_valkey_that_hangs_delays_a_call_by_no_more_than_its_patience(server: Server) -> None:
+    one = limits.Limits(server.url, "gateway", patience_s=0.25)
+    await _given(one, 4)
+    server.tell(signal.SIGSTOP)
+    began = time.monotonic()
+    assert await _given(one, 60) <= 10
+    assert one.local
+    waited = time.monotonic() - began
+    began = time.monotonic()
+    assert await _given(one, 60, key="second") == 10
+    server.tell(signal.SIGCONT)
+    assert waited < 1.5
+    assert time.monotonic() - began < 1.0
+    await _shared_again(one)
+    await one.close()
+
+
+async def test_a_valkey_that_was_never_there_is_no_reason_to_refuse_or_to_let_all_through(tmp_path: Path) -> None:
+    one = limits.Limits(Server(tmp_path).url, "gateway")
+    assert await _given(one, 60) == 10
+    await one.close()
+
+
+@pytest.mark.parametrize("service", ["auth", "dispatcher", "gateway"])
+async def test_the_users_of_our_services_may_run_the_script(stores: Standalone, service: str) -> None:
+    common = settings.ProcessSettings(valkey_url=processes.without_user(stores.valkey_admin_url), secrets_dir=stores.secrets / service)
+    one = limits.Limits(common.valkey_dsn(service), service, ids.uuid7(), patience_s=5.0)
+    assert await _given(one, 20) == 10
+    assert not one.local
+    await one.close()

@@ -1,0 +1,305 @@
+"""A logout leaves accepted runs alone; what ends for reasons of security takes them along; tools wait while auth is silent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from netra import ids
+from netra.agent import Turn, agent
+from netra.auth.v1 import auth_pb2, auth_pb2_grpc
+from netra.dispatcher.v1 import dispatcher_pb2
+from netra.tool import tool
+from services.dispatcher import store
+from tests.fixtures.accounts import refused
+from tests.fixtures.policies import Administrator
+from tests.fixtures.storage import Services
+from tests.fixtures.users import User
+from tests.integration.conftest import Runs, types
+
+CALLED: list[str] = []
+
+
+class Held:
+    """Agents that begin and wait to be let go, by the mark in their inputs."""
+
+    def __init__(self) -> None:
+        self.began: dict[str, asyncio.Event] = {}
+        self.released: dict[str, asyncio.Event] = {}
+
+    def mark(self) -> str:
+        """A fresh mark."""
+        mark = ids.uuid7()
+        self.began[mark], self.released[mark] = asyncio.Event(), asyncio.Event()
+        return mark
+
+
+HELD = Held()
+
+
+@agent("held")
+async def held(turn: Turn) -> str:
+    """Waits until the test lets it go."""
+    mark = str(turn.inputs["mark"])
+    HELD.began[mark].set()
+    await HELD.released[mark].wait()
+    return "done"
+
+
+@tool(timeout_s=20)
+async def touch(mark: str) -> str:
+    """Says that it was called."""
+    CALLED.append(mark)
+    return "touched"
+
+
+@agent("toucher")
+async def toucher(turn: Turn) -> str:
+    """Waits, then calls a tool."""
+    mark = str(turn.inputs["mark"])
+    HELD.began[mark].set()
+    await HELD.released[mark].wait()
+    return str(await turn.tool("touch", mark=mark))
+
+
+class Stops:
+    """What ends sessions and users."""
+
+    def __init__(self, services: Services, runs: Runs) -> None:
+        self.services, self.runs = services, runs
+        self.stub: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(services.channel("auth"))
+
+    async def login(self, user: User) -> User:
+        """Another session of the user."""
+        grant = auth_pb2.PasswordGrant(email=user.email, password=user.password)
+        tokens = (await self.stub.IssueToken(auth_pb2.IssueTokenRequest(password=grant))).tokens
+        return User(user.user_id, user.email, user.password, tokens.access_token, tokens.refresh_token)
+
+    async def disable(self, user: User, *, then_enable: bool = True) -> None:
+        """Stop the user; and let them in again, so that they can see what became of their runs."""
+        admin = (await Administrator(self.services).signed_in()).bearer
+        await self.stub.DisableUser(auth_pb2.DisableUserRequest(user_id=user.user_id), metadata=admin)
+        if then_enable:
+            await self.stub.EnableUser(auth_pb2.EnableUserRequest(user_id=user.user_id), metadata=admin)
+
+    async def held(self, user: User, agent: str = "held", **more: Any) -> tuple[str, str]:
+        """A run that has begun: its id and its mark."""
+        mark = HELD.mark()
+        run = await self.runs.start(user, agent, inputs={"mark": mark}, **more)
+        await asyncio.wait_for(HELD.began[mark].wait(), 20)
+        return run.run_id, mark
+
+    async def behind(self, user: User, run_id: str) -> str:
+        """A run that waits for another one on its thread."""
+        found = await self.runs.dispatcher.GetRun(dispatcher_pb2.GetRunRequest(run_id=run_id), metadata=user.bearer)
+        return (await self.runs.start(user, "held", inputs={"mark": HELD.mark()}, thread_id=found.run.thread_id)).run_id
+
+    async def ending(self, user: User, run_id: str) -> dict[str, Any]:
+        """The last event of a run."""
+        return (await asyncio.wait_for(self.runs.ended(user, run_id), 20))[-1]
+
+
+@pytest.fixture
+async def stops(services: Services) -> Stops:
+    """All services."""
+    await services.all(agents=[held, toucher], tools=[touch])
+    return Stops(services, Runs(services))
+
+
+async def test_a_logout_leaves_accepted_runs_alive(stops: Stops) -> None:
+    user = await stops.services.user()
+    run_id, mark = await stops.held(user)
+    await stops.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=user.bearer)
+    again = await stops.login(user)
+    HELD.released[mark].set()
+    assert (await stops.ending(again, run_id))["type"] == "agent_completed"
+
+
+async def test_ending_all_sessions_leaves_accepted_runs_alive(stops: Stops) -> None:
+    user = await stops.services.user()
+    run_id, mark = await stops.held(user)
+    await stops.stub.EndSessions(auth_pb2.EndSessionsRequest(all=True), metadata=user.bearer)
+    again = await stops.login(user)
+    HELD.released[mark].set()
+    assert (await stops.ending(again, run_id))["type"] == "agent_completed"
+
+
+async def test_disabling_a_user_cancels_what_runs_and_what_waits_and_says_why(stops: Stops) -> None:
+    user, other = await stops.services.user(), await stops.services.user()
+    running, _ = await stops.held(user)
+    waiting = await stops.behind(user, running)
+    untouched, mark = await stops.held(other)
+    await stops.disable(user)
+    again = await stops.login(user)
+    for run_id in (running, waiting):
+        end = await stops.ending(again, run_id)
+        assert (end["type"], end["data"]["by"]) == ("agent_cancelled", "security")
+    HELD.released[mark].set()
+    assert (await stops.ending(other, untouched))["type"] == "agent_completed"
+
+
+async def test_runs_of_sessions_that_ended_long_ago_are_the_users_too(stops: Stops) -> None:
+    user = await stops.services.user()
+    running, _ = await stops.held(user)
+    waiting = await stops.behind(user, running)
+    await stops.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=user.bearer)
+    await stops.disable(user)
+    again = await stops.login(user)
+    for run_id in (running, waiting):
+        end = await stops.ending(again, run_id)
+        assert (end["type"], end["data"]["by"]) == ("agent_cancelled", "security")
+
+
+async def test_what_begins_after_the_user_was_let_in_again_goes_on(stops: Stops) -> None:
+    user = await stops.services.user()
+    await stops.disable(user)
+    again = await stops.login(user)
+    run_id, mark = await stops.held(again)
+    HELD.released[mark].set()
+    assert (await stops.ending(again, run_id))["type"] == "agent_completed"
+
+
+async def test_a_refresh_token_used_again_cancels_the_runs_of_its_session_only(stops: Stops) -> None:
+    user = await stops.services.user()
+    elsewhere = await stops.login(user)
+    here_run, _ = await stops.held(user)
+    there_run, mark = await stops.held(elsewhere)
+    token = user.refresh_token
+    for _ in range(2):  # the child is used as well, so that the first one is no lost answer
+        request = auth_pb2.RefreshTokenRequest(refresh_token=token)
+        token = (await stops.stub.RefreshToken(request)).tokens.refresh_token
+    again = stops.stub.RefreshToken(auth_pb2.RefreshTokenRequest(refresh_token=user.refresh_token))
+    assert (await refused(again)).code == "UNAUTHENTICATED"
+    end = await stops.ending(elsewhere, here_run)
+    assert (end["type"], end["data"]["by"]) == ("agent_cancelled", "security")
+    HELD.released[mark].set()
+    assert (await stops.ending(elsewhere, there_run))["type"] == "agent_completed"
+
+
+@pytest.mark.parametrize(("cancel_runs", "ending"), [(True, "agent_cancelled"), (False, "agent_completed")])
+async def test_a_change_of_the_password_cancels_runs_when_asked_to(stops: Stops, cancel_runs: bool, ending: str) -> None:
+    user = await stops.services.user()
+    elsewhere = await stops.login(user)
+    there, mark = await stops.held(elsewhere)
+    mine, my_mark = await stops.held(user)
+    request = auth_pb2.ChangePasswordRequest(
+        current_password=user.password, new_password="another good password", cancel_runs=cancel_runs
+    )  # fmt: skip
+    await stops.stub.ChangePassword(request, metadata=user.bearer)
+    if not cancel_runs:
+        HELD.released[mark].set()
+    assert (await stops.ending(user, there))["type"] == ending
+    # the session that asked for it goes on, and so do its runs
+    HELD.released[my_mark].set()
+    assert (await stops.ending(user, mine))["type"] == "agent_completed"
+
+
+async def test_a_run_that_is_being_accepted_meanwhile_is_cancelled_as_well(stops: Stops, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, add = await stops.services.user(), store.Store.add
+    withdrawn = asyncio.Event()
+    stops.services.trusts[-1].on_revocation(lambda _: withdrawn.set())
+
+    async def late(self: store.Store, *arguments: Any, **more: Any) -> Any:
+        await stops.disable(user)
+        await asyncio.wait_for(withdrawn.wait(), 20)
+        return await add(self, *arguments, **more)
+
+    monkeypatch.setattr(store.Store, "add", late)
+    run_id = (await stops.runs.start(user, "held", inputs={"mark": HELD.mark()})).run_id
+    end = await stops.ending(await stops.login(user), run_id)
+    assert (end["type"], end["data"]["by"]) == ("agent_cancelled", "security")
+
+
+async def test_runs_of_another_dispatcher_are_cancelled_too(stops: Stops) -> None:
+    user = await stops.services.user()
+    first = [await stops.held(user) for _ in range(3)]
+    await stops.services.dispatcher(agents=[held, toucher], tools=[touch])
+    await asyncio.wait_for(stops.services.trusts[-1].awaited(), 20)
+    second = Stops(stops.services, Runs(stops.services))
+    others = [await second.held(user) for _ in range(3)]
+    await stops.disable(user)
+    again = await stops.login(user)
+    for run_id, _ in (*first, *others):
+        assert (await stops.ending(again, run_id))["data"]["by"] == "security"
+
+
+class TestSilence:
+    """While auth was not heard of for too long, nobody knows who was stopped: tools wait."""
+
+    @pytest.fixture
+    async def careful(self, services: Services) -> Stops:
+        """A dispatcher that is careful almost at once: auth speaks every five seconds, when nothing changes."""
+        for start in (services.auth, services.context, services.events):
+            await start()
+        await services.dispatcher(agents=[held, toucher], tools=[touch], trust_stale_s=1.0)
+        return Stops(services, Runs(services))
+
+    async def _until_stale(self, stops: Stops) -> None:
+        async with asyncio.timeout(10):
+            while stops.services.trusts[-1].fresh:  # noqa: ASYNC110 - nobody tells of a silence
+                await asyncio.sleep(0.005)
+
+    async def _waiting(self, stops: Stops, user: User, run_id: str) -> None:
+        """Returns when the tool call has been told and so waits."""
+        await stops.runs.until(user, run_id, "tool_executing")
+
+    async def test_a_tool_waits_until_auth_is_heard_of(self, careful: Stops) -> None:
+        user, other = await careful.services.user(), await careful.services.user()
+        run_id, mark = await careful.held(user, "toucher")
+        await self._until_stale(careful)
+        HELD.released[mark].set()
+        await self._waiting(careful, user, run_id)
+        assert mark not in CALLED
+        # any word will do
+        await careful.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=other.bearer)
+        assert (await careful.ending(user, run_id))["type"] == "agent_completed"
+        assert mark in CALLED
+
+    async def test_a_tool_is_not_called_for_a_user_who_was_stopped_meanwhile(self, careful: Stops) -> None:
+        user = await careful.services.user()
+        run_id, mark = await careful.held(user, "toucher")
+        await self._until_stale(careful)
+        HELD.released[mark].set()
+        await self._waiting(careful, user, run_id)
+        await careful.disable(user)
+        events = await careful.runs.ended(await careful.login(user), run_id)
+        assert types(events)[-2:] == ["tool_completed", "agent_cancelled"]
+        assert events[-2]["data"]["status"] == "cancelled"
+        assert events[-1]["data"]["by"] == "security"
+        assert mark not in CALLED
+
+
+@tool(timeout_s=60)
+async def endless(mark: str) -> str:
+    """Waits until the test lets it go."""
+    HELD.began[mark].set()
+    await HELD.released[mark].wait()
+    return "done"
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+async def test_an_interactive_call_is_cut_off_and_its_run_ends_with_the_user_only(stops: Stops, disabled: bool) -> None:
+    user, mark, request_id = await stops.services.user(), HELD.mark(), ids.uuid7()
+    await stops.services.dispatcher(agents=[held], tools=[endless])
+    await asyncio.wait_for(stops.services.trusts[-1].awaited(), 20)
+    runs = Runs(stops.services)
+    arguments = orjson.dumps({"mark": mark})
+    request = dispatcher_pb2.ExecuteToolRequest(request_id=request_id, tool_name="endless", arguments=arguments)
+    call = runs.dispatcher.ExecuteTool(request, metadata=user.bearer, wait_for_ready=True, timeout=30)
+    async with asyncio.TaskGroup() as group:
+        cut = group.create_task(refused(call))
+        await asyncio.wait_for(HELD.began[mark].wait(), 20)
+        if disabled:
+            await stops.disable(user)
+        else:
+            await stops.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=user.bearer)
+    assert cut.result().code == "UNAUTHENTICATED"
+    again = await stops.login(user)
+    if not disabled:
+        HELD.released[mark].set()
+    run_id = (await runs.dispatcher.ListRuns(dispatcher_pb2.ListRunsRequest(), metadata=again.bearer)).runs[0].run_id
+    end = await stops.ending(again, run_id)
+    assert (end["type"], end["data"]["status"]) == ("tool_completed", "cancelled" if disabled else "success")

@@ -1,0 +1,1 @@
+"""Proofs that run by themselves: each ends with one line of JSON and an exit code."""

@@ -1,0 +1,53 @@
+"""A hostile token of each kind of attack, over every way into the running system; `make prove-tokens` sends the whole table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.fixtures.forge import Forge
+from tests.fixtures.stack import System
+from tests.fixtures.users import NewUser
+from tests.prove import hostile, ways
+
+
+@pytest.fixture
+async def forge(system: System, new_user: NewUser) -> Forge:
+    return Forge.of(system, new_user(tier="internal").token)
+
+
+@pytest.fixture
+async def into(system: System, forge: Forge) -> AsyncIterator[ways.Ways]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield ways.Ways(system, forge, stack)
+
+
+def _sample(forge: Forge, typ: str) -> list[hostile.Case]:
+    """One of each kind: enough to see that every way leads through the one verification."""
+    found: dict[str, hostile.Case] = {}
+    for case in hostile.table(forge):
+        if case.typ == typ and not case.name.startswith(("a good", "on behalf")):
+            found.setdefault(case.attack, case)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("typ", [hostile.ACCESS, hostile.SERVICE, hostile.CONTEXT])
+async def test_no_way_leads_around_the_verification(forge: Forge, into: ways.Ways, typ: str) -> None:
+    cases = _sample(forge, typ)
+    assert len(cases) >= 9
+    wrong = []
+    for case in cases:
+        for name, way in into.of(typ).items():
+            outcome = await way(case.token)
+            if outcome not in ways.REFUSED and outcome != ways.UNSENDABLE:
+                wrong.append(f"{name}, {case.attack}, {case.name}: {outcome}")
+    assert wrong == []
+
+
+async def test_a_good_token_is_accepted_on_the_same_ways(forge: Forge, into: ways.Ways) -> None:
+    for name, way in into.of(hostile.ACCESS).items():
+        if name.endswith("logout"):
+            continue  # it would end the session, and be the last
+        assert await way(forge.token(hostile.ACCESS)) in ("OK", "200"), name
