@@ -65,7 +65,8 @@ async def data(turn: Turn) -> dict[str, object]:
     await _loaded(turn)
     await turn.think("The usage profile and the cost of every request, at the same time.")
     profile, costs = await turn.gather(turn.tool("usage_profile"), turn.tool("cost_breakdown"))
-    message = f"{wording.times(profile['requests'], 'request')} cost {wording.usd(costs['total_cost'])}."
+    spent = f"cost {wording.usd(costs['total_cost'])}" if costs["cost_breakdown"]["by_model"] else "have no price"
+    message = f"{wording.times(profile['requests'], 'request')} {spent}."
     return {**costs, "usage_profile": profile, "message": message}
 
 
@@ -76,7 +77,8 @@ async def optimization(turn: Turn) -> dict[str, object]:
     await turn.think("What the same requests would cost otherwise, by the same price list.")
     found = await turn.tool("spend_opportunities")
     saving, ways = wording.usd(found["combined_monthly_saving"]), sum(one["monthly_saving"] > 0 for one in found["opportunities"])
-    return {**found, "message": f"{wording.times(ways, 'way')} to save, together up to {saving} a month."}
+    message = f"{wording.times(ways, 'way')} to save, together up to {saving} a month." if ways else "Nothing would save money."
+    return {**found, "message": message}
 
 
 @agent("actions", deadline_s=_DEADLINE_S)
@@ -88,7 +90,7 @@ async def actions(turn: Turn) -> dict[str, object]:
         found = (await turn.child("optimization"))["opportunities"]
     await turn.think("What to do first: the greatest saving, then the smaller effort.")
     ranked = ranking.ranked(found)
-    return {"message": str(ranked[0]["action"]) if ranked else "There is nothing to do that would save money.", "actions": ranked}
+    return {"message": str(ranked[0]["action"]) if ranked else "There is nothing to do.", "actions": ranked}
 
 
 @agent("reporting", deadline_s=_DEADLINE_S)

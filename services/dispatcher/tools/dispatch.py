@@ -188,10 +188,17 @@ class UnifiedToolDispatcher:
 def masked(value: Any) -> Any:
     """The same JSON value with `***` under keys that name secrets."""
     if isinstance(value, Mapping):
-        return {key: "***" if _SECRET.search(key) else masked(item) for key, item in value.items()}
+        return {key: "***" if _SECRET.search(key) and not _counts(key, item) else masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [masked(item) for item in value]
     return value
+
+
+def _counts(key: str, value: Any) -> bool:
+    """Whether this says how many tokens there were, and nothing else."""
+    if isinstance(value, Mapping):
+        return all(_counts(key, item) for item in value.values())
+    return "tokens" in key and isinstance(value, int | float)
 
 
 def _recordable(arguments: Mapping[str, Any]) -> bool:

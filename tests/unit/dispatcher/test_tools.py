@@ -79,6 +79,14 @@ def test_secrets_in_parameters_are_masked() -> None:
     assert shown == {"api_key": "***", "nested": [{"Password": "***", "text": "t"}], "user": {"auth_token": "***"}}
 
 
+def test_numbers_of_tokens_are_not_secrets() -> None:
+    counts = {"input_tokens": 7, "percentiles": {"output_tokens": {"p50": 1, "p95": 2.5}}}
+    assert dispatch.masked(counts) == counts
+    assert dispatch.masked({"tokens": ["a"], "access_tokens": {"a": "b"}, "token": 7}) == {
+        "tokens": "***", "access_tokens": "***", "token": "***",
+    }  # fmt: skip
+
+
 async def test_text_statistics_count() -> None:
     figures = await text.text_statistics.function(text="One two. Two three! Four?")
     assert figures == {

@@ -152,7 +152,7 @@ class _Measure:
         return f"{wording.usd(row['cost'])}, {requests}" if row["cost"] is not None and self.in_usd else f"no price, {requests}"
 
     def axis(self, most: float) -> list[tuple[float, str]]:
-        """From nothing to the first round number with room above the most, in three to six steps; and how they are written."""
+        """From nothing to the first round number with room above the most, in two to six steps; and how they are written."""
         rough = (most or 1) * 1.1 / 4
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)

@@ -65,7 +65,7 @@ def rewritten(file: reading.Plain, layout: reading.Layout, mapped: Mapped) -> tu
         for number, (_, record) in enumerate(reading.records(file, layout.delimiter)):
             if number:
                 writer.writerow([record[place] if place in used else "" for place in range(len(layout.columns))])
-    return replace(file, path=target), replace(layout, delimiter=",", header_lines=0)
+    return replace(file, path=target), replace(layout, delimiter=",", skip=0)
 
 
 def _rows(file: reading.Plain, layout: reading.Layout, mapped: Mapped) -> Iterator[tuple[Place, Row]]:

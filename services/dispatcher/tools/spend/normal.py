@@ -20,8 +20,9 @@ from services.dispatcher.tools.spend.columns import Mapped, Role
 
 USAGE = "usage.parquet"
 MAX_MODELS = 10_000
-# what DuckDB raises for what is in a file, and not for a full disk or its own faults
-_UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.SerializationException)
+# what DuckDB raises for what is in a text file; a damaged Parquet file gets anything but the others
+_UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException)
+_NOT_THE_FILE = (duckdb.OutOfMemoryException, duckdb.PermissionException, duckdb.IOException)
 _OFFSET = re.compile(r"[+-]([01]\d|2[0-3]):?[0-5]\d")
 
 
@@ -85,10 +86,12 @@ def load(folder: Path, path: Path, name: str, *, model: str = "", named: Mapping
 def _read(connection: duckdb.DuckDBPyConnection, log: Log) -> Found:
     try:
         return _written(connection, log)
-    except _UNREADABLE:
-        # its own words speak of its options, and name paths
-        if log.file.format == "parquet":
+    except duckdb.Error as error:
+        if log.file.format == "parquet" and not isinstance(error, _NOT_THE_FILE):
             raise _damaged(log) from None
+        if not isinstance(error, _UNREADABLE):
+            raise
+        # its own words speak of its options, and name paths
         faults.raise_first(log.file, log.layout, log.mapped, mixed=False)
     if log.file.format != "csv":
         raise _damaged(log)

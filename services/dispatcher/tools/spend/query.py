@@ -72,7 +72,7 @@ def _csv(path: str, layout: reading.Layout) -> str:
     # the header is skipped, not read: its names may be double or missing
     names = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(layout.columns)))
     return (
-        f"read_csv({path}, auto_detect = false, header = false, skip = {layout.header_lines}, delim = {duck.text(layout.delimiter)},"
+        f"read_csv({path}, auto_detect = false, header = false, skip = {layout.skip}, delim = {duck.text(layout.delimiter)},"
         f" quote = '\"', escape = '\"', strict_mode = true, columns = {{{names}}})"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _PART_BYTES = 1 << 20
 _SAMPLE_ROWS, _SAMPLE_BYTES = 1000, 32 * 1024**2
 _MAX_DEPTH = 6
 _DELIMITERS = ",;\t|"
+_MARK = b"\xef\xbb\xbf"
 _MAGIC = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook; save the sheet as CSV",
     b"%PDF": "a PDF",
@@ -49,11 +51,11 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a file's rows are laid out. For a CSV: what lies between its columns, and how many lines come before its rows."""
+    """How a file's rows are laid out. For a CSV: what lies between its columns, and how many records (or empty lines) come first."""
 
     columns: tuple[columns.Column, ...]
     delimiter: str = ","
-    header_lines: int = 1
+    skip: int = 1
 
 
 def plain(path: Path, name: str, *, limit: int = MAX_BYTES) -> Plain:
@@ -66,7 +68,10 @@ def plain(path: Path, name: str, *, limit: int = MAX_BYTES) -> Plain:
     unpacked = _unpacked(path, name, limit) if packed else path
     with unpacked.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    return Plain(unpacked, name, _format(head, name), "gzip" if packed else "none", size)
+    format_ = _format(head, name)
+    if format_ == "jsonl" and head.startswith(_MARK):
+        unpacked = _without_mark(unpacked)  # DuckDB takes it for a part of the first object
+    return Plain(unpacked, name, format_, "gzip" if packed else "none", size)
 
 
 def layout(connection: duckdb.DuckDBPyConnection, file: Plain) -> Layout:
@@ -91,7 +96,7 @@ def records(file: Plain, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             return
         except csv.Error as error:
             raise errors.InvalidPayload(f"{file.name}, line {begin}: {error}.", line=begin, field="artifact_id") from None
-        if record:
+        if record not in ([], [""]):
             yield begin, record
 
 
@@ -101,7 +106,7 @@ def objects(file: Plain) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not text.strip():
             continue
         try:
-            value = json.loads(text, parse_constant=_refused)
+            value = json.loads(text.rstrip(), parse_constant=_refused)
             json.dumps(value, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             message = f"{file.name}, line {number}, column {error.colno}: not JSON: {error.msg}."
@@ -156,6 +161,14 @@ def _unpacked(path: Path, name: str, limit: int) -> Path:
     return target
 
 
+def _without_mark(path: Path) -> Path:
+    target = path.with_name(path.name + ".unmarked")
+    with path.open("rb") as file, target.open("wb") as out:
+        file.seek(len(_MARK))
+        shutil.copyfileobj(file, out)
+    return target
+
+
 def _inflated(packed: BinaryIO) -> Iterator[bytes]:
     """The content of all members. Raises `EOFError` when the last one does not end, `zlib.error` when one is damaged."""
     data = packed.read(_PART_BYTES)
@@ -175,7 +188,7 @@ def _format(head: bytes, name: str) -> Format:
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
             raise _unreadable(name, f"it is {what}")
-    if not (text := head.removeprefix(b"\xef\xbb\xbf").lstrip()):
+    if not (text := head.removeprefix(_MARK).lstrip()):
         raise _unreadable(name, "it is empty", line=1)
     if b"\0" in head:
         line = head[: head.index(b"\0")].count(b"\n") + 1
@@ -195,14 +208,7 @@ def _csv_layout(file: Plain) -> Layout:
     if not after:
         raise _unreadable(file.name, f"it has a first line with {len(names)} columns and no rows", line=begin + 1)
     found = tuple(columns.Column(name.strip(), (f"c{place}",)) for place, name in enumerate(names))
-    return Layout(found, delimiter, header_lines=_header_lines(file, delimiter))
-
-
-def _header_lines(file: Plain, delimiter: str) -> int:
-    """The lines up to the end of the record that names the columns."""
-    reader = csv.reader((text for _, text in _counted(file)), delimiter=delimiter)
-    next(record for record in reader if record)
-    return reader.line_num
+    return Layout(found, delimiter, skip=begin)
 
 
 def _json_columns(file: Plain) -> tuple[columns.Column, ...]:

@@ -50,7 +50,7 @@ def written(question: str, message: str, figures: Mapping[str, Any]) -> str:
     profile = figures["usage_profile"]
     first, last = (wording.minute(wording.moment(profile[end])) for end in ("from", "to"))
     blocks = [
-        f"# AI spend: {wording.usd(figures['total_cost'])}",
+        f"# AI spend: {wording.usd(figures['total_cost']) if figures['cost_breakdown']['by_model'] else 'no prices'}",
         f"{wording.times(profile['requests'], 'request')} from {first} to {last} UTC. The chart beside this report is `{chart.NAME}`.",
         f"> {_plain(question)}",
         _plain(message),
@@ -105,11 +105,10 @@ def _usage(profile: Mapping[str, Any]) -> Iterator[str]:
 def _savings(figures: Mapping[str, Any]) -> Iterator[str]:
     found = figures["optimization_opportunities"]
     yield "## What could be saved"
-    if not found:
+    if combined := figures["combined_monthly_saving"]:
+        yield f"All of it together: {wording.usd(combined)} a month. Single savings touch the same requests, so they do not add up to that."
+    else:
         yield "Nothing was found in this log that would save money."
-        return
-    combined = wording.usd(figures["combined_monthly_saving"])
-    yield f"All of it together: {combined} a month. Single savings touch the same requests, so they do not add up to that."
     for number, one in enumerate(found, 1):
         saving = f": {wording.usd(one['monthly_saving'])} a month" if one["monthly_saving"] else ""
         yield f"### {number}. {_plain(one['title'])}{saving}"

@@ -136,7 +136,7 @@ def charge(row: Request, model: str | None, context: tuple[tuple[str, str], ...]
         "output": row.output * units["output"],
         "request": row.requests * units["request"],
     }
-    if row.single and not context:
+    if row.single and not context and (row.cached or row.input % 8 == 0):  # not each: it takes longer than all the rest
         _agree(row, provider, info, sum(parts.values(), Decimal()))
     return parts
 
@@ -164,7 +164,7 @@ def _agree(row: Request, provider: types.Provider, info: types.ModelInfo, total:
     )  # fmt: skip
     theirs = info.calc_price(usage, provider, genai_request_timestamp=row.time).total_price
     assert theirs == total, (row, info.id)
-    if row.model is not None and row.model == info.id and row.input % 16 == 0:
+    if row.model is not None and row.model == info.id:
         assert calc_price(usage, row.model, genai_request_timestamp=row.time).total_price == theirs
 
 
