@@ -140,6 +140,10 @@ class Verifier:
         """The user of an access token. Raises `Unauthenticated`."""
         return self._principal(token, await self._believed(token, ACCESS))
 
+    async def user(self, token: str) -> Principal:
+        """The user of an access token, or of one with which a service acts on their behalf. Raises `Unauthenticated`."""
+        return self._principal(token, await self._believed(token, ACCESS, BEHALF))
+
     async def caller(self, token: str) -> Principal | str:
         """Who brings a token: a user, or a service on their behalf; or the name of a service that speaks for itself."""
         believed = await self._believed(token, ACCESS, BEHALF, SERVICE)

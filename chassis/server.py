@@ -67,7 +67,7 @@ def rules(descriptor: ServiceDescriptor) -> dict[str, access_pb2.Rule]:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):
-    """Around every call, from outside in: deadline, correlation and trace, error mapping, identity and access rule, metrics, end of the session."""
+    """Around every call, from outside in: deadline, correlation and trace, errors, identity and access rule, metrics."""
 
     def __init__(
         self, known: dict[str, access_pb2.Rule], authenticator: identity.Authenticator, refusals: audit.Refusals | None, *, certified: bool

@@ -111,10 +111,8 @@ class _Socket:
         return hello(websocket.headers, websocket.scope["subprotocols"], websocket.url.query)
 
     async def _opened(self, websocket: WebSocket, greeting: Hello) -> session.Session:
-        address = self._edge.callers.address(websocket)
-        principal = await self._edge.callers.known(greeting.token, address)
-        await self._edge.entitled.count(principal)
-        one = session.Session(self._edge, principal, greeting.client_id, address)
+        principal = await self._edge.callers.of(websocket, greeting.token)
+        one = session.Session(self._edge, principal, greeting.client_id, self._edge.callers.address(websocket))
         self._edge.open.admit(one)
         try:
             await one.join(greeting.resume)

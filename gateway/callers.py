@@ -18,9 +18,13 @@ class Callers:
     ) -> None:  # fmt: skip
         self._verifier, self._keys, self._entitled, self._trusted = verifier, keys, entitled, trusted
 
-    async def of(self, connection: HTTPConnection) -> identity.Principal:
-        """The user of a request, which is counted. Raises `Unauthenticated`, `RateLimited`."""
-        who = await self.known(problems.bearer(connection.headers), self.address(connection))
+    async def of(self, connection: HTTPConnection, credential: str = "") -> identity.Principal:
+        """The user of a request or a handshake, which is counted. Raises `Unauthenticated`, `RateLimited`."""
+        try:
+            who = await self.known(credential or problems.bearer(connection.headers), self.address(connection))
+        except errors.Unauthenticated:
+            await self.nobody(connection)  # guessing is counted too
+            raise
         log.bind(user_id=who.user_id)
         await self._entitled.count(who)
         return who

@@ -28,7 +28,7 @@ _FILES = {"auth": auth_pb2, "context": context_pb2, "dispatcher": dispatcher_pb2
 _PREFIX = "/rpc/"
 # what the gateway knows and clients may not say
 _ADDRESS = "client_address"
-_FIELD = re.compile(r'Failed to parse (\S+) field|no field named "([^"]{1,64})"|multiple "([^"]{1,64})" fields')
+_FIELD = re.compile(r'Failed to parse (\w{1,64}) field|no field named "([^"]{1,64})"|multiple "([^"]{1,64})" fields')
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Rpc:
         if found is None:
             raise errors.NotFound("There is no such RPC here. GET /openapi.json names those there are.")
         telemetry.annotate("rpc.method", found.method.path.removeprefix(_PREFIX))
-        metadata = await self._metadata(request, found.method.rule)
+        metadata = await self._metadata(request, found.method)
         wanted = _message(found.request, await problems.body_of(request, self._edge.settings.max_body_bytes))
         if _ADDRESS in found.request.DESCRIPTOR.fields_by_name:
             setattr(wanted, _ADDRESS, self._edge.callers.address(request))
@@ -95,13 +95,17 @@ class Rpc:
             json_format.MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         )
 
-    async def _metadata(self, request: Request, rule: access_pb2.Rule) -> channel.Metadata:
-        if rule.public:
+    async def _metadata(self, request: Request, method: Method) -> channel.Metadata:
+        if method.rule.public:
             await self._edge.callers.nobody(request)
             return await self._services.credentials()
         who = await self._edge.callers.of(request)
         # the service decides; who may not call it is told before their body is looked at
-        identity.require(self._edge.verifier.trust, who, rule.permission)
+        try:
+            identity.require(self._edge.verifier.trust, who, method.rule.permission)
+        except errors.PermissionDenied as error:
+            self._edge.entitled.refused(method.path.removeprefix(_PREFIX), error, who)
+            raise
         return channel.bearer(who.token)
 
 
@@ -123,10 +127,11 @@ def _message(kind: type[Message], body: dict[str, Any]) -> Message:
     try:
         json_format.ParseDict(body, message, max_recursion_depth=frames.MAX_DEPTH)
     except (json_format.ParseError, ValueError, TypeError) as error:
-        told = str(error)[:300]
-        found = _FIELD.search(told)
+        found = _FIELD.search(str(error))
         field = next(filter(None, found.groups()), "body") if found else "body"
-        raise errors.InvalidPayload(f"The body does not fit {kind.DESCRIPTOR.name}: {told}", field=field) from None
+        # the parser quotes what was sent, and that may be a secret
+        told = f"{field} does not belong there, or its value is of another kind; GET /openapi.json tells what does"
+        raise errors.InvalidPayload(f"The body does not fit {kind.DESCRIPTOR.name}: {told}.", field=field) from None
     return message
 
 

@@ -37,7 +37,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self._uploads = coming
 
     async def OpenContext(self, request: context_pb2.OpenContextRequest, context: Any) -> context_pb2.OpenContextResponse:
-        principal = await self._verifier.principal(request.access_token)
+        principal = await self._verifier.user(request.access_token)
         signed = await self._contexts.open(principal, _opening(request), identity.current().service)
         return context_pb2.OpenContextResponse(
             context=signed.context.to_proto(), context_token=signed.token, expires_at=_stamp(signed.expires_at)

@@ -82,8 +82,10 @@ class Admission:
             await self._entitled.count_run(user)
         opened = await self._opened(user, wanted)
         message_id = await self._message(wanted, opened)
+        # a call is executed here or not at all: its arguments, which may hold secrets, need not outlive it
+        inputs = wanted.inputs if wanted.kind == "agent" else b"{}"
         order = runs.Order(
-            run_id=opened.context.run_id, kind=wanted.kind, agent=wanted.name, request=wanted.request, inputs=wanted.inputs,
+            run_id=opened.context.run_id, kind=wanted.kind, agent=wanted.name, request=wanted.request, inputs=inputs,
             deadline_s=wanted.deadline_s, message_id=message_id, context=opened.stored, context_token=opened.token,
             traceparent=telemetry.carrier().get("traceparent", ""),
         )  # fmt: skip

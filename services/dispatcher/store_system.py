@@ -10,21 +10,29 @@ from netra import ids
 from services.dispatcher import runs
 
 _CLAIM = """
-WITH busy AS (
-    SELECT user_id, count(*) AS runs FROM dispatcher.runs WHERE kind = 'agent' AND state = 'running' GROUP BY user_id),
-waiting AS (
-    -- the first run of each free thread, as many per user as may execute beside those that do
-    SELECT run_id, coalesce(busy.runs, 0) + row_number() OVER (PARTITION BY r.user_id ORDER BY created_at, run_id) <= most.runs AS may
-    FROM dispatcher.runs AS r LEFT JOIN busy USING (user_id) JOIN unnest($5::text[], $6::int[]) AS most (tier, runs) USING (tier)
-    WHERE state = 'queued' AND cancelled_at IS NULL AND (kind = 'tool' OR agent = ANY($3)) AND NOT EXISTS (
+WITH first AS (
+    -- the first run of each free thread of users who may execute more; no more of them than one look can use
+    SELECT r.run_id, r.user_id, r.created_at, most.runs AS most_runs, (
+        SELECT count(*) FROM dispatcher.runs AS busy WHERE busy.user_id = r.user_id AND busy.kind = 'agent' AND busy.state = 'running'
+        ) AS busy_runs
+    FROM dispatcher.runs AS r JOIN unnest($5::text[], $6::int[]) AS most (tier, runs) USING (tier)
+    WHERE state = 'queued' AND cancelled_at IS NULL AND (kind = 'tool' OR agent = ANY($3)) AND most.runs > (
+        SELECT count(*) FROM dispatcher.runs AS busy WHERE busy.user_id = r.user_id AND busy.kind = 'agent' AND busy.state = 'running')
+      AND NOT EXISTS (
         SELECT FROM dispatcher.runs AS earlier
         WHERE earlier.thread_id = r.thread_id AND earlier.kind = 'agent' AND earlier.state IN ('queued', 'running', 'suspended')
-          AND (earlier.state <> 'queued' OR (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id)))),
+          AND (earlier.state <> 'queued' OR (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id)))
+    ORDER BY r.created_at, r.run_id LIMIT $4 + 200),
+waiting AS (
+    SELECT run_id, busy_runs + row_number() OVER (PARTITION BY user_id ORDER BY created_at, run_id) <= most_runs AS may FROM first),
 claimable AS (
     SELECT run_id FROM dispatcher.runs AS r
-    WHERE (state = 'queued' AND (cancelled_at IS NOT NULL OR run_id IN (SELECT run_id FROM waiting WHERE may))
-           OR state IN ('running', 'finishing') AND lease_until < now())
-      AND (kind = 'tool' OR agent = ANY($3))
+    WHERE run_id = ANY(ARRAY(
+        SELECT run_id FROM waiting WHERE may
+        UNION ALL SELECT run_id FROM dispatcher.runs WHERE state = 'queued' AND cancelled_at IS NOT NULL
+        UNION ALL SELECT run_id FROM dispatcher.runs WHERE state IN ('running', 'finishing') AND lease_until < now()))
+      -- once more, for a row that somebody changed meanwhile
+      AND (state = 'queued' OR state IN ('running', 'finishing') AND lease_until < now()) AND (kind = 'tool' OR agent = ANY($3))
     ORDER BY created_at, run_id LIMIT $4 FOR UPDATE SKIP LOCKED)
 UPDATE dispatcher.runs AS r
 SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, epoch = epoch + 1, lease_owner = $1,

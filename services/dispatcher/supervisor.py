@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+import stamina
+
 from chassis import channel, identity, lifecycle, log, streams, trust
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
@@ -23,6 +25,8 @@ _CANCEL = "cancel"
 _TOOL_GRACE_S = 10.0
 _TOKENS_AT_ONCE = 100
 _RETRY_S = 0.1
+_LATE_S = 1.0
+_AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 
 
 class Mine(Protocol):
@@ -148,13 +152,13 @@ class Supervisor:
 
     async def _revoke(self, revocation: auth_pb2.Revocation) -> None:
         before = revocation.revoked_at.ToDatetime(UTC)
-        while True:
-            try:
-                await self._all.revoke(revocation.session_id, revocation.user_id, before)
-                break
-            except (errors.Unavailable, errors.DeadlineExceeded):
-                await asyncio.sleep(_RETRY_S)
-        self._woken.set()
+        # a second time for those that were being stored the first time
+        for pause_s in (0.0, _LATE_S):
+            await asyncio.sleep(pause_s)
+            async for attempt in stamina.retry_context(on=_AWAY, attempts=None, timeout=None, wait_initial=_RETRY_S, wait_max=1.0):
+                with attempt:
+                    await self._all.revoke(revocation.session_id, revocation.user_id, before)
+            self._woken.set()
 
     def _stop_if_withdrawn(self, user: identity.Principal) -> None:
         # heard of while the run was being accepted, and so before there was a run to stop

@@ -97,7 +97,7 @@ async def _withdrawn(place: Place, findings: Findings) -> None:
         for way_name, way in place.ways.of(hostile.ACCESS).items():
             findings.note(f"token {name} over {way_name}", await way(token), ways.REFUSED)
     for way_name, way in place.ways.of(hostile.ACCESS).items():
-        if way_name.startswith(("http", "ws", "in ")):
+        if way_name.startswith(("http", "ws")):
             findings.note(f"token on behalf of a user over {way_name}", await way(behalf), ways.REFUSED)
     for refresh in (ended["refresh_token"], f"nrt_{secrets.token_urlsafe(32)}", place.user.token, "nrt_", "x" * 3000):
         await _refresh(place, refresh, findings)

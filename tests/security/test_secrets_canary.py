@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from tests.fixtures import canaries, oidc, own, traffic
 from tests.fixtures.canaries import Canaries
 from tests.fixtures.stack import gateway_url
 
+# a whole system, and others that start beside it, on a machine that may be busy
+pytestmark = pytest.mark.timeout(300)
 PLAIN = "marmalade-5b1c"
 KINDS = [
     "password", "new password", "access token", "refresh token", "API key", "reset token", "login code", "client secret", "tool argument",
@@ -51,7 +53,7 @@ class Left:
 
 
 @pytest.fixture(scope="module")
-def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
+def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
     """A system that has seen it all and is stopped."""
     folder, known = tmp_path_factory.mktemp("netra"), Canaries()
     settings = {"JWT_SECRET_KEY": known.new("JWT_SECRET_KEY"), "NETRA_LOG_LEVEL": "debug"}
@@ -64,13 +66,12 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
         system.start()
         try:
             did = traffic.Traffic(system, known, PLAIN)
-            places = asyncio.run(_lived(did))
-            places |= _refusals(system, known)
+            places = asyncio.run(_lived(did, _wrong_secrets(tmp_path_factory.mktemp("wrong"), system.secrets, known)))
         finally:
             system.stop()
     # pending spans and lines are written at the end
     places |= canaries.files(folder, "logs/*", "traces/*", "state/**/*.*", "state.json")
-    yield Left(known, {**places, **did.answers}, did.correlation_id)
+    return Left(known, {**places, **did.answers}, did.correlation_id)
 
 
 def _plug(folder: Path) -> Path:
@@ -91,7 +92,9 @@ def _operate(secrets: Path, known: Canaries) -> None:
             prepare.write_secret(secrets / name / file, known.new(kind) + "\n")
 
 
-async def _lived(did: traffic.Traffic) -> dict[str, bytes]:
+async def _lived(did: traffic.Traffic, wrong: dict[str, dict[str, str]]) -> dict[str, bytes]:
+    """Everything there is to do; meanwhile other processes are started with wrong secrets. What can only be asked while it runs."""
+    said = asyncio.gather(*(asyncio.to_thread(did.system.said, "auth", 20, **settings) for settings in wrong.values()))
     async with did.signed_in():
         token, refresh_token = await did.passwords()
         await did.runs(token)
@@ -99,19 +102,25 @@ async def _lived(did: traffic.Traffic) -> dict[str, bytes]:
         await did.api_keys(token)
         await did.services(token)
         await did.outside()
+        await did.without_stores(token, refresh_token)
         await did.refreshing(token, refresh_token)
         # what was refused is told once a second
         await asyncio.sleep(1.5)
         places = {"audit": await asyncio.to_thread(did.audit), **await did.metrics()}
         places |= await canaries.tables(did.system.database_url)
-        return places | await canaries.keys(did.system.valkey_admin_url)
+        places |= await canaries.keys(did.system.valkey_admin_url)
+    return places | {f"start with {name}": text.encode() for name, text in zip(wrong, await said, strict=True)}
 
 
-def _refusals(system: own.Own, known: Canaries) -> dict[str, bytes]:
-    """What processes say that refuse to start because of a secret."""
-    weak, other = known.new("JWT_SECRET_KEY")[:31], known.new("JWT_SECRET_KEY")
-    wrong = {"refusal: weak key": {"JWT_SECRET_KEY": weak}, "refusal: another key": {"JWT_SECRET_KEY": other}}
-    return {place: system.refusal("auth", **settings).encode() for place, settings in wrong.items()}
+def _wrong_secrets(folder: Path, secrets: Path, known: Canaries) -> dict[str, dict[str, str]]:
+    """Settings that a process of auth cannot start with, or not get far."""
+    shutil.copytree(secrets / "auth", folder / "auth")
+    prepare.write_secret(folder / "auth" / "postgres", known.new("database password") + "\n")
+    return {
+        "a weak key": {"JWT_SECRET_KEY": known.new("JWT_SECRET_KEY")[:31]},
+        "another key": {"JWT_SECRET_KEY": known.new("JWT_SECRET_KEY")},
+        "a wrong database password": {"NETRA_SECRETS_DIR": str(folder / "auth")},
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,17 +145,19 @@ def test_no_signed_token_is_written_or_told_at_all(left: Left) -> None:
         ("table auth.sessions", f"device {PLAIN}"),
         ("table auth.api_keys", PLAIN),
         ("table context.messages", PLAIN),
-        ("table events.events", PLAIN),
+        ("table events.events_other_always", PLAIN),
         ("table auth.audit", ""),
         ("audit", ""),
         ("file traces/gateway.jsonl", ""),
         ("file traces/auth.jsonl", ""),
         ("file logs/auth.log", ""),
         ("file logs/gateway.log", ""),
+        ("file logs/dispatcher.log", "a tool failed"),
         ("metrics of auth", "netra_rpc_server_duration"),
         ("metrics of gateway", "netra_http_server_duration"),
-        ("refusal: weak key", "JWT_SECRET_KEY"),
-        ("refusal: another key", "JWT_SECRET_KEY"),
+        ("start with a weak key", "JWT_SECRET_KEY"),
+        ("start with another key", "JWT_SECRET_KEY"),
+        ("start with a wrong database password", "password authentication failed"),
     ],
 )
 def test_what_is_no_secret_is_where_it_belongs(left: Left, place: str, word: str) -> None:

@@ -7,10 +7,12 @@ import base64
 import json
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
 from netra import ids
+from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from tests.fixtures import sockets
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
@@ -133,6 +135,24 @@ class TestTokenEndpoint:
         assert wide.status_code in (400, 403), wide.text
         assert (stolen.status_code, stolen.json()["error"]) == (401, "invalid_client")
         assert at_the_edge.status_code == 401
+
+    async def test_a_service_starts_a_run_on_behalf_of_a_user_within_the_scope(
+        self, system: System, new_user: NewUser, secret: str
+    ) -> None:
+        form = {
+            "grant_type": _EXCHANGE, "subject_token": new_user().token, "client_id": "dispatcher", "client_secret": secret,
+            "scope": "runs:write tools:execute",
+        }  # fmt: skip
+        async with _client(system) as client:
+            token = (await client.post("/auth/token", data=form)).json()["access_token"]
+        metadata = (("authorization", f"Bearer {token}"),)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{system.ports['dispatcher']}") as channel:
+            stub: dispatcher_pb2_grpc.DispatcherServiceAsyncStub = dispatcher_pb2_grpc.DispatcherServiceStub(channel)
+            wanted = dispatcher_pb2.StartRunRequest(request_id=ids.uuid7(), agent="text-analyst", user_request="Some text.")
+            assert (await stub.StartRun(wanted, metadata=metadata)).run_id
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.ListRuns(dispatcher_pb2.ListRunsRequest(), metadata=metadata)
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
     @pytest.mark.parametrize(
         ("body", "error"),

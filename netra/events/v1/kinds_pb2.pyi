@@ -533,7 +533,7 @@ class AgentCancelled(_message.Message):
     agent_name: _builtins.str
     """The agent."""
     by: _builtins.str
-    """Who cancelled it: `user`."""
+    """Who cancelled it: `user`, or `security` when the session or the user was withdrawn."""
     after_ms: _builtins.float
     """From the request to the proof."""
     @_builtins.property

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import re
 import time
+import traceback
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -218,7 +219,8 @@ def _json(value: object, what: str) -> bytes:
 def _shown(name: str, error: Exception) -> errors.NetraError:
     if isinstance(error, errors.NetraError):
         return error
-    _log.warning("a tool failed", tool=name, exc_info=error)
+    # where, not what: its words may quote an argument, and so a secret
+    _log.warning("a tool failed", tool=name, error=type(error).__name__, where=traceback.format_tb(error.__traceback__))
     return errors.ToolFailed(f"{name} failed with {type(error).__name__}.", tool=name)
 
 

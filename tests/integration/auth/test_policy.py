@@ -84,6 +84,9 @@ async def test_of_many_who_change_the_same_version_one_wins(admin: Administrator
     assert {(error.code, error.details["field"], error.details["version"]) for error in lost} == {
         ("FAILED_PRECONDITION", "expected_version", "2")
     }
+    for expected in (0, 1, 3, 7):
+        error = await _refused(admin.stub.UpdatePolicy(_update(policy, expected), metadata=admin.bearer))
+        assert (error.code, error.details["version"]) == ("FAILED_PRECONDITION", "2")
 
 
 @pytest.mark.parametrize(

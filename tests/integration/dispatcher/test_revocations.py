@@ -13,7 +13,7 @@ from netra.agent import Turn, agent
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.tool import tool
-from services.dispatcher import store
+from services.dispatcher import store, store_system
 from tests.fixtures.accounts import refused
 from tests.fixtures.policies import Administrator
 from tests.fixtures.storage import Services
@@ -197,19 +197,34 @@ async def test_a_change_of_the_password_cancels_runs_when_asked_to(stops: Stops,
     assert (await stops.ending(user, mine))["type"] == "agent_completed"
 
 
-async def test_a_run_that_is_being_accepted_meanwhile_is_cancelled_as_well(stops: Stops, monkeypatch: pytest.MonkeyPatch) -> None:
-    user, add = await stops.services.user(), store.Store.add
-    withdrawn = asyncio.Event()
-    stops.services.trusts[-1].on_revocation(lambda _: withdrawn.set())
+async def test_a_run_that_is_being_stored_meanwhile_is_cancelled_as_well(stops: Stops, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, add, revoke = await stops.services.user(), store.Store.add, store_system.SystemStore.revoke
+    storing, looked = asyncio.Event(), asyncio.Event()
 
     async def late(self: store.Store, *arguments: Any, **more: Any) -> Any:
-        await stops.disable(user)
-        await asyncio.wait_for(withdrawn.wait(), 20)
-        return await add(self, *arguments, **more)
+        storing.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            # the call is cut off, but what it sent to the database gets there
+            await asyncio.wait_for(looked.wait(), 20)
+            await add(self, *arguments, **more)
+            raise
+
+    async def noted(self: store_system.SystemStore, *arguments: Any) -> None:
+        await revoke(self, *arguments)
+        looked.set()
 
     monkeypatch.setattr(store.Store, "add", late)
-    run_id = (await stops.runs.start(user, "held", inputs={"mark": HELD.mark()})).run_id
-    end = await stops.ending(await stops.login(user), run_id)
+    monkeypatch.setattr(store_system.SystemStore, "revoke", noted)
+    async with asyncio.TaskGroup() as group:
+        starting = group.create_task(refused(stops.runs.start(user, "held", inputs={"mark": HELD.mark()})))
+        await asyncio.wait_for(storing.wait(), 20)
+        await stops.disable(user)
+    assert starting.result().code == "UNAUTHENTICATED"
+    again = await stops.login(user)
+    run_id = (await stops.runs.dispatcher.ListRuns(dispatcher_pb2.ListRunsRequest(), metadata=again.bearer)).runs[0].run_id
+    end = await stops.ending(again, run_id)
     assert (end["type"], end["data"]["by"]) == ("agent_cancelled", "security")
 
 

@@ -77,7 +77,9 @@ class _Edge:
         self.called = _Called()
         channels = dict.fromkeys(("auth", "context", "dispatcher", "events"), self.called)
         trust = SimpleNamespace(permissions=lambda roles, tier: {"users:read"})
-        edge = SimpleNamespace(settings=GatewaySettings(), callers=_Callers(), verifier=SimpleNamespace(trust=trust))
+        self.refused: list[str] = []
+        entitled = SimpleNamespace(refused=lambda what, error, who: self.refused.append(f"{what} {error.code}"))
+        edge = SimpleNamespace(settings=GatewaySettings(), callers=_Callers(), verifier=SimpleNamespace(trust=trust), entitled=entitled)
         served = rpc.Rpc(edge, SimpleNamespace(channels=channels, credentials=_own))  # type: ignore[arg-type]
         routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in served.routes()]
         self._app = Starlette(routes=routes, exception_handlers={errors.NetraError: app._refused, 404: app._unknown, 405: app._unknown})
@@ -115,6 +117,7 @@ async def test_a_call_goes_on_in_the_name_of_the_caller() -> None:
     assert edge.called.asked == [wanted, wanted]
     assert (await edge.post(_GET_USER, {"user_id": "u"}, user=""))[0] == 401
     assert (await edge.post("/rpc/netra.auth.v1.AuthService/CreateUser", b"not looked at"))[0] == 403
+    assert edge.refused == ["netra.auth.v1.AuthService/CreateUser PERMISSION_DENIED"]
 
 
 async def test_what_anybody_may_call_is_called_by_the_gateway_with_the_address_that_it_saw() -> None:
