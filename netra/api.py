@@ -66,13 +66,16 @@ def error_of_response(status: int, body: bytes) -> errors.NetraError:
 
 
 class Api:
-    """One gateway, in the name of one token (none for signing in). Reading is tried again for `patience_s`."""
+    """One gateway, in the name of one token (none for signing in). Reading is tried again for `patience_s`.
 
-    def __init__(self, url: str, token: Token = "", *, patience_s: float = 0.0) -> None:
+    `device` is what a sign-in made here is called in the list of devices.
+    """
+
+    def __init__(self, url: str, token: Token = "", *, patience_s: float = 0.0, device: str = "netra") -> None:
         self.url = _address(url)
         self._patience_s = patience_s
         self._token = token
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, trust_env=not direct(self.url))
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, trust_env=not direct(self.url), headers={"User-Agent": device})
 
     async def __aenter__(self) -> Self:
         return self

@@ -117,7 +117,8 @@ def login(
     chosen = (url or (local.url if local is not None else _DEFAULT_URL)).rstrip("/")
 
     async def work() -> None:
-        async with Api(chosen) as api:
+        # a command line's session lives for weeks, not for a working day
+        async with Api(chosen, device="netra cli") as api:
             _store().keep(chosen, await api.login(email, password))
 
     _complete(work)
