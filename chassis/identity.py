@@ -138,16 +138,16 @@ class Verifier:
 
     async def principal(self, token: str) -> Principal:
         """The user of an access token. Raises `Unauthenticated`."""
-        return self._principal(token, await self._believed(token, ACCESS))
+        return self._principal(await self._believed(token, ACCESS))
 
     async def user(self, token: str) -> Principal:
         """The user of an access token, or of one with which a service acts on their behalf. Raises `Unauthenticated`."""
-        return self._principal(token, await self._believed(token, ACCESS, BEHALF))
+        return self._principal(await self._believed(token, ACCESS, BEHALF))
 
     async def caller(self, token: str) -> Principal | str:
         """Who brings a token: a user, or a service on their behalf; or the name of a service that speaks for itself."""
         believed = await self._believed(token, ACCESS, BEHALF, SERVICE)
-        return str(believed.claims["sub"]) if believed.typ == SERVICE else self._principal(token, believed)
+        return str(believed.claims["sub"]) if believed.typ == SERVICE else self._principal(believed)
 
     async def service(self, token: str) -> str:
         """The service of a service token. Raises `Unauthenticated`."""
@@ -164,13 +164,10 @@ class Verifier:
             raise _refused("its context names another subject")
         return context
 
-    def _principal(self, token: str, believed: _Believed) -> Principal:
-        claims = believed.claims
-        principal = Principal(
-            ids.UserId(claims["sub"]), ids.TenantId(claims["tid"]), ids.SessionId(claims["sid"]),
-            tuple(claims["roles"]), claims["tier"], float(claims["exp"]), token, float(claims["iat"]), claims["ver"],
-            frozenset(claims["scope"]) if "scope" in claims else None, claims["act"]["sub"] if "act" in claims else "",
-        )  # fmt: skip
+    def _principal(self, believed: _Believed) -> Principal:
+        principal = believed.principal
+        if principal is None:
+            raise _refused("it is a token for something else")
         if self.trust.revoked(principal):
             raise errors.Unauthenticated("The session has ended. Sign in again.")
         return principal
@@ -206,7 +203,8 @@ class Verifier:
         if claims != signed:
             raise _refused("it can be read in two ways")
         _check_claims(claims, typ)
-        return _Believed(min(claims["exp"] + LEEWAY_S, time.time() + _CACHED_S), typ, kid, claims)
+        principal = _principal(token, claims) if typ in (ACCESS, BEHALF) else None
+        return _Believed(min(claims["exp"] + LEEWAY_S, time.time() + _CACHED_S), typ, kid, claims, principal)
 
     async def _key(self, issuer: str, kid: str) -> Any:
         if self._waiting >= _MAX_WAITING:
@@ -226,6 +224,16 @@ class _Believed:
     typ: str
     kid: str
     claims: dict[str, Any]
+    # made once: checking its ids anew would be half of the price of a call's verification
+    principal: Principal | None
+
+
+def _principal(token: str, claims: dict[str, Any]) -> Principal:
+    return Principal(
+        ids.UserId(claims["sub"]), ids.TenantId(claims["tid"]), ids.SessionId(claims["sid"]),
+        tuple(claims["roles"]), claims["tier"], float(claims["exp"]), token, float(claims["iat"]), claims["ver"],
+        frozenset(claims["scope"]) if "scope" in claims else None, claims["act"]["sub"] if "act" in claims else "",
+    )  # fmt: skip
 
 
 def _refused(why: str) -> errors.Unauthenticated:

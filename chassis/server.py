@@ -147,6 +147,8 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             self._refusals.note(call.method[1:], error, identity.current(), with_token="authorization" in call.metadata)
 
     async def _admit(self, call: _Call, request: Any, context: Any) -> None:
+        # nobody yet: who is refused must not be taken for whoever started this process
+        identity.bind(identity.Caller())
         peer = tls.peer_names(context.auth_context()) if self._certified else None
         caller = await self._authenticator.admit(call.rule, call.metadata, peer)
         identity.bind(caller)
