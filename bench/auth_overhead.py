@@ -50,7 +50,8 @@ class Nothing(dispatcher_pb2_grpc.DispatcherServiceServicer):
 
 
 def _nothing() -> Nothing:
-    return Nothing()  # type: ignore[abstract] - the other methods are not called
+    # the other methods are not called
+    return Nothing()  # type: ignore[abstract]
 
 
 class Everybody(identity.Authenticator):

@@ -85,8 +85,8 @@ class Feed:
             update = auth_pb2.WatchTrustResponse(revocations=await self._withdrawn.poll())
             self._add_keys(update, await self._published.load())
             self._add_policy(update, await self._policies.load())
-            self._read_at = began
-            await self._tell(update)
+            silent, self._read_at = not self.current, began
+            await self._tell(update, even_nothing=silent)
 
     async def withdraw(self, withdrawn: Iterable[revocations.Revocation]) -> None:
         """Tell at once about what ended here."""
@@ -142,10 +142,12 @@ class Feed:
             self._policy = now
             update.policy.CopyFrom(now)
 
-    async def _tell(self, update: auth_pb2.WatchTrustResponse) -> None:
-        if update.ByteSize():
+    async def _tell(self, update: auth_pb2.WatchTrustResponse, *, even_nothing: bool = False) -> None:
+        # after a silence all are told at once that it is over: tools wait for that, and not for long
+        if update.ByteSize() or even_nothing:
             for watcher in self._watchers:
                 watcher.offer(update)
+        if update.ByteSize():
             # who looked for itself finds the same once more, and is quiet
             self._wake_others()
         await self._own.apply(update)

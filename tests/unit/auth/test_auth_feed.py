@@ -1,5 +1,6 @@
 """Snapshot first, then changes, then a sign of life; each revocation told once."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -93,6 +94,16 @@ async def test_a_follower_gets_a_snapshot_and_then_changes(told: feed.Feed, rows
         third = await anext(updates)
         assert [each.session_id for each in third.revocations] == ["s3"]
         assert [key.kid for key in third.keys] == ["k", "k2"]
+
+
+async def test_the_end_of_a_silence_is_told_at_once(told: feed.Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    with told.watch() as watcher:
+        updates = watcher.updates()
+        await anext(updates)
+        monkeypatch.setattr(feed, "_CURRENT_S", 0.0)
+        await told.refresh()
+        async with asyncio.timeout(feed.HEARTBEAT_S / 2):
+            assert not (await anext(updates)).ByteSize()
 
 
 async def test_auth_believes_what_it_tells(rows: Any, published: Any) -> None:

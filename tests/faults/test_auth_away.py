@@ -1,0 +1,114 @@
+"""Auth stands still, or dies: everybody goes on with what they know, for a while; then tools wait, and go on when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import grpc
+import httpx
+import pytest
+
+from netra.auth.v1 import auth_pb2_grpc
+from tests.fixtures import own, sockets, users
+from tests.fixtures.stack import gateway_url
+
+# auth says something every five seconds; tools wait when it has been silent for this long
+STALE_S, HEARTBEAT_S = 12.0, 5.0
+# a tool that has been told to begin and does not end for so long is waiting; it waits no longer than its own five seconds
+WAITING_S = 1.5
+pytestmark = pytest.mark.timeout(240)
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """A system, a user of it, and their client."""
+
+    system: own.Own
+    user: users.User
+    http: httpx.AsyncClient
+
+    async def get(self, path: str) -> int:
+        """The status of an answer."""
+        return (await self.http.get(path, headers={"Authorization": f"Bearer {self.user.token}"})).status_code
+
+    async def signed_in(self) -> None:
+        """Returns when sign-in works."""
+        while (await self.http.post("/auth/login", json={"email": self.user.email, "password": self.user.password})).status_code != 200:
+            pass
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[own.Own]:
+    """One in which tools are careful early."""
+    with own.running(tmp_path_factory.mktemp("netra"), NETRA_TRUST_STALE_S=str(STALE_S)) as started:
+        yield started
+
+
+@pytest.fixture
+async def here(system: own.Own) -> AsyncIterator[Here]:
+    """A user, signed in."""
+
+    def made() -> users.User:
+        with grpc.insecure_channel(f"127.0.0.1:{system.ports['auth']}") as channel:
+            stub = auth_pb2_grpc.AuthServiceStub(channel)
+            admin = users.sign_in(stub, system.admin_email, system.admin_password()).access_token
+            return users.make_user(stub, admin, "user", "internal")
+
+    user = await asyncio.to_thread(made)
+    async with httpx.AsyncClient(base_url=gateway_url(system), timeout=30) as http:
+        yield Here(system, user, http)
+
+
+async def _outcome(socket: sockets.Socket, run_id: str) -> str:
+    """The type of a run's last event; `waits` when a tool has been told to begin, and does not end."""
+    while True:
+        executing = [frame for frame in socket.frames if frame.get("run_id") == run_id and frame["type"] == "tool_executing"]
+        completed = [frame for frame in socket.frames if frame.get("run_id") == run_id and frame["type"] == "tool_completed"]
+        try:
+            frame = await socket.next(WAITING_S if len(executing) > len(completed) else 30)
+        except TimeoutError:
+            return "waits"
+        if frame.get("run_id") == run_id and frame["type"] in sockets.ENDS:
+            return str(frame["type"])
+
+
+async def test_while_auth_stands_still_all_go_on_then_tools_wait_until_it_is_back(here: Here) -> None:
+    async with sockets.opened(here.system, here.user) as before:
+        with here.system.stopped("auth"):
+            began = time.monotonic()
+            # whoever is known is known: calls, sockets, runs with their tools
+            assert [await here.get(path) for path in ("/v1/runs", "/v1/threads", "/v1/tools")] == [200] * 3
+            async with sockets.opened(here.system, here.user) as during:
+                assert await _outcome(during, (await during.run())["run_id"]) == "agent_completed"
+            async with asyncio.timeout(3 * STALE_S):
+                while await _outcome(before, (waiting := await before.run())["run_id"]) != "waits":
+                    pass
+            silent_s = time.monotonic() - began - WAITING_S
+            # what is no tool goes on
+            assert await here.get("/v1/runs") == 200
+        events = await before.ended(waiting["run_id"])
+    assert silent_s > STALE_S - HEARTBEAT_S - 1
+    assert [event["data"]["status"] for event in events if event["type"] == "tool_completed"] == ["success"] * 2
+    assert events[-1]["type"] == "agent_completed"
+
+
+async def test_a_service_that_starts_meanwhile_knows_whom_the_one_before_knew(here: Here) -> None:
+    with here.system.stopped("auth"):
+        await asyncio.to_thread(here.system.kill, "context")
+        await asyncio.to_thread(here.system.restarted, "context")
+        assert await here.get("/v1/threads") == 200
+
+
+async def test_while_auth_dies_again_and_again_no_call_is_refused(here: Here) -> None:
+    async with sockets.opened(here.system, here.user) as socket:
+        for _ in range(3):
+            run = await socket.run(inputs={"pace_s": 0.5})
+            await asyncio.to_thread(here.system.kill, "auth")
+            assert [await here.get("/v1/runs") for _ in range(20)] == [200] * 20
+            await asyncio.to_thread(here.system.restarted, "auth")
+            assert await _outcome(socket, run["run_id"]) == "agent_completed"
+    # whoever lost it looks for it again within a second
+    await here.signed_in()
