@@ -204,6 +204,10 @@ class Api:
         """Remove a file for good."""
         await self._call("DELETE", f"/v1/artifacts/{quote(artifact_id, safe='')}")
 
+    async def rpc(self, method: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call a unary RPC marked for the edge, such as `netra.auth.v1.AuthService/VerifyAudit`; 64-bit numbers come as text."""
+        return await self._call("POST", f"/rpc/{method}", body=dict(request or {}))
+
     async def events(self, run_id: str, after: int = 0, *, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
         """The record of a run after a cursor; with `follow` until the run has ended."""
         if follow:

@@ -1,4 +1,4 @@
-"""`netra`: login, run, events, cancel, runs, why, artifacts, tools, agents. A client of the gateway, nothing more."""
+"""`netra`: login, run, events, cancel, runs, why, artifacts, tools, agents, audit. A client of the gateway, nothing more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"netra: {missing.name} is not installed; the command line needs the extra: pip install 'netra[cli]'")
 
-from netra import client, credentials, errors, show, transfers
+from netra import client, credentials, errors, show, trail, transfers
 from netra.account import account, summary
 from netra.api import Api, Token
 
@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 app = typer.Typer(help="Run agents and watch them live.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 artifacts = typer.Typer(help="Your files: list, download, delete.", no_args_is_help=True)
 app.add_typer(artifacts, name="artifacts")
+audit = typer.Typer(help="The record of access: list, verify. For administrators.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
 _out, _err = Console(), Console(stderr=True)
 Url = Annotated[str, typer.Option("--url", envvar="NETRA_URL", help="The gateway; the one of this checkout, else 127.0.0.1:8080.")]
 Credential = Annotated[str, typer.Option("--token", envvar="NETRA_TOKEN", help="An access token.", show_envvar=True)]
@@ -326,9 +328,63 @@ def delete_artifact(artifact_id: Annotated[str, typer.Argument(metavar="ARTIFACT
     _err.print(f"{artifact_id} is deleted.", highlight=False)
 
 
+@audit.command("list")
+def list_audit(
+    user: Annotated[str, typer.Option(help="Only entries about this user id.")] = "",
+    action: Annotated[str, typer.Option(help="Only this action.")] = "",
+    outcome: Annotated[str, typer.Option(help="Only this outcome, such as refused.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    as_json: AsJson = False,
+    url: Url = "",
+    token: Credential = "",
+) -> None:
+    """List who did what and who was refused in your tenant, newest first. Needs `audit:read`."""
+    filters = {"user_id": user, "action": action, "outcome": outcome}
+    _table(
+        _listed(url, token, lambda api: trail.entries(api, limit, filters)),
+        ("position", "time", "action", "outcome", "user_id", "actor", "detail"),
+        as_json,
+    )
+
+
+@audit.command("verify")
+def verify_audit(
+    kept: Annotated[str, typer.Option("--from", help="POSITION:HASH of an earlier verification: what follows must be chained to it.")] = "",
+    as_json: AsJson = False,
+    url: Url = "",
+    token: Credential = "",
+) -> None:
+    """Compute the chain of hashes again; the exit code is 0 only when every entry fits. Needs `audit:export`."""
+    after = _link(kept)
+
+    async def work() -> trail.Verdict:
+        where, who = _signed_in(url, token)
+        async with Api(where, who) as api:
+            return await trail.verify(api, after, lambda verdict: _err.print(f"{verdict.position} ...", highlight=False))
+
+    found = _complete(work)
+    if as_json:
+        _line({"verified": found.verified, "broken_at": found.broken_at, "position": found.position, "head": found.head.hex()})
+    elif found.broken_at:
+        show.failure(_err, "BROKEN", f"Entry {found.broken_at} does not fit what is before it.")
+    else:
+        _out.print(f"All {found.verified} entries fit. Keep this elsewhere, for --from:", highlight=False)
+        _out.print(f"{found.position}:{found.head.hex()}", soft_wrap=True, highlight=False)
+    if found.broken_at:
+        raise typer.Exit(1)
+
+
+def _link(kept: str) -> tuple[int, bytes]:
+    position, _, digest = kept.partition(":")
+    try:
+        return (int(position), bytes.fromhex(digest)) if kept else (0, b"")
+    except ValueError:
+        raise typer.BadParameter(f"{kept!r} is not POSITION:HASH as an earlier `netra audit verify` printed it") from None
+
+
 def _mount() -> None:
     """Commands that need the checkout come through the entry-point group; in a wheel alone they are absent."""
-    own = {command.callback.__name__ for command in app.registered_commands if command.callback is not None} | {"artifacts"}
+    own = {command.callback.__name__ for command in app.registered_commands if command.callback is not None} | {"artifacts", "audit"}
     words = set(sys.argv[1:])
     for entry in sorted(metadata.entry_points(group="netra.commands"), key=lambda entry: entry.name):
         if entry.name not in words and words & own:

@@ -18,6 +18,8 @@ GENESIS = hashlib.sha256(b"netra audit").digest()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _AT_ONCE = 500
+# so that one call takes about two seconds
+_VERIFIED_AT_ONCE = 50_000
 _MAX_DETAIL = 2000
 _WORD = re.compile(r"[a-z][a-z0-9_ ]{0,63}", re.ASCII)
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -79,12 +81,24 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A place in the chain: a position and the hash of the entry there."""
+
+    position: int
+    hash: bytes
+
+
+START = Link(0, GENESIS)
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """How many entries fit, the first position that does not (0: all fit), and the hash of the last one that does."""
+    """How many entries fit, the first position that does not (0: all fit), the last one that does, and whether it is the end."""
 
     verified: int
     broken_at: int
-    head: bytes
+    last: Link
+    complete: bool
 
 
 class Kept(Protocol):
@@ -151,10 +165,16 @@ class Record:
             yield found
             after = found[-1].position
 
-    async def verify(self, reader: Reader) -> Verdict:
-        """Compute the chain again, to its end as it is now."""
-        end = await self._rows.head()
-        verdict = await self._verified(end)
+    async def verify(self, reader: Reader, after: Link = START) -> Verdict:
+        """Compute the chain again after an entry whose hash was kept, towards its end as it is now.
+
+        Raises `InvalidPayload` when `after` cannot be a place in a chain.
+        """
+        if after.position < 0 or (after.position == 0 and after.hash != GENESIS):
+            raise errors.InvalidPayload("after_position must be that of the entry whose hash after_hash is", field="after_position")
+        if len(after.hash) != len(GENESIS):
+            raise errors.InvalidPayload(f"after_hash must be {len(GENESIS)} bytes", field="after_hash")
+        verdict = await self._verified(after, await self._rows.head())
         outcome = f"{verdict.verified} entries fit" + (f"; position {verdict.broken_at} does not" if verdict.broken_at else "")
         try:
             await self._rows.note(reader, "verify_audit", outcome)
@@ -162,17 +182,24 @@ class Record:
             _log.error("nothing can be added to the record of access: somebody added to it by hand", position=verdict.broken_at)
         return verdict
 
-    async def _verified(self, end: Head) -> Verdict:
-        position, last = 0, GENESIS
-        while found := await self._rows.entries(position, end.position, _AT_ONCE):
+    async def _verified(self, after: Link, end: Head) -> Verdict:
+        upto = min(end.position, after.position + _VERIFIED_AT_ONCE)
+        last = after
+        while found := await self._rows.entries(last.position, upto, _AT_ONCE):
             for entry in found:
-                if entry.position != position + 1 or entry.hash != entry_hash(last, entry):
-                    return Verdict(position, position + 1, last)
-                position, last = entry.position, entry.hash
-        if position != end.position or last != end.hash:
-            # cut short, or another chain than the one whose end was noted
-            return Verdict(position, position + 1 if position < end.position else position, last)
-        return Verdict(position, position + 1 if end.last_position > end.position else 0, last)
+                if entry.position != last.position + 1 or entry.hash != entry_hash(last.hash, entry):
+                    return Verdict(last.position - after.position, last.position + 1, last, False)
+                last = Link(entry.position, entry.hash)
+        return Verdict(last.position - after.position, _broken_at(last, upto, end), last, last.position >= end.position)
+
+
+def _broken_at(last: Link, upto: int, end: Head) -> int:
+    """Where a chain breaks in which every entry fits the one before: it is cut short, has another end than was noted, or goes on."""
+    if last.position < upto:
+        return last.position + 1
+    if last.position > end.position or (last.position == end.position and last.hash != end.hash):
+        return last.position
+    return last.position + 1 if last.position == end.position < end.last_position else 0
 
 
 def _completed(service: str, told: Told, place: str) -> Told:

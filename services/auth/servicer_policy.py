@@ -69,8 +69,12 @@ class PolicyServicer(auth_pb2_grpc.AuthServiceServicer):
             yield auth_pb2.ExportAuditResponse(entries=[_entry(each) for each in found])
 
     async def VerifyAudit(self, request: auth_pb2.VerifyAuditRequest, context: Any) -> auth_pb2.VerifyAuditResponse:
-        verdict = await self._record.verify(_reader(identity.current()))
-        return auth_pb2.VerifyAuditResponse(verified=verdict.verified, broken_at=verdict.broken_at, head=verdict.head)
+        after = audit.Link(request.after_position, request.after_hash) if request.after_position or request.after_hash else audit.START
+        verdict = await self._record.verify(_reader(identity.current()), after)
+        return auth_pb2.VerifyAuditResponse(
+            verified=verdict.verified, broken_at=verdict.broken_at, head=verdict.last.hash, position=verdict.last.position,
+            complete=verdict.complete,
+        )  # fmt: skip
 
 
 def told_to(record: audit.Record) -> audit_.Send:

@@ -122,3 +122,20 @@ def test_a_run_of_somebody_else_is_not_there(command: Command) -> None:
     done = command("why", "01a1fc97-8f66-765d-ad04-30ac679f73c0")
     assert done.returncode == 1
     assert "netra runs" in done.stderr
+
+
+def test_an_administrator_reads_and_verifies_the_record_of_access(system: System, new_user: NewUser, command: Command) -> None:
+    token = new_user("admin").token
+    (entry,) = frames(command("audit", "list", "--limit", "1", "--json", "--token", token))
+    assert entry["action"]
+    first = command("audit", "verify", "--token", token)
+    assert first.returncode == 0, first.stderr
+    kept = first.stdout.splitlines()[-1].strip()
+    (again,) = frames(command("audit", "verify", "--from", kept, "--json", "--token", token))
+    assert again["verified"] >= 1
+    assert again["broken_at"] == 0
+    forged = f"{kept.partition(':')[0]}:{'00' * 32}"
+    refused = command("audit", "verify", "--from", forged, "--token", token)
+    assert refused.returncode == 1
+    assert "does not fit" in refused.stderr
+    assert command("audit", "verify").returncode == 1

@@ -2420,16 +2420,25 @@ Global___ExportAuditResponse: _TypeAlias = ExportAuditResponse  # noqa: Y015
 
 @_typing.final
 class VerifyAuditRequest(_message.Message):
-    """VerifyAuditRequest asks for a verification."""
+    """VerifyAuditRequest says after which entry to begin: that of an earlier answer, or nothing for the whole record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    AFTER_POSITION_FIELD_NUMBER: _builtins.int
+    AFTER_HASH_FIELD_NUMBER: _builtins.int
+    after_position: _builtins.int
+    """Begin after this position; 0 begins with the first entry."""
+    after_hash: _builtins.bytes
+    """The hash of the entry at that position, 32 bytes, as it was kept: what follows must be chained to it. Empty with position 0."""
     def __init__(
         self,
+        *,
+        after_position: _builtins.int = ...,
+        after_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_hash", b"after_hash", "after_position", b"after_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2444,22 +2453,30 @@ class VerifyAuditResponse(_message.Message):
     VERIFIED_FIELD_NUMBER: _builtins.int
     BROKEN_AT_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     verified: _builtins.int
-    """How many entries fit."""
+    """How many entries fit in this call, at most 50,000."""
     broken_at: _builtins.int
     """The first position that does not fit; 0 when all do."""
     head: _builtins.bytes
-    """The hash of the last entry: keep it elsewhere, and nobody can cut the record short unnoticed."""
+    """The hash of the entry at `position`: keep both elsewhere, and nobody can cut the record short or write it anew unnoticed."""
+    position: _builtins.int
+    """The last position that fits."""
+    complete: _builtins.bool
+    """Whether this was the end of the record; if not, ask again from here."""
     def __init__(
         self,
         *,
         verified: _builtins.int = ...,
         broken_at: _builtins.int = ...,
         head: _builtins.bytes = ...,
+        position: _builtins.int = ...,
+        complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_at", b"broken_at", "head", b"head", "verified", b"verified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_at", b"broken_at", "complete", b"complete", "head", b"head", "position", b"position", "verified", b"verified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

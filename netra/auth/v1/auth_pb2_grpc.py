@@ -428,7 +428,7 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyAudit(self, request, context):
-        """VerifyAudit recomputes the chain of hashes and names the first entry that does not fit.
+        """VerifyAudit recomputes the chain of hashes, as much of it as one call may, and names the first entry that does not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

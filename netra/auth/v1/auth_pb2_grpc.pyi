@@ -113,7 +113,7 @@ class AuthServiceStub:
     ExportAudit: _grpc.UnaryStreamMultiCallable[_auth_pb2.ExportAuditRequest, _auth_pb2.ExportAuditResponse]
     """ExportAudit streams the whole record of access, oldest first, with its hashes, so that it can be verified elsewhere."""
     VerifyAudit: _grpc.UnaryUnaryMultiCallable[_auth_pb2.VerifyAuditRequest, _auth_pb2.VerifyAuditResponse]
-    """VerifyAudit recomputes the chain of hashes and names the first entry that does not fit."""
+    """VerifyAudit recomputes the chain of hashes, as much of it as one call may, and names the first entry that does not fit."""
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -200,7 +200,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     ExportAudit: _aio.UnaryStreamMultiCallable[_auth_pb2.ExportAuditRequest, _auth_pb2.ExportAuditResponse]  # type: ignore[assignment]
     """ExportAudit streams the whole record of access, oldest first, with its hashes, so that it can be verified elsewhere."""
     VerifyAudit: _aio.UnaryUnaryMultiCallable[_auth_pb2.VerifyAuditRequest, _auth_pb2.VerifyAuditResponse]  # type: ignore[assignment]
-    """VerifyAudit recomputes the chain of hashes and names the first entry that does not fit."""
+    """VerifyAudit recomputes the chain of hashes, as much of it as one call may, and names the first entry that does not fit."""
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     """AuthService signs users and services in and tells every process whom to trust."""
@@ -476,6 +476,6 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.VerifyAuditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.VerifyAuditResponse, _abc.Awaitable[_auth_pb2.VerifyAuditResponse]]:
-        """VerifyAudit recomputes the chain of hashes and names the first entry that does not fit."""
+        """VerifyAudit recomputes the chain of hashes, as much of it as one call may, and names the first entry that does not fit."""
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

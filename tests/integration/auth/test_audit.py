@@ -72,12 +72,12 @@ async def test_entries_are_chained_without_gaps_however_many_write_at_once(kept:
         assert entry.hash == audit.entry_hash(before, entry)
         before = entry.hash
     verdict = await kept.record.verify(READER)
-    assert (verdict.verified, verdict.broken_at, verdict.head) == (141, 0, before)
+    assert (verdict.verified, verdict.broken_at, verdict.last, verdict.complete) == (141, 0, audit.Link(141, before), True)
 
 
 async def test_an_empty_record_fits(kept: Kept) -> None:
     verdict = await kept.record.verify(READER)
-    assert (verdict.verified, verdict.broken_at, verdict.head) == (0, 0, audit.GENESIS)
+    assert (verdict.verified, verdict.broken_at, verdict.last, verdict.complete) == (0, 0, audit.START, True)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,53 @@ async def test_what_the_owner_of_the_tables_changes_is_found_with_its_position(
     await kept.as_role("netra_owner", change)
     verdict = await kept.record.verify(READER)
     assert (verdict.verified, verdict.broken_at) == (verified, broken_at)
+
+
+class TestVerifyFromAKeptPlace:
+    """Somebody kept a position and its hash elsewhere."""
+
+    async def test_what_follows_is_chained_to_it(self, kept: Kept) -> None:
+        await _filled(kept)
+        first = await kept.record.verify(READER)
+        await _filled(kept)
+        second = await kept.record.verify(READER, first.last)
+        # the ten, and that it was verified before
+        assert (second.verified, second.broken_at, second.complete) == (11, 0, True)
+
+    async def test_part_by_part(self, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(audit, "_VERIFIED_AT_ONCE", 4)
+        await _filled(kept)
+        last, parts = audit.START, []
+        while not parts or not (parts[-1].complete or parts[-1].broken_at):
+            parts.append(await kept.record.verify(READER, last))
+            last = parts[-1].last
+        # each verification is an entry too: ten, and the two before the last
+        assert [part.verified for part in parts] == [4, 4, 4]
+        assert not any(part.broken_at for part in parts)
+
+    async def test_a_record_written_anew_is_found(self, kept: Kept) -> None:
+        await _filled(kept)
+        old = await kept.record.verify(READER)
+        await kept.as_role("netra_owner", "DELETE FROM auth.audit; UPDATE auth.audit_head SET position = 0, hash = sha256('netra audit')")
+        await _filled(kept, 10)
+        assert not (await kept.record.verify(READER)).broken_at
+        assert (await kept.record.verify(READER, old.last)).broken_at == 11
+
+    async def test_a_record_cut_short_is_found(self, kept: Kept) -> None:
+        await _filled(kept)
+        await kept.record.verify(READER)
+        old = await kept.record.verify(READER)
+        await kept.as_role(
+            "netra_owner",
+            "DELETE FROM auth.audit WHERE position > 10;"
+            " UPDATE auth.audit_head SET position = 10, hash = (SELECT hash FROM auth.audit WHERE position = 10)",
+        )
+        assert (await kept.record.verify(READER, old.last)).broken_at == old.last.position
+
+    @pytest.mark.parametrize("place", [audit.Link(-1, audit.GENESIS), audit.Link(0, b"x" * 32), audit.Link(3, b""), audit.Link(3, b"x")])
+    async def test_what_is_no_place_is_refused(self, kept: Kept, place: audit.Link) -> None:
+        with pytest.raises(errors.InvalidPayload):
+            await kept.record.verify(READER, place)
 
 
 @pytest.mark.parametrize("role", ["netra_auth", "netra_auth_system"])

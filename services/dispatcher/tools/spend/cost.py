@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import operator
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
-from typing import Any
 
 import duckdb
 from typing_extensions import TypedDict
@@ -19,10 +16,7 @@ from services.dispatcher.tools.spend.pricing import Cost, Priced, Segment, Token
 
 MONTH_HOURS = 730
 TOP_USERS = 20
-SUMS = (
-    "sum(requests), sum(input_tokens - cached_input_tokens - cache_write_tokens), sum(cached_input_tokens),"
-    " sum(cache_write_tokens - cache_write_1h_tokens), sum(cache_write_1h_tokens), sum(output_tokens)"
-)
+SUMS = ", ".join(f"sum({counted})" for counted in pricing.COUNTED)
 
 
 class _Counted(TypedDict):
@@ -137,23 +131,33 @@ def _counted(found: Sum) -> _Counted:
 
 
 def _users(connection: duckdb.DuckDBPyConnection, usage: str, segments: list[Segment]) -> list[figures.UserCost]:
-    """Those who cost most. Users come sorted, so that any number of them needs no memory."""
+    """Those who cost most, then those who come first; nobody when no user is named."""
     join = f"{usage} u LEFT JOIN segments ON {pricing.joined('u', 'segments')}"
-    query = f'SELECT u."user", seg, {SUMS} FROM {join} GROUP BY ALL ORDER BY u."user" NULLS LAST'
-    grouped = itertools.groupby(duck.rows(connection, query), key=operator.itemgetter(0))
-    summed = ((user, _summed(rows, segments)) for user, rows in grouped)
-    top = heapq.nsmallest(TOP_USERS, summed, key=lambda entry: (-entry[1].cost.total(), entry[0] is None, entry[0] or ""))
-    if [user for user, _ in top] == [None]:  # nobody is named anywhere
+    names = _most_expensive(connection, join, segments)
+    if names in ([], [None]):
         return []
-    return [figures.UserCost(user=user, **_counted(found)) for user, found in top]
+    query = f'SELECT u."user", seg, {SUMS} FROM {join} WHERE list_contains(?, u."user") OR u."user" IS NULL GROUP BY ALL'
+    found: dict[str | None, Sum] = {name: Sum() for name in names}
+    for user, seg, *sums in duck.rows(connection, query, [[name for name in names if name is not None]]):
+        if user in found:
+            tokens = Tokens(*map(int, sums))
+            found[user].add(tokens, Cost() if seg is None else pricing.cost(tokens, segments[seg].rates))
+    return [figures.UserCost(user=user, **_counted(sum_)) for user, sum_ in found.items()]
 
 
-def _summed(rows: Iterable[tuple[Any, ...]], segments: list[Segment]) -> Sum:
-    found = Sum()
-    for _, seg, *sums in rows:
-        tokens = Tokens(*map(int, sums))
-        found.add(tokens, Cost() if seg is None else pricing.cost(tokens, segments[seg].rates))
-    return found
+def _most_expensive(connection: duckdb.DuckDBPyConnection, join: str, segments: list[Segment]) -> list[str | None]:
+    """Found in DuckDB: there may be millions of users. Amounts are whole numbers of so small a part of a USD that none is rounded."""
+    rates = [[getattr(segment.rates, name) for segment in segments] for name in pricing.PARTS]
+    unit = math.lcm(*(rate.denominator for part in rates for rate in part))
+    read = ", ".join(f"unnest(?::VARCHAR[])::HUGEINT AS {name}_rate" for name in pricing.PARTS)
+    whole = [[str(rate * unit) for rate in part] for part in rates]
+    connection.execute(f"CREATE TEMP TABLE rates AS SELECT unnest(?::INTEGER[]) AS seg, {read}", [list(range(len(segments))), *whole])
+    amounts = " + ".join(f"({tokens}) * {name}_rate" for name, tokens in zip(pricing.PARTS, pricing.COUNTED, strict=True))
+    query = (
+        f'SELECT u."user" FROM {join} LEFT JOIN rates USING (seg) GROUP BY u."user"'
+        f' ORDER BY coalesce(sum({amounts}), 0) DESC, u."user" NULLS LAST LIMIT {TOP_USERS}'
+    )
+    return [name for (name,) in duck.rows(connection, query)]
 
 
 def _unpriced(found: Mapping[str | None, Sum]) -> list[figures.Unpriced]:

@@ -21,6 +21,12 @@ NOTE = (
     "List prices for pay-per-token use. Each request is priced at its own time; where the list has no price for that time,"
     " its earliest one is taken. Discounts and committed use are not in it."
 )
+# what a price is of, and the SQL of how much of it a row of a normalised log has
+PARTS = ("request", "input", "cached", "cache_write", "cache_write_1h", "output")
+COUNTED = (
+    "requests", "input_tokens - cached_input_tokens - cache_write_tokens", "cached_input_tokens",
+    "cache_write_tokens - cache_write_1h_tokens", "cache_write_1h_tokens", "output_tokens",
+)  # fmt: skip
 _DAY_US = 86_400_000_000
 _FAR = 2**62
 _BATCH = {"processing": "batch"}
@@ -254,7 +260,7 @@ def _batch(model: types.ModelInfo) -> Rates | None:
     )
     if plain is None or batched is None or plain == batched:
         return None
-    parts = {name: _part(getattr(batched, name), getattr(plain, name)) for name in Rates.__dataclass_fields__}
+    parts = {name: _part(getattr(batched, name), getattr(plain, name)) for name in PARTS}
     return Rates(**parts)
 
 

@@ -102,6 +102,8 @@ def _moment(zone: str) -> str:
     clock = f"TRY_CAST(regexp_replace(time, {duck.text(values.ZONE + '$')}, '') AS TIMESTAMP)"
     cases = [
         ("local", _in_utc("TRY_CAST(time AS TIMESTAMP)", zone)),
+        # most logs with a zone are written like this; looking for an offset takes several times as long
+        (f"regexp_full_match(time, {duck.text(values.LOCAL + 'Z')})", "TRY_CAST(left(time, length(time) - 1) AS TIMESTAMP)"),
         (f"regexp_full_match(time, {duck.text(values.ZONED)})", f"{clock} - {_offset()}"),
         (f"regexp_full_match(time, {duck.text(values.EPOCH)})", f"make_timestamp({_epoch_us()})"),
     ]
