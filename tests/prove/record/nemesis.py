@@ -1,0 +1,93 @@
+"""Faults: chosen by chance from a seed, one after the other, each over before the next one of its kind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from tests.prove.record import place
+
+Fault = Callable[[place.Place, random.Random], Awaitable[None]]
+_SHORT_S, _LONG_S = 0.5, 3.0
+
+
+async def _kill(where: place.Place, name: str) -> None:
+    await asyncio.to_thread(where.system.kill, name)
+    await asyncio.to_thread(where.system.restarted, name)
+
+
+async def _stop(where: place.Place, name: str, seconds: float) -> None:
+    where.system.tell(name, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        where.system.tell(name, signal.SIGCONT)
+
+
+def _of(names: tuple[str, ...], *, stops: bool) -> Fault:
+    async def strike(where: place.Place, chance: random.Random) -> None:
+        name = chance.choice(names)
+        await (_stop(where, name, chance.uniform(_SHORT_S, _LONG_S)) if stops else _kill(where, name))
+
+    return strike
+
+
+async def _wipe(where: place.Place, _: random.Random) -> None:
+    await asyncio.to_thread(where.system.wipe_valkey)
+
+
+def _lines(which: str, how: str) -> Fault:
+    async def strike(where: place.Place, chance: random.Random) -> None:
+        line = chance.choice(where.fronts if which == "clients" else where.behind)
+        seconds = chance.uniform(_SHORT_S, _LONG_S)
+        if how == "cut":
+            line.cut()
+        elif how == "stall":
+            async with line.stalled():
+                await asyncio.sleep(seconds)
+        else:
+            async with line.delayed(chance.uniform(0.05, 0.3)):
+                await asyncio.sleep(seconds)
+
+    return strike
+
+
+FAULTS: dict[str, Fault] = {
+    "kill -9 events": _of(place.EVENTS, stops=False),
+    "kill -9 gateway": _of(place.GATEWAYS, stops=False),
+    "kill -9 dispatcher": _of(("dispatcher",), stops=False),
+    "kill -9 valkey": _of(("valkey",), stops=False),
+    "kill -9 postgres": _of(("postgres",), stops=False),
+    "SIGSTOP events": _of(place.EVENTS, stops=True),
+    "SIGSTOP gateway": _of(place.GATEWAYS, stops=True),
+    "wipe valkey": _wipe,
+    "cut clients": _lines("clients", "cut"),
+    "stall clients": _lines("clients", "stall"),
+    "delay clients": _lines("clients", "delay"),
+    "cut events": _lines("events", "cut"),
+    "stall events": _lines("events", "stall"),
+    "delay events": _lines("events", "delay"),
+}
+
+
+async def strike(where: place.Place, many: int, within_s: float, chance: random.Random, told: Callable[[str], None]) -> Counter[str]:
+    """So many faults, evenly over the time, each kind as often as the others; two may overlap when they are of different kinds."""
+    loop, done = asyncio.get_running_loop(), Counter[str]()
+    locks = {name: asyncio.Lock() for name in FAULTS}
+    begin = loop.time()
+
+    async def one(name: str) -> None:
+        async with locks[name]:
+            told(name)
+            await FAULTS[name](where, random.Random(chance.random()))
+            done[name] += 1
+
+    order = [name for _ in range(many // len(FAULTS) + 1) for name in chance.sample(sorted(FAULTS), len(FAULTS))][:many]
+    async with asyncio.TaskGroup() as group:
+        for place_, name in enumerate(order):
+            await asyncio.sleep(max(0.0, begin + within_s * place_ / many - loop.time()))
+            group.create_task(one(name))
+    return done
