@@ -227,6 +227,11 @@ class Server:
         state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set("", state)
 
+    async def part(self, name: str, ok: bool) -> None:
+        """Say over grpc.health.v1 how a part of this process is, under its own name; whether calls are welcome is another matter."""
+        state = health_pb2.HealthCheckResponse.SERVING if ok else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(name, state)
+
     async def drain(self) -> None:
         """NOT_SERVING first, then streams are asked to end, then open calls get their time, then the rest is cut."""
         await self._health.enter_graceful_shutdown()

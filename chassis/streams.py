@@ -11,7 +11,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from chassis import log
+from chassis import lifecycle, log
 from netra import errors
 
 _log = log.get(__name__)
@@ -22,6 +22,9 @@ Entry = tuple[str, str, dict[bytes, bytes]]
 def _translated() -> Iterator[None]:
     try:
         yield
+        if lifecycle.told_to_stop():
+            # the driver writes under asyncio.wait_for, which before Python 3.12 loses a cancel that comes as the write ends
+            raise asyncio.CancelledError
     except (RedisError, OSError, TimeoutError) as error:
         raise errors.Unavailable(f"Valkey is not reachable just now ({type(error).__name__}).") from None
 
@@ -65,6 +68,15 @@ class Streams:
             for key, entries in pairs
             for identifier, fields in _flat(entries)
         ]
+
+    async def trim(self, streams: Sequence[str], *, older_than_s: int) -> None:
+        """Drop entries that are older, by Valkey's own clock. Raises `Unavailable`."""
+        with _translated():
+            now_s: int = (await self._redis.time())[0]
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for stream in streams:
+                    pipeline.xtrim(self._prefix + stream, minid=(now_s - older_than_s) * 1000, approximate=False)
+                await pipeline.execute()
 
     async def generation(self) -> str:
         """A value that changes when Valkey has lost its data. Raises `Unavailable`."""

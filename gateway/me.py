@@ -1,4 +1,4 @@
-"""GET /v1/me: who the token says I am, what I may, what I use."""
+"""GET /v1/me: who the token says I am, what I may, what I use; and what I have sent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Me:
 
     def routes(self) -> list[tuple[str, str, Endpoint]]:
         """Method, path, endpoint."""
-        return [("GET", "/v1/me", self.me)]
+        return [("GET", "/v1/me", self.me), ("GET", "/v1/me/statistics", self.statistics)]
 
     async def me(self, request: Request) -> Response:
         """Who the token says I am, my limits, and what I use of them."""
@@ -37,6 +37,12 @@ class Me:
         scope = None if who.scope is None else sorted(who.scope)
         more = {"limits": {**limits, "max_frame_bytes": self._edge.settings.max_frame_bytes}, "usage": await self._usage(who)}
         return problems.answer({**views.caller(found), "scope": scope, **more})
+
+    async def statistics(self, request: Request) -> Response:
+        """What came over the sockets of this gateway: mine, and all."""
+        who = await self._edge.callers.of(request)
+        counted = self._edge.statistics
+        return problems.answer({"process": counted.process.shown(), "user": counted.of(who.user_id).shown()})
 
     async def _usage(self, who: identity.Principal) -> dict[str, int | None]:
         running, queued = await asyncio.gather(

@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import channel, tls
+from chassis import channel, replicas, tls
 from gateway.settings import GatewaySettings
+from netra import ids
 from netra.auth.v1 import auth_pb2_grpc
 from netra.context.v1 import context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2_grpc
 from netra.events.v1 import events_pb2_grpc
 
+Events: TypeAlias = "replicas.Each[events_pb2_grpc.EventsServiceAsyncStub]"
+
 
 @dataclass(frozen=True, slots=True)
 class Upstreams:
-    """Every call is made in the name of a user, whose token goes along; only `tail` runs under the gateway's own."""
+    """Every call is made in the name of a user, whose token goes along; only `tails` run under the gateway's own.
+
+    Of events there may be several replicas: `events` is the one that this gateway asks just now, `records` and `tails` are each.
+    """
 
     auth: auth_pb2_grpc.AuthServiceAsyncStub
     dispatcher: dispatcher_pb2_grpc.DispatcherServiceAsyncStub
     context: context_pb2_grpc.ContextServiceAsyncStub
     events: events_pb2_grpc.EventsServiceAsyncStub
-    tail: events_pb2_grpc.EventsServiceAsyncStub
+    records: Events
+    tails: Events
+    each: replicas.Each[grpc.aio.Channel]
+    gateway_id: str
     credentials: channel.ServiceCredentials
     channels: dict[str, grpc.aio.Channel]
 
     async def serving(self) -> dict[str, bool]:
-        """Which services say over grpc.health.v1 that they serve."""
-        names = ("auth", "context", "dispatcher", "events")
-        return dict(zip(names, await asyncio.gather(*(_serving(self.channels[name]) for name in names)), strict=True))
+        """Which services say over grpc.health.v1 that they serve; one replica is enough."""
+        names = ("auth", "context", "dispatcher")
+        found = await asyncio.gather(*(_serving(self.channels[name]) for name in names), self._events_serving())
+        return dict(zip((*names, "events"), found, strict=True))
+
+    async def _events_serving(self) -> bool:
+        return any(await asyncio.gather(*(_serving(self.each.of(target)) for target in self.each.replicas.targets)))
 
     async def close(self) -> None:
         """Close all channels."""
@@ -55,14 +68,33 @@ def connect(settings: GatewaySettings) -> Upstreams:
     credentials = channel.ServiceCredentials("gateway", settings.secret("service").get_secret_value(), auth_pb2_grpc.AuthServiceStub(auth))
     dispatcher = channel.connect(settings.dispatcher_target, certificates=certificates, name="dispatcher")
     context = channel.connect(settings.context_target, certificates=certificates, name="context")
-    events = channel.connect(settings.events_target, certificates=certificates, name="events")
-    tail = channel.connect(settings.events_target, credentials, certificates=certificates, name="events")
+    channels: dict[str, grpc.aio.Channel] = {"auth": auth, "context": context, "dispatcher": dispatcher}
+    found = replicas.Replicas(settings.events_target)
+
+    def to_events(target: str) -> grpc.aio.Channel:
+        channels[f"events {target}"] = channel.connect(target, certificates=certificates, name="events")
+        return channels[f"events {target}"]
+
+    def to_tail(target: str) -> grpc.aio.Channel:
+        channels[f"tail {target}"] = channel.connect(target, credentials, certificates=certificates, name="events")
+        return channels[f"tail {target}"]
+
+    each, gateway_id = replicas.Each(found, to_events), ids.uuid7()
+    channels["events"] = channel.Chosen(lambda: each.of(found.first(gateway_id)))
     return Upstreams(
         auth=auth_pb2_grpc.AuthServiceStub(auth),
         dispatcher=dispatcher_pb2_grpc.DispatcherServiceStub(dispatcher),
         context=context_pb2_grpc.ContextServiceStub(context),
-        events=events_pb2_grpc.EventsServiceStub(events),
-        tail=events_pb2_grpc.EventsServiceStub(tail),
+        events=events_pb2_grpc.EventsServiceStub(channels["events"]),
+        records=replicas.Each(found, lambda target: _events(each.of(target))),
+        tails=replicas.Each(found, lambda target: _events(to_tail(target))),
+        each=each,
+        gateway_id=gateway_id,
         credentials=credentials,
-        channels={"auth": auth, "context": context, "dispatcher": dispatcher, "events": events, "tail": tail},
+        channels=channels,
     )
+
+
+def _events(to: grpc.aio.Channel) -> events_pb2_grpc.EventsServiceAsyncStub:
+    stub: events_pb2_grpc.EventsServiceAsyncStub = events_pb2_grpc.EventsServiceStub(to)
+    return stub

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from chassis import audit, identity, lifecycle, limits, trust
-from gateway import api_keys, app, callers, entitlements, http, pump, record, router, session, upstreams, wire
+from chassis import audit, identity, lifecycle, limits, status, streams, trust
+from gateway import api_keys, app, bridge, callers, entitlements, http, presence, pump, record, router, rpc, session, upstreams, wire
 from gateway import sockets as sockets_
 from gateway.settings import GatewaySettings
+from netra.dispatcher.v1 import dispatcher_pb2
 
 # what a reader that has stalled may pile up in the kernel
 _SEND_BUFFER = 128 * 1024
@@ -71,20 +72,29 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
     counted = limits.Limits(settings.valkey_dsn("gateway"), "gateway", settings.valkey_namespace)
     refusals = audit.Refusals(audit.to_auth(services.auth, services.credentials))
     entitled = entitlements.Entitlements(known, counted, refusals, settings.anonymous_per_minute)
-    manager = sockets_.UnifiedWebSocketManager(entitled.sockets)
+    said = streams.Streams(settings.valkey_dsn("gateway"), "gateway", settings.valkey_namespace)
+    leases = limits.Leases(settings.valkey_dsn("gateway"), "gateway", settings.valkey_namespace)
+    present = presence.Presence(leases, said)
+    manager = sockets_.UnifiedWebSocketManager(entitled.sockets, present)
     known.on_revocation(manager.revoked)
     verifier = identity.Verifier(known)
     keys = api_keys.ApiKeys(services.auth, services.credentials, verifier)
     edge = session.Edge(
         settings=settings,
         verifier=verifier,
-        tail=pump.Pump(services.tail),
-        reader=record.Record(services.events),
+        tail=pump.Pump(services.tails, services.gateway_id),
+        reader=record.Record(services.records),
         calls=router.Router(services.dispatcher),
         open=manager,
         callers=callers.Callers(verifier, keys, entitled, settings.proxies),
         entitled=entitled,
+        streams=bridge.Streams(rpc.streamed(services.channels)),
     )
+
+    async def noted(request: dispatcher_pb2.RecordStagesRequest) -> None:
+        with status.translated():
+            await services.dispatcher.RecordStages(request, metadata=await services.credentials())
+
     listener = _listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     server = _server(settings, edge, services)
@@ -93,6 +103,8 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
     tasks.spawn(trust.follow(known, services.auth, services.credentials), "trust")
     tasks.spawn(edge.tail.run(), "pump")
     tasks.spawn(refusals.run(), "refusals")
+    tasks.spawn(present.run(manager.replaced), "presence")
+    tasks.spawn(edge.stages.run(noted), "stages")
     try:
         while not server.started and not serving.done():
             await asyncio.wait((serving,), timeout=0.01)
@@ -102,6 +114,9 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
         server.should_exit = True
         await asyncio.wait((serving,), timeout=settings.drain_s + 3)
         await tasks.close()
+        await edge.stages.flush(noted)
         await refusals.close()
-        await counted.close()
+        await present.close()
+        for store in (counted, leases, said):
+            await store.close()
         await services.close()

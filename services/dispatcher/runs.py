@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from netra import ids
@@ -70,6 +71,8 @@ class Run:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     outcome: bytes = b""
+    # when its message passed which stage; read for one run alone, not for lists of them
+    stages: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

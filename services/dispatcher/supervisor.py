@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -117,8 +118,7 @@ class Supervisor:
                 self._stop_if_withdrawn(user)
                 # the call ends in the record even when its caller has gone
                 running.task = self._tasks.spawn(self._called(running, arguments, answer), name=f"call {run.run_id}")
-                result: bytes = await asyncio.shield(running.task)
-                return result
+                return await _outcome(running.task, lease_s)
         if run.outcome or run.state in runs.ENDED:
             return run.outcome
         raise errors.Busy("The same request still executes. Ask again for its outcome.", retry_after_ms=1000)
@@ -191,14 +191,15 @@ class Supervisor:
         while True:
             self._woken.clear()
             if not await self._claim():
-                try:
-                    await asyncio.wait_for(self._woken.wait(), self._limits.poll_s)
-                except TimeoutError:
-                    continue
+                # not wait_for: before Python 3.12 that loses a cancel that comes together with the event
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._limits.poll_s):
+                        await self._woken.wait()
 
     async def _claim(self) -> bool:
         free = self._limits.slots - len(self._running)
-        if free <= 0 or not self._claiming:
+        # what could not be recorded waits in the queue, where another process can take it
+        if free <= 0 or not self._claiming or not self._engine.can_record:
             return False
         try:
             claims = await self._all.claim(self.owner, self._limits.lease_s, self._agents.names(), free, self._entitled.concurrent())
@@ -285,13 +286,21 @@ class Supervisor:
         deadline = time.monotonic() + self._limits.drain_s
         while self._running and time.monotonic() < deadline:
             self._woken.clear()
-            try:
-                await asyncio.wait_for(self._woken.wait(), 0.1)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._woken.wait()
         await self._tasks.close()
         await self._engine.close()
         try:
             await self._all.release(self.owner)
         except (errors.Unavailable, errors.DeadlineExceeded):
             _log.warning("leases could not be released; they run out by themselves")
+
+
+async def _outcome(call: asyncio.Task[bytes], patience_s: float) -> bytes:
+    """What a call came to; the call goes on when its caller, or the patience, is gone."""
+    try:
+        async with asyncio.timeout(patience_s):
+            return await asyncio.shield(call)
+    except TimeoutError:
+        raise errors.DeadlineExceeded("The outcome is not in the record yet. Ask again with the same request id.") from None

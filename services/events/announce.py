@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from chassis import log as log_
@@ -19,9 +19,11 @@ _PARTITIONS = 16
 PARTITIONS = tuple(f"live:{number}" for number in range(_PARTITIONS))
 # a bigger frame is read from the record: Valkey's memory is bounded by entries, so entries are bounded too
 _MAX_INLINE = 16 * 1024
+_PER_ENTRY, _ENTRY_BYTES = 32, 64 * 1024
+# whoever has not read an entry by then is fed from the record; what was erased does not stay either
+_KEPT_S, _TRIM_S = 60, 10.0
 _MAX_PENDING_BYTES = 16 * 1024 * 1024
 _AT_ONCE = 512
-_PER_ENTRY = 32
 _dropped = telemetry.meter.create_counter("netra.events.announcements_dropped", description="Events not announced over Valkey.")
 
 
@@ -29,6 +31,10 @@ class Streams(Protocol):
     """Where announcements go."""
 
     async def append(self, entries: Sequence[tuple[str, Mapping[bytes | str, bytes | str | int]]], *, keep: int) -> None:
+        """Raises `Unavailable`."""
+        ...
+
+    async def trim(self, streams: Sequence[str], *, older_than_s: int) -> None:
         """Raises `Unavailable`."""
         ...
 
@@ -47,8 +53,13 @@ def encoded(events: Sequence[log.Recorded]) -> dict[bytes | str, bytes | str | i
 def _message(event: log.Recorded) -> events_pb2.Event:
     return events_pb2.Event(
         cursor=event.cursor, seq=event.seq, user_id=event.user_id, run_id=event.run_id, thread_id=event.thread_id, type=event.kind,
-        frame=event.frame if len(event.frame) <= _MAX_INLINE else b"",
+        frame=event.frame if _inline(event) else b"",
     )  # fmt: skip
+
+
+def _inline(event: log.Recorded) -> int:
+    """The bytes of its frame that go over Valkey."""
+    return len(event.frame) if len(event.frame) <= _MAX_INLINE else 0
 
 
 def decoded(fields: Mapping[bytes, bytes]) -> list[log.Recorded]:
@@ -65,11 +76,19 @@ def entries(events: Sequence[log.Recorded]) -> list[tuple[str, dict[bytes | str,
     grouped: dict[str, list[log.Recorded]] = {}
     for event in events:
         grouped.setdefault(partition(event.user_id), []).append(event)
-    return [
-        (stream, encoded(group[start : start + _PER_ENTRY]))
-        for stream, group in grouped.items()
-        for start in range(0, len(group), _PER_ENTRY)
-    ]
+    return [(stream, encoded(part)) for stream, group in grouped.items() for part in _parts(group)]
+
+
+def _parts(group: Sequence[log.Recorded]) -> Iterator[list[log.Recorded]]:
+    part: list[log.Recorded] = []
+    size = 0
+    for event in group:
+        if part and (len(part) == _PER_ENTRY or size + _inline(event) > _ENTRY_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(event)
+        size += _inline(event)
+    yield part
 
 
 class Announcer:
@@ -99,6 +118,15 @@ class Announcer:
             self._wake.clear()
             while self._pending:
                 await self._send([self._pending.popleft() for _ in range(min(_AT_ONCE, len(self._pending)))])
+
+    async def trim(self) -> None:
+        """Drop what is older than a minute from the streams, for ever."""
+        while True:
+            try:
+                await self._streams.trim(PARTITIONS, older_than_s=_KEPT_S)
+            except errors.Unavailable:
+                _log.info("Valkey is not reachable; its streams are trimmed later")
+            await asyncio.sleep(_TRIM_S)
 
     async def _send(self, events: Sequence[log.Recorded]) -> None:
         self._bytes -= sum(len(event.frame) for event in events)

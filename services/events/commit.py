@@ -12,7 +12,7 @@ from typing import Protocol
 from chassis import log as log_
 from chassis import postgres, telemetry
 from netra import errors
-from services.events import log
+from services.events import ledger, log
 
 _log = log_.get(__name__)
 MAX_APPENDS = 512
@@ -27,7 +27,7 @@ Reply = Callable[[log.Outcome], None]
 class Writer(Protocol):
     """Judges and writes appends in one transaction."""
 
-    async def commit(self, appends: Sequence[log.Append]) -> log.Ledger:
+    async def commit(self, appends: Sequence[log.Append]) -> ledger.Ledger:
         """Raises what the database raises; then nothing was written, or nobody knows."""
         ...
 
@@ -90,14 +90,17 @@ class Committer:
 
     async def _commit(self, batch: list[_Pending]) -> None:
         try:
-            ledger = await self._writer.commit([pending.append for pending in batch])
+            written = await self._writer.commit([pending.append for pending in batch])
+        except postgres.Locked as error:
+            # by a transaction elsewhere that stands still, for as long as the database lets it: whoever needs it not goes on
+            await self._bisect(batch, error)
         except (errors.Unavailable, errors.DeadlineExceeded):
             # perhaps it was committed all the same: the writer sends it again and the digest tells
             _refuse(batch, errors.Unavailable("The record is not reachable just now. Send the append again."))
         except Exception as error:
             await self._bisect(batch, error)
         else:
-            self._answer(batch, ledger)
+            self._answer(batch, written)
 
     async def _bisect(self, batch: list[_Pending], error: Exception) -> None:
         if len(batch) == 1:
@@ -107,12 +110,12 @@ class Committer:
         await self._commit(batch[:middle])
         await self._commit(batch[middle:])
 
-    def _answer(self, batch: list[_Pending], ledger: log.Ledger) -> None:
-        for pending, outcome in zip(batch, ledger.outcomes, strict=True):
+    def _answer(self, batch: list[_Pending], written: ledger.Ledger) -> None:
+        for pending, outcome in zip(batch, written.outcomes, strict=True):
             pending.reply(outcome)
             _appends.add(1, {"outcome": outcome.refused.code if outcome.refused else "OK"})
-        _events.add(len(ledger.events))
-        self._announcer.announce([row.event for row in ledger.events])
+        _events.add(len(written.events))
+        self._announcer.announce([row.event for row in written.events])
 
 
 def _refuse(batch: Sequence[_Pending], reason: errors.NetraError) -> None:
@@ -122,6 +125,8 @@ def _refuse(batch: Sequence[_Pending], reason: errors.NetraError) -> None:
 
 
 def _reason(error: Exception) -> errors.NetraError:
+    if isinstance(error, postgres.Locked):
+        return errors.Unavailable("The user's record is held by another transaction just now. Send the append again.")
     if isinstance(error, postgres.Conflict):
         return errors.AlreadyExists("A step of this append is in the record already, with another append.")
     if isinstance(error, postgres.Unfit):

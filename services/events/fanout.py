@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from chassis import lifecycle, telemetry
@@ -205,11 +205,20 @@ class Fanout:
                 topic.offer(event)
                 self._catch_up(topic)
 
-    async def watch(self) -> None:
-        """Compare the served users with the record every 2 s, and oftener while Valkey is not heard; for ever."""
+    async def watch(self, tell: Callable[[bool], Awaitable[None]]) -> None:
+        """Compare the served users with the record every 2 s, and oftener while Valkey is not heard; for ever.
+
+        `tell` learns at first, and whenever it changes, whether Valkey is heard.
+        """
+        told: bool | None = None
         while True:
             degraded = self.degraded
-            _degraded.set(int(degraded))
+            if degraded is not told:
+                await tell(not degraded)
+                _degraded.set(int(degraded))
+                if told is not None:
+                    (_log.warning if degraded else _log.info)("the live tail", degraded=degraded)
+                told = degraded
             try:
                 async with asyncio.timeout(self._poll_s if degraded else self._compare_s):
                     await self._hurry.wait()

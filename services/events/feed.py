@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
-from chassis import identity
+from chassis import identity, lifecycle
 from netra import errors
 from netra.events.v1 import events_pb2
 from services.events import fanout, log
@@ -28,6 +29,19 @@ class Pages(Protocol):
     async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some of a user's record, up to a cursor, and whether there was `more` when it was read.
+
+    `truncated_to` is set when something is gone that was to come before: the record begins there now.
+    """
+
+    events: list[log.Recorded]
+    through: int
+    more: bool
+    truncated_to: int
+
+
 class Follower:
     """One user on one stream: what was queued, what was sent, and by whose leave."""
 
@@ -41,6 +55,7 @@ class Follower:
         self.oldest = 1
         self.grants: dict[str, float] = {}
         self._held: list[log.Recorded] | None = None
+        self._begun = False
 
     def grant(self, principal: identity.Principal) -> None:
         """A session of the user vouches for following."""
@@ -54,9 +69,10 @@ class Follower:
             self._hold(event)
         elif self.run_id and event.run_id != self.run_id:
             self.queued_to = event.cursor
-        elif self.stream.push(self, event):
+        elif event.cursor == self.queued_to + 1 and self.stream.push(self, event):
             self.queued_to = event.cursor
         else:
+            # no room; or what is in between was dropped from the record, which the next page tells
             self.behind = True
             self.stream.fall_behind(self)
 
@@ -70,12 +86,11 @@ class Follower:
         """The record was replaced: this stream must be opened anew."""
         self.stream.fail(errors.Unavailable("The record was replaced. Connect again."))
 
-    async def from_record(self, pages: Pages) -> list[log.Recorded]:
+    async def from_record(self, pages: Pages) -> Piece:
         """The next page; when it reaches the live events, the follower is live again. Raises `Unavailable`."""
         self._held = []
-        page = await pages.page(
-            self.user_id, self.queued_to, limit=MAX_BATCH_EVENTS, max_bytes=MAX_BATCH_BYTES, run_id=self.run_id
-        )  # fmt: skip
+        after = self.queued_to
+        page = await pages.page(self.user_id, after, limit=MAX_BATCH_EVENTS, max_bytes=MAX_BATCH_BYTES, run_id=self.run_id)
         events = list(page.events)
         self.queued_to = max(self.queued_to, page.through)
         for event in self._held or ():
@@ -85,21 +100,26 @@ class Follower:
                     events.append(event)
         self._held = None
         self.behind = self.queued_to < self.topic.last
-        self.sent_to = self.queued_to
-        return events
+        # at first, 0 is wherever the record begins
+        truncated_to = page.position.oldest if after < page.position.oldest - 1 and (after or self._begun) else 0
+        self._begun = True
+        return Piece(events, self.queued_to, self.behind, truncated_to)
 
 
 class Stream:
     """What one call sends: a bounded queue of live events, and followers that are fed from the record."""
 
-    def __init__(self, live: fanout.Fanout, pages: Pages) -> None:
-        self._live, self._pages = live, pages
+    def __init__(self, live: fanout.Fanout, pages: Pages, tasks: lifecycle.Tasks) -> None:
+        self._live, self._pages, self._tasks = live, pages, tasks
         self.followers: dict[str, Follower] = {}
         self._queue: deque[tuple[Follower, log.Recorded]] = deque()
         self._bytes = 0
         self._behind: deque[Follower] = deque()
+        self._reading: asyncio.Task[None] | None = None
+        self._read: tuple[Follower, Piece] | None = None
+        self._truncated_to = 0
         self._wake = asyncio.Event()
-        self._failure: errors.NetraError | None = None
+        self._failure: Exception | None = None
         self._ended = False
         self._said: list[events_pb2.TailPosition] = []
         self._expire_at = 0.0
@@ -142,7 +162,7 @@ class Stream:
         """Look again whether anything is to be sent."""
         self._wake.set()
 
-    def fail(self, reason: errors.NetraError) -> None:
+    def fail(self, reason: Exception) -> None:
         """End the stream with an error."""
         self._failure = self._failure or reason
         self._wake.set()
@@ -156,6 +176,8 @@ class Stream:
         """Let go of everything."""
         for user_id in tuple(self.followers):
             self.leave(user_id)
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def batches(self) -> AsyncIterator[list[log.Recorded]]:
         """Events to send, in order per user; an empty list at least every second, and when woken. Raises what it failed with."""
@@ -164,12 +186,13 @@ class Stream:
                 raise self._failure
             self._wake.clear()
             self._expire()
-            # in this order: a follower that becomes live during the first has its live events in the second
-            events = await self._recorded()
+            # in this order: a follower that became live with its page has its live events in the queue
+            events = self._from_record()
             events += self._queued()
+            self._read_on()
             yield events
             if not events:
-                await self._woken(_RETRY_S if self._behind else _TICK_S)
+                await self._woken(_TICK_S)
 
     async def _woken(self, patience_s: float) -> None:
         try:
@@ -191,30 +214,47 @@ class Stream:
                 size += len(event.frame)
         return events
 
-    async def _recorded(self) -> list[log.Recorded]:
-        # one page of one follower per round, in turn; what it has queued goes out first
-        for _ in range(len(self._behind)):
-            follower = self._behind.popleft()
-            if follower.gone:
-                continue
-            if follower.queued:
-                self._behind.append(follower)
-                continue
-            return await self._page_of(follower)
-        return []
-
-    async def _page_of(self, follower: Follower) -> list[log.Recorded]:
-        try:
-            events = await follower.from_record(self._pages)
-        except (errors.Unavailable, errors.DeadlineExceeded):
-            self._behind.append(follower)
+    def _from_record(self) -> list[log.Recorded]:
+        if self._read is None:
             return []
+        (follower, piece), self._read = self._read, None
         if follower.gone:
             return []
-        if follower.behind:
+        follower.sent_to = piece.through
+        self._truncated_to = piece.truncated_to
+        if piece.more:
             self._behind.append(follower)
             self._wake.set()
-        return events
+        return piece.events
+
+    def _read_on(self) -> None:
+        """Read one page of one follower, in turn, while this batch goes out; what a follower has queued goes out before."""
+        if self._read is not None or (self._reading is not None and not self._reading.done()):
+            return
+        for _ in range(len(self._behind)):
+            follower = self._behind.popleft()
+            if follower.queued:
+                self._behind.append(follower)
+            elif not follower.gone:
+                self._reading = self._tasks.spawn(self._read_page(follower), "feed-page")
+                return
+
+    async def _read_page(self, follower: Follower) -> None:
+        try:
+            self._read = follower, await follower.from_record(self._pages)
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            await asyncio.sleep(_RETRY_S)
+            self._behind.append(follower)
+        except Exception as error:
+            self.fail(error)
+        # here, and not when the task is done: whoever is woken must be able to read on
+        self._reading = None
+        self._wake.set()
+
+    def take_truncated(self) -> int:
+        """Where the record begins now, when something was dropped that was to come in the batch at hand; once."""
+        truncated_to, self._truncated_to = self._truncated_to, 0
+        return truncated_to
 
     def say(self, position: events_pb2.TailPosition) -> None:
         """Send a word about a user before the next events."""

@@ -8,12 +8,13 @@ _FRAME = b'{"type":"%b","cursor":%d,"seq":%d,"event_id":"%b",%b,"timestamp":"%b"
 
 
 def envelope(*, user_id: str, thread_id: str, run_id: str, request_id: str, correlation_id: str, trace_id: str) -> bytes:
-    """The part that all frames of a run share. The ids are of an alphabet that JSON does not escape."""
+    """The part that all frames of a run share; without a run, its id is null. The ids are of an alphabet that JSON does not escape."""
     names = {
         "user_id": user_id, "thread_id": thread_id, "run_id": run_id,
         "request_id": request_id, "correlation_id": correlation_id, "trace_id": trace_id,
     }  # fmt: skip
-    return ",".join(f'"{name}":"{value}"' for name, value in names.items()).encode("ascii")
+    shared = ",".join(f'"{name}":"{value}"' for name, value in names.items())
+    return (shared if run_id else shared.replace('"run_id":""', '"run_id":null')).encode("ascii")
 
 
 def timestamp(at: datetime) -> bytes:

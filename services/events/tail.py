@@ -23,10 +23,12 @@ _log = log_.get(__name__)
 _PERMISSION = "events:read"
 _MAX_INBOX = 1024
 _LOOK_AGAIN_S = 0.1
+# streams are looked at every second, so something comes every two
+_SILENCE_S = 1.0
 
 
-class Record(feed.Pages, Protocol):
-    """One user's record."""
+class Record(Protocol):
+    """What is known of one user's runs."""
 
     async def end_of(self, user_id: str, run_id: str) -> int:
         """The cursor of the run's terminal event, 0 while it has none. Raises `NotFound`."""
@@ -35,19 +37,29 @@ class Record(feed.Pages, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes out in one message; the positions come before the events."""
+    """What goes out in one message; the positions come before the events. Without either it says that the stream is alive."""
 
     positions: Sequence[events_pb2.TailPosition]
     events: Sequence[log.Recorded]
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a subscriber is told next: that the record begins later now, when it does, and the events from there."""
+
+    events: Sequence[log.Recorded]
+    truncated_to: int = 0
 
 
 class Tail:
     """The open streams of this replica."""
 
     def __init__(
-        self, live: fanout.Fanout, record: Record, verifier: identity.Verifier, tasks: lifecycle.Tasks, unknown_run_s: float
+        self, live: fanout.Fanout, record: Record, pages: feed.Pages, verifier: identity.Verifier, tasks: lifecycle.Tasks,
+        unknown_run_s: float,
     ) -> None:  # fmt: skip
-        self._live, self._record, self._verifier, self._tasks = live, record, verifier, tasks
+        self._live, self._record, self._pages, self._verifier, self._tasks = live, record, pages, verifier, tasks
         self._unknown_run_s = unknown_run_s
         self._calls: set[_Call] = set()
         self._closed = False
@@ -65,7 +77,7 @@ class Tail:
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[_Call]:
-        call = _Call(feed.Stream(self._live, self._record), self._live, self._verifier)
+        call = _Call(feed.Stream(self._live, self._pages, self._tasks), self._live, self._verifier)
         self._calls.add(call)
         if self._closed:
             call.stream.end()
@@ -80,17 +92,27 @@ class Tail:
         with self._call() as call:
             workers = [self._tasks.spawn(call.receive(requests), "tail-receive"), self._tasks.spawn(call.admit(), "tail-admit")]
             try:
-                async for events in call.stream.batches():
-                    said = call.stream.take_said()
-                    if said or events:
-                        yield Batch(said, events)
+                async for batch in self._batches(call.stream):
+                    if batch is not None:
+                        yield batch
                     elif call.idle:
                         return
             finally:
                 for worker in workers:
                     worker.cancel()
 
-    async def subscribe(self, principal: identity.Principal, after: int, run_id: str) -> AsyncIterator[list[log.Recorded]]:
+    async def _batches(self, stream: feed.Stream) -> AsyncIterator[Batch | None]:
+        """What there is to say, if only how things are after a while of silence; None in between."""
+        told, told_at = None, 0.0
+        async for events in stream.batches():
+            said, degraded, now = stream.take_said(), self._live.degraded, time.monotonic()
+            if said or events or degraded is not told or now - told_at >= _SILENCE_S:
+                told, told_at = degraded, now
+                yield Batch(said, events, degraded)
+            else:
+                yield None
+
+    async def subscribe(self, principal: identity.Principal, after: int, run_id: str) -> AsyncIterator[Part]:
         """One user's events after a cursor, all or of one run up to its end. Raises `NotFound`, `FailedPrecondition`."""
         if run_id and 0 < await self._end_of(principal.user_id, run_id) <= after:
             return
@@ -102,12 +124,24 @@ class Tail:
             call.stream.follow(topic, after, behind=True, run_id=run_id).grant(principal)
             _check_range(after, position)
             async for events in call.stream.batches():
-                if events:
-                    yield events
-                    if run_id and events[-1].ends:
-                        return
+                part = Part(events, call.stream.take_truncated())
+                if part.truncated_to or events:
+                    yield part
+                if run_id and await self._over(principal.user_id, run_id, part):
+                    return
                 for said in call.stream.take_said():
                     raise errors.Unauthenticated(said.reason)
+
+    async def _over(self, user_id: str, run_id: str, part: Part) -> bool:
+        """Whether nothing of the run can come after this: its end was in it, or is not in the record any more."""
+        if part.events and part.events[-1].ends:
+            return True
+        if not part.truncated_to:
+            return False
+        try:
+            return 0 < await self._record.end_of(user_id, run_id) < part.truncated_to
+        except errors.NotFound:
+            return True
 
     async def _end_of(self, user_id: str, run_id: str) -> int:
         # a run is accepted before it is opened here: whoever asks in between is made to wait a little

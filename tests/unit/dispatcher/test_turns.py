@@ -18,7 +18,7 @@ from netra.agent import AgentSpec, Turn, agent
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
 from netra.tool import tool
-from services.dispatcher import journal, turn
+from services.dispatcher import journal, outbox, turn
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, workspace
 from services.dispatcher.tools import registry as tools_
@@ -34,9 +34,12 @@ class Record:
         self.events: list[dict[str, Any]] = []
         self.steps: dict[str, Any] = {}
 
-    def append(self, request: events_pb2.AppendRequest) -> asyncio.Future[None]:
+    def append(self, request: events_pb2.AppendRequest, user_id: str) -> asyncio.Future[None]:
         """Take an append."""
         return self._tasks.spawn(self._taken(request), "append")
+
+    def show(self, request: events_pb2.AppendRequest, user_id: str) -> None:
+        """Nobody watches."""
 
     async def _taken(self, request: events_pb2.AppendRequest) -> None:
         await moments(self._chance)
@@ -93,10 +96,11 @@ class World:
             user_id=ids.uuid7(), tenant_id=ids.uuid7(), session_id=ids.uuid7(), thread_id=ids.uuid7(), run_id=run_id,
             request_id="r", roles=("user",), tier="free",
         )  # fmt: skip
-        bridge = journal.AgentWebSocketBridge(self.record, run_id, 1, 1, "first")  # type: ignore[arg-type]
         spaces = workspace.Workspaces(self._folder / "work", None, 1)  # type: ignore[arg-type]
         tools, agents = tools_.ToolRegistry([echo, refuse, hang]), agents_.AgentRegistry(self._agents)
         files = spaces.of(run_id, str)
+        owned = outbox.Owned(run_id, context.user_id, 1, str, files.keep)
+        bridge = journal.AgentWebSocketBridge(self.record, owned, 1, "first")
         mine = await permitted("tools:execute")
         async with dispatch.UnifiedToolDispatcher.for_context(context, tools, mine, bridge, files) as dispatcher:
             yield turn.Turn("What now?", inputs, context, bridge, dispatcher, agents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,8 @@ class _Record:
         self.events: list[log.Recorded] = []
         self.away = False
         self.pages = 0
+        self.id = "g"
+        self.oldest = 1
 
     def grow(self, **fields: object) -> log.Recorded:
         self.events.append(_event(len(self.events) + 1, **fields))  # type: ignore[arg-type]
@@ -36,24 +39,25 @@ class _Record:
         if self.away:
             raise errors.Unavailable
         last = len(self.events)
-        found = [event for event in self.events[after:last] if not run_id or event.run_id == run_id]
+        found = [event for event in self.events[max(after, self.oldest - 1) : last] if not run_id or event.run_id == run_id]
         await asyncio.sleep(0)
         whole = len(found) <= limit
         events = found[:limit]
-        return log.Page(events, last if whole else events[-1].cursor, log.Position(last))
+        return log.Page(events, last if whole else events[-1].cursor, log.Position(last, self.oldest))
 
     async def positions(self, users: Iterable[str]) -> Mapping[str, log.Position]:
         return {user: log.Position(len(self.events)) for user in users}
 
     async def generation(self) -> str:
-        return "g"
+        return self.id
 
 
 class _Valkey:
     """Streams that the test fills."""
 
     def __init__(self) -> None:
-        self.entries: asyncio.Queue[dict[bytes, bytes]] = asyncio.Queue()
+        # None is an outage
+        self.entries: asyncio.Queue[dict[bytes, bytes] | None] = asyncio.Queue()
 
     def announce(self, events: Sequence[log.Recorded]) -> None:
         self.entries.put_nowait({str(key).encode(): bytes(value) for key, value in announce.encoded(events).items()})  # type: ignore[arg-type]
@@ -65,7 +69,9 @@ class _Valkey:
         return "v"
 
     async def read(self, positions: Mapping[str, str], *, block_ms: int) -> list[tuple[str, str, dict[bytes, bytes]]]:
-        return [(announce.partition(_USER), "1-0", await self.entries.get())]
+        if (entry := await self.entries.get()) is None:
+            raise errors.Unavailable
+        return [(announce.partition(_USER), "1-0", entry)]
 
 
 class _World:
@@ -81,7 +87,7 @@ class _World:
         return [self.record.grow(**fields) for _ in range(count)]
 
     async def stream(self, *, after: int | None = None, run_id: str = "") -> feed.Stream:
-        stream = feed.Stream(self.live, self.record)
+        stream = feed.Stream(self.live, self.record, self.tasks)
         topic, position = (await self.live.join([_USER]))[_USER]
         stream.follow(topic, position.last if after is None else after, behind=after is not None, run_id=run_id)
         return stream
@@ -197,3 +203,115 @@ def test_entries_go_to_the_partition_of_their_user_and_come_back_equal() -> None
     assert {stream for stream, _ in made} == {announce.partition(_USER)}
     back = [event for _, fields in made for event in announce.decoded({str(key).encode(): bytes(value) for key, value in fields.items()})]  # type: ignore[arg-type]
     assert back == events
+
+
+def _sent(fields: Mapping[Any, Any]) -> tuple[int, list[log.Recorded]]:
+    """How big an entry is, and what comes out of it."""
+    sent = {str(key).encode(): bytes(value) for key, value in fields.items()}
+    return sum(map(len, sent.values())), announce.decoded(sent)
+
+
+def test_an_entry_is_bounded_in_bytes_and_bigger_frames_are_left_out() -> None:
+    events = [_event(cursor, frame=b"{" + b" " * size + b"}") for cursor, size in enumerate([16_000] * 10 + [300_000] * 40 + [9], 1)]
+    made = [_sent(fields) for _, fields in announce.entries(events)]
+    assert [event.cursor for _, back in made for event in back] == [event.cursor for event in events]
+    assert max(size for size, _ in made) < 72 * 1024
+    assert [len(back) for _, back in made] == [4, 4, 32, 11]
+    assert {len(event.frame) for _, back in made for event in back} == {16_002, 0, 11}
+
+
+class _Told:
+    """What is told of whether Valkey is heard."""
+
+    def __init__(self) -> None:
+        self.said: list[bool] = []
+        self._changed = asyncio.Event()
+
+    async def __call__(self, heard: bool) -> None:
+        self.said.append(heard)
+        self._changed.set()
+
+    async def until(self, *said: bool) -> None:
+        async with asyncio.timeout(5):
+            while self.said != list(said):
+                self._changed.clear()
+                await self._changed.wait()
+
+
+async def test_while_valkey_is_away_the_record_is_polled_and_that_is_told(world: _World) -> None:
+    told = _Told()
+    world.live._poll_s = 0.01
+    world.tasks.spawn(world.live.watch(told), "watch")
+    stream = await world.stream()
+    world.valkey.announce(world.add(1))
+    assert await _until(stream, 1) == [1]
+    await told.until(False, True)
+    world.valkey.entries.put_nowait(None)
+    await told.until(False, True, False)
+    world.add(5)
+    assert await _until(stream, 6) == [2, 3, 4, 5, 6]
+    world.valkey.announce([])
+    await told.until(False, True, False, True)
+
+
+async def test_an_announcement_that_was_lost_is_found_by_comparing(world: _World) -> None:
+    world.live._compare_s = 0.05
+    world.tasks.spawn(world.live.watch(_Told()), "watch")
+    stream = await world.stream()
+    world.valkey.announce([])
+    world.add(3)
+    assert await _until(stream, 3) == [1, 2, 3]
+
+
+async def test_a_page_that_does_not_come_holds_up_nobody_else(world: _World) -> None:
+    world.add(1)
+    stream = await world.stream(after=0)
+    held = asyncio.Event()
+    whole = world.record.page
+
+    async def late(*given: Any, **more: Any) -> log.Page:
+        await held.wait()
+        return await whole(*given, **more)
+
+    world.record.page = late  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        batches = stream.batches()
+        assert [await anext(batches) for _ in range(2)] == [[], []]
+    held.set()
+    assert await _until(stream, 1) == [1]
+
+
+async def test_who_is_replaced_by_a_backup_must_begin_again(world: _World) -> None:
+    stream = await world.stream()
+    world.record.id = "another"
+    await world.live._compare()
+    with pytest.raises(errors.Unavailable):
+        await _until(stream, 1)
+
+
+async def _parts(stream: feed.Stream, cursor: int) -> list[tuple[int, list[int]]]:
+    """What a subscriber is told, up to a cursor: where the record begins now, and events."""
+    told: list[tuple[int, list[int]]] = []
+    async with asyncio.timeout(5):
+        async for events in stream.batches():
+            truncated_to = stream.take_truncated()
+            if events or truncated_to:
+                told.append((truncated_to, [event.cursor for event in events]))
+            if events and events[-1].cursor >= cursor:
+                break
+    return told
+
+
+@pytest.mark.parametrize("before", [0, 3])
+async def test_what_is_dropped_before_it_was_told_is_said(world: _World, before: int) -> None:
+    world.add(before)
+    stream = await world.stream(after=0)
+    reader = world.tasks.spawn(_parts(stream, before + 5), "reader")
+    await asyncio.sleep(0.02)
+    # nobody heard of these, and three of them are gone when somebody looks
+    world.add(5)
+    world.record.oldest = before + 4
+    await world.live._compare()
+    told = await reader
+    assert told[-1] == (before + 4, [before + 4, before + 5])
+    assert told[:-1] == ([(0, [1, 2, 3])] if before else [])

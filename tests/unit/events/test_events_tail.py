@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from chassis import identity, lifecycle
 from netra import errors, ids
 from netra.events.v1 import events_pb2
@@ -20,6 +22,7 @@ class _Live:
     """A fanout whose record is away for the first join."""
 
     generation = "g"
+    degraded = False
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -28,7 +31,10 @@ class _Live:
         if not self.asked.is_set():
             self.asked.set()
             raise errors.Unavailable
-        return {user: (fanout.Topic(user), log.Position(7)) for user in users}
+        topics = {user: fanout.Topic(user) for user in users}
+        for topic in topics.values():
+            topic.last = 7
+        return {user: (topic, log.Position(7)) for user, topic in topics.items()}
 
     def release(self, topic: fanout.Topic) -> None:
         """Not counted here."""
@@ -52,9 +58,79 @@ async def test_an_outage_is_not_said_to_be_a_refusal() -> None:
         await asyncio.Event().wait()
 
     unused: Any = None
-    following = tail.Tail(live, unused, _Verifier(), tasks, 1.0).follow(requests())  # type: ignore[arg-type]
+    following = tail.Tail(live, unused, unused, _Verifier(), tasks, 1.0).follow(requests())  # type: ignore[arg-type]
     async with asyncio.timeout(5):
         first = await anext(following)
+        while not first.positions:
+            first = await anext(following)
     assert [(position.joined, position.reason, position.cursor) for position in first.positions] == [(True, "", 7)]
+    await following.aclose()  # type: ignore[attr-defined]
+    await tasks.close()
+
+
+class _Record:
+    """A user's record of which only the end of one run is known."""
+
+    def __init__(self, pages: Sequence[log.Page], ends: Sequence[int | None]) -> None:
+        self._pages, self._ends = list(pages), list(ends)
+
+    async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page:
+        return self._pages.pop(0) if len(self._pages) > 1 else self._pages[0]
+
+    async def end_of(self, user_id: str, run_id: str) -> int:
+        end = self._ends.pop(0)
+        if end is None:
+            raise errors.NotFound("There is no such run.")
+        return end
+
+
+def _page(cursors: range, last: int, oldest: int) -> log.Page:
+    events = [log.Recorded(_WHO.user_id, cursor, "r", cursor, "", "agent_thinking", b"{}") for cursor in cursors]
+    return log.Page(events, cursors[-1] if cursors else last, log.Position(last, oldest))
+
+
+def _tail(record: _Record, tasks: lifecycle.Tasks) -> tail.Tail:
+    live = _Live()
+    live.asked.set()
+    return tail.Tail(live, record, record, _Verifier(), tasks, 1.0)  # type: ignore[arg-type]
+
+
+async def test_a_subscriber_is_told_what_retention_takes_meanwhile_and_before_the_events_after_it() -> None:
+    tasks = lifecycle.Tasks()
+    pages = [_page(range(1, 4), 7, 1), _page(range(6, 8), 7, 6)]
+    parts = _tail(_Record(pages, []), tasks).subscribe(_WHO, 0, "")
+    async with asyncio.timeout(5):
+        seen = [await anext(parts), await anext(parts)]
+    assert [([event.cursor for event in part.events], part.truncated_to) for part in seen] == [([1, 2, 3], 0), ([6, 7], 6)]
+    await parts.aclose()  # type: ignore[attr-defined]
+    await tasks.close()
+
+
+@pytest.mark.parametrize("end", [7, None])
+async def test_a_subscriber_to_a_run_whose_end_is_gone_waits_for_nothing(end: int | None) -> None:
+    tasks = lifecycle.Tasks()
+    parts = _tail(_Record([_page(range(0), 7, 8)], [0, end]), tasks).subscribe(_WHO, 3, "r")
+    async with asyncio.timeout(5):
+        assert [(part.events, part.truncated_to) async for part in parts] == [([], 8)]
+    await tasks.close()
+
+
+async def test_a_tail_says_every_other_second_that_it_is_alive_and_how_it_is() -> None:
+    tasks, live, unused = lifecycle.Tasks(), _Live(), None
+
+    async def requests() -> AsyncIterator[events_pb2.TailRequest]:
+        await asyncio.Event().wait()
+        yield events_pb2.TailRequest()
+
+    following = tail.Tail(live, unused, unused, _Verifier(), tasks, 1.0).follow(requests())  # type: ignore[arg-type]
+    said = []
+    for degraded in (False, True, True):
+        live.degraded = degraded
+        async with asyncio.timeout(2):
+            batch = await anext(following)
+        said.append(batch.degraded)
+        assert not batch.events
+        assert not batch.positions
+    assert said == [False, True, True]
     await following.aclose()  # type: ignore[attr-defined]
     await tasks.close()

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from chassis import identity
-from gateway import delivery, pump
+from chassis import identity, replicas
+from gateway import delivery, pump, subscriptions, upstreams
 from netra import errors, ids
 from netra.events.v1 import events_pb2
+from tests.fixtures import ready
 
 
 def _principal(credential: str = "t1", user: str = "01890a5d-ac96-774b-bcce-b302099a8057", lives_s: float = 600) -> identity.Principal:
@@ -45,7 +46,8 @@ class _Call:
         self.answers.put_nowait(events_pb2.TailResponse(positions=[position]))
 
     def events(self, *cursors: int) -> None:
-        events = [events_pb2.Event(cursor=cursor, user_id=_principal().user_id, frame=b"%d" % cursor) for cursor in cursors]
+        user_id = _principal().user_id
+        events = [events_pb2.Event(cursor=one, seq=one, run_id="r", user_id=user_id, frame=b"%d" % one) for one in cursors]
         self.answers.put_nowait(events_pb2.TailResponse(events=events))
 
     def cancel(self) -> None:
@@ -57,8 +59,18 @@ class _Call:
 
 
 class _Stub:
+    """The replicas of events; what is asked of any of them ends up here."""
+
     def __init__(self) -> None:
         self.calls: asyncio.Queue[_Call] = asyncio.Queue()
+        self.asked: list[str] = []
+
+    def each(self, *targets: str) -> upstreams.Events:
+        return replicas.Each(replicas.Replicas(",".join(targets or ("a:1",))), self._of)  # type: ignore[arg-type]
+
+    def _of(self, target: str) -> _Stub:
+        self.asked.append(target)
+        return self
 
     def Tail(self, requests: AsyncIterator[events_pb2.TailRequest]) -> _Call:
         call = _Call(requests)
@@ -88,14 +100,14 @@ async def _attached(tail: pump.Pump, call: _Call, who: identity.Principal, curso
 def _read(sink: _Sink) -> list[int]:
     found = []
     while (frame := sink.delivery.take()) is not None:
-        found.append(int(frame))
+        found.append(int(*ready.payloads(frame.wire)))
     return found
 
 
 @pytest.mark.asyncio
 async def test_events_reach_the_sockets_of_their_user() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -111,7 +123,7 @@ async def test_events_reach_the_sockets_of_their_user() -> None:
 @pytest.mark.asyncio
 async def test_a_broken_stream_is_opened_again_and_the_gap_is_noticed() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -128,7 +140,7 @@ async def test_a_broken_stream_is_opened_again_and_the_gap_is_noticed() -> None:
 @pytest.mark.asyncio
 async def test_a_token_that_ends_makes_room_for_another_of_the_same_user() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -145,7 +157,7 @@ async def test_a_token_that_ends_makes_room_for_another_of_the_same_user() -> No
 @pytest.mark.asyncio
 async def test_a_refused_token_is_an_answer() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -164,7 +176,7 @@ async def _expect_unauthenticated(tail: pump.Pump) -> None:
 @pytest.mark.asyncio
 async def test_an_earlier_refusal_is_no_answer() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -183,7 +195,7 @@ async def test_an_earlier_refusal_is_no_answer() -> None:
 async def test_no_answer_is_unavailable_and_a_word_about_nobody_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pump, "_PATIENCE_S", 0.1)
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -197,7 +209,7 @@ async def test_no_answer_is_unavailable_and_a_word_about_nobody_is_none(monkeypa
 @pytest.mark.asyncio
 async def test_another_generation_of_the_record_is_told() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -205,4 +217,96 @@ async def test_another_generation_of_the_record_is_told() -> None:
         call.position(3, epoch="e2")
         await _settled()
         assert sink.resyncs == [("e2", 3)]
+        running.cancel()
+
+
+def _transient(after_seq: int, frame: bytes) -> events_pb2.TransientEvent:
+    return events_pb2.TransientEvent(user_id=_principal().user_id, run_id="r", type="agent_delta", frame=frame, after_seq=after_seq)
+
+
+async def test_a_transient_comes_in_its_place_or_not_at_all() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal(), 0)
+        call.events(1, 2)
+        call.answers.put_nowait(events_pb2.TailResponse(transients=[_transient(1, b"100"), _transient(2, b"200")]))
+        call.events(3)
+        await _settled()
+        # the first one's sum is in event 2 already
+        assert _read(sink) == [1, 2, 200, 3]
+        running.cancel()
+
+
+async def test_a_replica_that_is_silent_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "SILENCE_S", 0.2)
+    stub = _Stub()
+    tail = pump.Pump(stub.each("a:1", "b:2"), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal(), 7)
+        second = await stub.call()
+        assert sorted(stub.asked) == ["a:1", "b:2"]
+        assert not tail.connected
+        assert (await second.asked()).join.access_token == "t1"
+        second.position(9)
+        await _settled()
+        assert (tail.connected, sink.delivery.tail) == (True, 9)
+        running.cancel()
+
+
+async def test_empty_batches_keep_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "SILENCE_S", 0.3)
+    stub = _Stub()
+    tail = pump.Pump(stub.each("a:1", "b:2"), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        for late in (False, False, True, True, False):
+            # the time itself is what is tested here
+            await asyncio.sleep(0.15)
+            call.answers.put_nowait(events_pb2.TailResponse(degraded=late))
+            await _settled()
+            assert (tail.connected, tail.live) == (True, not late)
+        assert len(stub.asked) == 1
+        running.cancel()
+
+
+async def test_who_is_not_followed_is_not_woken_by_others() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    other = _principal("t2", "01890a5d-ac96-774b-bcce-b302099a8058")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        waiting = group.create_task(tail.follow(other))
+        await call.asked()
+        await _attached(tail, call, _principal(), 7)
+        assert not waiting.done()
+        position = events_pb2.TailPosition(user_id=other.user_id, cursor=1, oldest=1, epoch="e1", joined=True)
+        call.answers.put_nowait(events_pb2.TailResponse(positions=[position]))
+        assert (await waiting).cursor == 1
+        running.cancel()
+
+
+async def test_what_is_skipped_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "_TICK_S", 0.05)
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal(), 0)
+        sink.delivery.filter.add(subscriptions.Subscription("s", run_id="another"))
+        told = asyncio.Event()
+        sink.delivery.woken = told.set
+        call.events(1, 2)
+        async with asyncio.timeout(2):
+            await told.wait()
+        frame = sink.delivery.take()
+        assert frame is not None
+        assert (frame.type, frame.cursor) == ("position", 2)
         running.cancel()

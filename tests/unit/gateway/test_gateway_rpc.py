@@ -38,6 +38,15 @@ def test_outside_is_what_its_rule_says_and_nothing_else() -> None:
     assert "/rpc/netra.auth.v1.AuthService/WatchTrust" not in outside
 
 
+def test_streams_that_are_outside_answer_to_one_request_and_need_a_permission() -> None:
+    found = {method.path: method for method in rpc.streams()}
+    for path, method in _every():
+        rule = method.GetOptions().Extensions[access_pb2.rule]
+        assert (path in found) == (rule.edge and method.server_streaming), path
+    assert all(method.rule.permission and not method.descriptor.client_streaming for method in found.values())
+    assert {path.rpartition("/")[2] for path in found} == {"Subscribe", "ExportEvents", "ExportAudit", "GetArtifact"}
+
+
 class _Called:
     """A service that answers; keeps what it was asked."""
 
