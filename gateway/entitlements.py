@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from chassis import audit, identity, trust
+from gateway import addresses
 from netra import errors
 
 
@@ -36,7 +37,7 @@ class Entitlements:
 
     async def count_anonymous(self, address: str) -> None:
         """Count a request of nobody known. Raises `RateLimited`."""
-        await self._counted.take("anonymous_requests", address or "unknown", self._anonymous)
+        await self._counted.take("anonymous_requests", addresses.counted(address) or "unknown", self._anonymous)
 
     def refused(self, what: str, error: errors.NetraError, who: identity.Principal | None = None) -> None:
         """Tell the record of access of a refusal."""

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chassis import channel, identity, status, telemetry
-from gateway import frames, problems, session, upstreams
+from gateway import callers, frames, problems, session, upstreams
 from netra import errors
 from netra.access.v1 import access_pb2
 from netra.auth.v1 import auth_pb2
@@ -28,6 +28,8 @@ _FILES = {"auth": auth_pb2, "context": context_pb2, "dispatcher": dispatcher_pb2
 _PREFIX = "/rpc/"
 # what the gateway knows and clients may not say
 _ADDRESS = "client_address"
+# a tool has a deadline of its own, which its service keeps; this is the end of all patience
+_PATIENCE_S = {"ExecuteTool": 3600.0}
 _FIELD = re.compile(r'Failed to parse (\w{1,64}) field|no field named "([^"]{1,64})"|multiple "([^"]{1,64})" fields')
 
 
@@ -89,8 +91,10 @@ class Rpc:
         wanted = _message(found.request, await problems.body_of(request, self._edge.settings.max_body_bytes))
         if _ADDRESS in found.request.DESCRIPTOR.fields_by_name:
             setattr(wanted, _ADDRESS, self._edge.callers.address(request))
+        if isinstance(wanted, auth_pb2.IssueTokenRequest):
+            wanted.device = callers.device(request, wanted.device)
         with status.translated():
-            answer = await found.call(wanted, metadata=metadata)
+            answer = await found.call(wanted, metadata=metadata, timeout=_PATIENCE_S.get(found.method.descriptor.name))
         return problems.answer(
             json_format.MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         )

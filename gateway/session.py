@@ -126,7 +126,7 @@ class Session:
     async def run(self, websocket: WebSocket) -> None:
         """Serve the accepted socket until it closes."""
         line: wire.Wire = websocket.scope["state"]["wire"]
-        self._wire = line
+        self._wire, line.heard = line, self._heard
         log.bind(user_id=self.principal.user_id, connection_id=self.connection_id)
         try:
             async with asyncio.TaskGroup() as group:
@@ -212,6 +212,12 @@ class Session:
         self._inbox.append(frame)
         if "worker" not in self._tasks:
             self._start("worker", self._work())
+
+    def _heard(self) -> None:
+        """Count a frame that is no message: a ping, a further part of one. There is no answer that could refuse it."""
+        per_minute = self._edge.entitled.frames_per_minute(self.principal)
+        if self._allowance.take(per_minute) and self._allowance.refusals > per_minute:
+            self.end(close_codes.ABUSE)
 
     def _slow_down(self, wait_ms: int, per_minute: int, frame_id: str | None) -> None:
         self._refuse(errors.RateLimited("Too many frames in a minute.", retry_after_ms=wait_ms), frame_id)

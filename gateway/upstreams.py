@@ -28,20 +28,21 @@ class Upstreams:
     tail: events_pb2_grpc.EventsServiceAsyncStub
     credentials: channel.ServiceCredentials
     channels: dict[str, grpc.aio.Channel]
+    # one for each channel, which keeps every method it was ever asked for
+    health: dict[str, Any]  # its types know only the synchronous one
 
     async def serving(self) -> dict[str, bool]:
         """Which services say over grpc.health.v1 that they serve."""
-        names = ("auth", "context", "dispatcher", "events")
-        return dict(zip(names, await asyncio.gather(*(_serving(self.channels[name]) for name in names)), strict=True))
+        answers = await asyncio.gather(*map(_serving, self.health.values()))
+        return dict(zip(self.health, answers, strict=True))
 
     async def close(self) -> None:
         """Close all channels."""
         await asyncio.gather(*(one.close() for one in self.channels.values()))
 
 
-async def _serving(one: grpc.aio.Channel) -> bool:
+async def _serving(stub: Any) -> bool:
     try:
-        stub: Any = health_pb2_grpc.HealthStub(one)  # its types know only the synchronous one
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
     except grpc.aio.AioRpcError:
         return False
@@ -57,6 +58,7 @@ def connect(settings: GatewaySettings) -> Upstreams:
     context = channel.connect(settings.context_target, certificates=certificates, name="context")
     events = channel.connect(settings.events_target, certificates=certificates, name="events")
     tail = channel.connect(settings.events_target, credentials, certificates=certificates, name="events")
+    asked = {"auth": auth, "context": context, "dispatcher": dispatcher, "events": events}
     return Upstreams(
         auth=auth_pb2_grpc.AuthServiceStub(auth),
         dispatcher=dispatcher_pb2_grpc.DispatcherServiceStub(dispatcher),
@@ -64,5 +66,6 @@ def connect(settings: GatewaySettings) -> Upstreams:
         events=events_pb2_grpc.EventsServiceStub(events),
         tail=events_pb2_grpc.EventsServiceStub(tail),
         credentials=credentials,
-        channels={"auth": auth, "context": context, "dispatcher": dispatcher, "events": events, "tail": tail},
+        channels={**asked, "tail": tail},
+        health={name: health_pb2_grpc.HealthStub(one) for name, one in asked.items()},
     )

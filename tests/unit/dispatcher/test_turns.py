@@ -99,7 +99,7 @@ class World:
         files = spaces.of(run_id, str)
         mine = await permitted("tools:execute")
         async with dispatch.UnifiedToolDispatcher.for_context(context, tools, mine, bridge, files) as dispatcher:
-            yield turn.Turn("What now?", inputs, context, bridge, dispatcher, agents)
+            yield turn.Turn("What now?", inputs, context, bridge, dispatcher, agents.get)
         await bridge.barrier()
         spaces.close()
 
