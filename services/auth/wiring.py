@@ -119,7 +119,7 @@ async def build(settings: AuthSettings) -> AsyncIterator[Service]:
 
         authenticator = identity.Authenticator(trusted)
         issue = tokens.Tokens(signing, authenticator.verifier, settings.access_token_s, settings.service_token_s)
-        slowed = throttle.Throttle(counted)
+        slowed = throttle.Throttle(counted, throttle.Rates(settings.calls_per_address, settings.successes_per_account))
         signed_in = sessions.Sessions(
             kept.rows, kept.system, hashing, issue, family, told, slowed, trusted, _lifetimes(settings)
         )  # fmt: skip
@@ -165,8 +165,9 @@ async def _stores(settings: AuthSettings, stack: contextlib.AsyncExitStack) -> _
 
 def _lifetimes(settings: AuthSettings) -> sessions.Lifetimes:
     return sessions.Lifetimes(
-        timedelta(hours=settings.session_idle_hours), timedelta(hours=settings.session_hours), timedelta(days=settings.session_cli_days)
-    )
+        timedelta(hours=settings.session_idle_hours), timedelta(hours=settings.session_hours), timedelta(days=settings.session_cli_days),
+        settings.sessions_per_user,
+    )  # fmt: skip
 
 
 async def _pool(settings: AuthSettings, role: str, secret: str) -> postgres.DatabaseManager:

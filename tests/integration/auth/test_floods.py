@@ -164,3 +164,13 @@ async def test_a_refresh_that_comes_too_early_loses_nothing(accounts: Accounts, 
     async with accounts.counting() as counted:
         await counted.give_back(*throttle.successes("refresh", session_id, 1).counted)
     assert (await accounts.refresh(child.refresh_token)).access_token
+
+
+async def test_the_operator_sets_how_many_that_are(accounts: Accounts) -> None:
+    user, other = await accounts.services.user(), await accounts.services.user()
+    async with accounts.replica(calls_per_address=20, successes_per_account=12, sessions_per_user=2) as replica:
+        tokens = [await replica.login(user.email, user.password) for _ in range(2)]
+        assert [(await replica.verified(token)).valid for token in (user.token, tokens[0].access_token)] == [False, True]
+        codes = await _codes(lambda _: replica.login(user.email, user.password), 12)
+        assert (codes[0], codes[-1]) == ("OK", "RATE_LIMITED")
+        assert (await _codes(lambda _: replica.login(other.email, other.password), 12))[-1] == "RATE_LIMITED"
