@@ -1,9 +1,10 @@
-"""Tells the record of access who was refused what: gathered, counted, sent in the background."""
+"""Tells the record of access who was refused what, and what is issued too often to wait for it: gathered, counted, sent later."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from netra import errors
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 
 _log = log.get(__name__)
-_lost = telemetry.meter.create_counter("netra.audit.lost", description="Refusals that could not be told to the record of access.")
+_lost = telemetry.meter.create_counter("netra.audit.lost", description="Entries that could not be told to the record of access.")
 _EVERY_S = 1.0
 _LAST_S = 2.0
 _AT_ONCE = 500
-# different refusals within a second, and entries that wait while auth is away
+_MOST_TEXT = 1_000
+# different entries within a second, and entries that wait while auth is away
 _MOST_DIFFERENT, _MOST_WAITING = 1_000, 10_000
 _TOLD = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded, errors.RateLimited, errors.Unauthenticated)
@@ -45,12 +47,14 @@ def to_auth(stub: auth_pb2_grpc.AuthServiceAsyncStub, authorized: Callable[[], A
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
-    """What makes two refusals the same."""
+class _Told:
+    """What makes two entries the same."""
 
     actor: str
     user_id: str
     tenant_id: str
+    action: str
+    outcome: str
     detail: str
 
 
@@ -59,21 +63,26 @@ class Refusals:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._now: dict[_Refusal, tuple[int, str]] = {}
+        self._now: dict[_Told, tuple[int, str]] = {}
         self._waiting: deque[auth_pb2.AuditEntry] = deque()
         self._missing = 0
 
-    def note(self, what: str, error: errors.NetraError, caller: identity.Caller, *, with_token: bool = True) -> None:
+    def note(self, what: str, error: errors.NetraError, caller: identity.Caller, *, with_credential: bool = True) -> None:
         """Take note of a refusal. Anything but a refusal is passed over, and so is a caller who brought nothing to refuse."""
-        if error.code not in _TOLD or (error.code == "UNAUTHENTICATED" and not with_token):
-            return
-        refusal = _refusal(what, error, caller)
-        known = self._now.get(refusal)
+        if error.code in _TOLD and (error.code != "UNAUTHENTICATED" or with_credential):
+            self._count(_refusal(what, error, caller))
+
+    def issued(self, to: str, detail: str, *, user_id: str = "") -> None:
+        """Take note of a token that an actor was given; they do not wait until that is on record."""
+        self._count(_Told(to, user_id, "", "issue_token", "ok", _clean(detail)))
+
+    def _count(self, told: _Told) -> None:
+        known = self._now.get(told)
         if known is None and len(self._now) >= _MOST_DIFFERENT:
             self._lose(1)
         else:
             count, correlation_id = known or (0, telemetry.correlation_id())
-            self._now[refusal] = count + 1, correlation_id
+            self._now[told] = count + 1, correlation_id
 
     async def run(self) -> None:
         """Send every second, for ever."""
@@ -90,37 +99,43 @@ class Refusals:
     async def flush(self) -> None:
         """Send what was gathered. What cannot be sent now waits."""
         self._gather()
+        at_once = _AT_ONCE
         while self._waiting:
-            batch = [self._waiting[at] for at in range(min(_AT_ONCE, len(self._waiting)))]
+            batch = list(itertools.islice(self._waiting, at_once))
             try:
                 await self._send(batch)
             except _AWAY:
                 return
             except errors.NetraError as error:
-                # the same again would be refused again
-                _log.error("the record of access does not take these entries", code=error.code, reason=error.message)
-                self._lose(len(batch))
+                # the same again would be refused again; it is all but surely one of them
+                if len(batch) > 1:
+                    at_once = len(batch) // 2
+                    continue
+                _log.error("the record of access does not take this entry", code=error.code, reason=error.message)
+                self._lose(1)
             for _ in batch:
                 self._waiting.popleft()
+            at_once = min(at_once * 2, _AT_ONCE)
 
     def _gather(self) -> None:
-        if self._missing:
-            lost = auth_pb2.AuditEntry(action="deny", outcome="lost", detail=f"{self._missing} refusals are not in the record")
+        # the last place is kept for this: the number must not be lost as well; while there is none, it grows
+        if self._missing and len(self._waiting) < _MOST_WAITING:
+            lost = f"{self._missing} entries are not in the record"
+            self._waiting.append(auth_pb2.AuditEntry(action="deny", outcome="lost", detail=lost))
             self._missing = 0
-            self._wait(lost)
         gathered, self._now = self._now, {}
-        for refusal, (count, correlation_id) in gathered.items():
-            self._wait(_entry(refusal, count, correlation_id))
+        for told, (count, correlation_id) in gathered.items():
+            self._wait(_entry(told, count, correlation_id))
 
     def _wait(self, entry: auth_pb2.AuditEntry) -> None:
-        if len(self._waiting) < _MOST_WAITING:
+        if len(self._waiting) < _MOST_WAITING - 1:
             self._waiting.append(entry)
         else:
             self._lose(1)
 
     def _lose(self, count: int) -> None:
         if not self._missing:
-            _log.warning("refusals come faster than they can be recorded")
+            _log.warning("entries are lost: they come faster than they can be recorded, or are not taken")
         self._missing += count
         _lost.add(count)
 
@@ -145,18 +160,23 @@ class Acts:
             ) from None
 
 
-def _refusal(what: str, error: errors.NetraError, caller: identity.Caller) -> _Refusal:
+def _refusal(what: str, error: errors.NetraError, caller: identity.Caller) -> _Told:
     subject = caller.principal or caller.context
     needed = error.details.get("permission") or error.details.get("feature", "")
-    detail = f"{what}: {error.code.lower()}" + (f", {needed}" if needed else "")
-    if subject is None:
-        return _Refusal(actor(caller), "", "", detail)
-    return _Refusal(actor(caller), subject.user_id, subject.tenant_id, detail)
+    detail = _clean(f"{what}: {error.code.lower()}" + (f", {needed}" if needed else ""))
+    user_id, tenant_id = (subject.user_id, subject.tenant_id) if subject is not None else ("", "")
+    return _Told(actor(caller), user_id, tenant_id, "deny", "refused", detail)
 
 
-def _entry(refusal: _Refusal, count: int, correlation_id: str) -> auth_pb2.AuditEntry:
-    detail = refusal.detail if count == 1 else f"{refusal.detail}; {count} times"
+def _clean(text: str) -> str:
+    """A line of a bearable length: what came from outside may hold anything, and one bad entry would hold up the others."""
+    line = text[:_MOST_TEXT]
+    return line if line.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def _entry(told: _Told, count: int, correlation_id: str) -> auth_pb2.AuditEntry:
+    detail = told.detail if count == 1 else f"{told.detail}; {count} times"
     return auth_pb2.AuditEntry(
-        actor=refusal.actor, user_id=refusal.user_id, tenant_id=refusal.tenant_id, action="deny", outcome="refused", detail=detail,
+        actor=told.actor, user_id=told.user_id, tenant_id=told.tenant_id, action=told.action, outcome=told.outcome, detail=detail,
         correlation_id=correlation_id,
     )  # fmt: skip

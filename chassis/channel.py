@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from typing import Any, Self
 
 import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
 
 from chassis import log, status, telemetry, tls
 from netra import errors
@@ -19,21 +21,13 @@ _log = log.get(__name__)
 DEFAULT_TIMEOUT_S = 10.0
 # kept back from a forwarded deadline, so that the answer of a late callee still reaches the caller
 _MARGIN_S = 0.05
+# only what may be done twice is tried again: what carries a request id is done once all the same, and reading changes nothing.
+# The rest is told to whoever asked; what a broken connection never took along is sent again by grpc itself.
+_READS = ("Get", "List", "Query", "Verify", "Watch")
 _RETRY = {
-    "methodConfig": [
-        # a refresh token counts once: repeating the call after a lost answer would look like theft
-        {"name": [{"service": "netra.auth.v1.AuthService", "method": "RefreshToken"}]},
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 4, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
+    "maxAttempts": 4, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"],
 }  # fmt: skip
 _OPTIONS = (
-    ("grpc.service_config", json.dumps(_RETRY)),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -137,18 +131,34 @@ class _StreamStream(_Interceptor, grpc.aio.StreamStreamClientInterceptor):
         return await continuation(await self._details(client_call_details, None), request_iterator)
 
 
+def repeatable(method: MethodDescriptor) -> bool:
+    """Whether a call may be made again when nobody knows what became of it."""
+    return "request_id" in method.input_type.fields_by_name or method.name.startswith(_READS)
+
+
+def _options(name: str) -> tuple[tuple[str, str | int], ...]:
+    """Those of a channel to a service; one that nobody named repeats nothing."""
+    try:
+        service = descriptor_pool.Default().FindServiceByName(f"netra.{name}.v1.{name.capitalize()}Service")
+    except KeyError:
+        return _OPTIONS
+    names = [{"service": service.full_name, "method": method.name} for method in service.methods if repeatable(method)]
+    return (*_OPTIONS, ("grpc.service_config", json.dumps({"methodConfig": [{"name": names, "retryPolicy": _RETRY}]})))
+
+
 def connect(
     target: str, authorize: Authorize | None = None, *, certificates: tls.Certificates | None = None, name: str = ""
 ) -> grpc.aio.Channel:
     """A channel to `host:port`. With `authorize`, calls without an `authorization` of their own get its metadata.
 
-    With certificates both ends prove who they are: the other one by a certificate for `name`.
+    `name` is the service there: it tells which calls may be repeated. With certificates both ends prove who they are: the
+    other one by a certificate for `name`.
     """
     kinds = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
     interceptors: list[grpc.aio.ClientInterceptor] = [kind(authorize) for kind in kinds]
     if certificates is None:
-        return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
-    options = (*_OPTIONS, ("grpc.ssl_target_name_override", name))
+        return grpc.aio.insecure_channel(target, options=_options(name), interceptors=interceptors)
+    options = (*_options(name), ("grpc.ssl_target_name_override", name))
     return _Renewed(certificates, lambda pems: grpc.aio.secure_channel(target, pems.for_channel(), options, interceptors=interceptors))
 
 

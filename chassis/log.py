@@ -12,17 +12,25 @@ import structlog
 from chassis import settings as settings_
 
 _SECRET_KEY = re.compile(r"password|secret|token|authorization|api_?key|credential|cookie", re.IGNORECASE)
-_TOKEN_TEXT = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+\.[A-Za-z0-9_\-]*|://[^/@\s:]+:[^/@\s]+@")
+# signed tokens, opaque ones of ours (keys, refresh, reset, login codes), passwords in addresses
+_TOKEN_TEXT = re.compile(
+    r"eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+\.[A-Za-z0-9_\-]*|n(?:ak|rt|rs|lc)_[A-Za-z0-9_\-]{20,}|://[^/@\s:]+:[^/@\s]+@"
+)
 
 
 def _masked(value: Any) -> Any:
     if isinstance(value, str):
         return _TOKEN_TEXT.sub("***", value)
     if isinstance(value, dict):
-        return {key: "***" if _SECRET_KEY.search(str(key)) else _masked(item) for key, item in value.items()}
+        return {key: "***" if names_a_secret(str(key)) else _masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_masked(item) for item in value]
     return value
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether what bears this name is a secret."""
+    return _SECRET_KEY.search(name) is not None
 
 
 def mask(_logger: Any, _method: str, entry: Any) -> Any:

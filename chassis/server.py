@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -44,6 +44,13 @@ class MissingAccessRule(Exception):
 
 class _Malformed:
     """Stands for a request that is not the protobuf it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    """A request in which there is a NUL somewhere."""
+
+    message: Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         make: Callable[..., Any] = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(
             around,
-            request_deserializer=_tolerant(handler.request_deserializer),
+            request_deserializer=_tolerant(handler.request_deserializer, looking=not handler.request_streaming),
             response_serializer=handler.response_serializer,
         )
 
@@ -105,14 +112,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 began = time.perf_counter()
                 code = "OK"
                 try:
-                    await self._admit(call, request, context)
+                    request = await self._admit(call, request, context)
                     with self._calls.under_way(identity.current().principal):
                         return await behaviour(request, context)
                 except Exception as error:
                     known = status.as_netra(error)
                     code = known.code
                     telemetry.failed(span, code)
-                    self._note(call, known)
+                    self._note(call, request, known)
                     await status.abort(context, known)
                 finally:
                     _seconds.record(time.perf_counter() - began, {"method": call.method, "code": code})
@@ -126,7 +133,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 began = time.perf_counter()
                 code = "OK"
                 try:
-                    await self._admit(call, request, context)
+                    request = await self._admit(call, request, context)
                     async with contextlib.aclosing(behaviour(request, context)) as responses:
                         async for response in responses:
                             self._calls.check(identity.current().principal)
@@ -135,18 +142,20 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                     known = status.as_netra(error)
                     code = known.code
                     telemetry.failed(span, code)
-                    self._note(call, known)
+                    self._note(call, request, known)
                     await status.abort(context, known)
                 finally:
                     _seconds.record(time.perf_counter() - began, {"method": call.method, "code": code})
 
         return around
 
-    def _note(self, call: _Call, error: errors.NetraError) -> None:
+    def _note(self, call: _Call, request: Any, error: errors.NetraError) -> None:
         if self._refusals is not None:
-            self._refusals.note(call.method[1:], error, identity.current(), with_token="authorization" in call.metadata)
+            # where anybody may call, what is refused came in the message
+            with_credential = call.rule.public or "authorization" in call.metadata
+            self._refusals.note(_what(call, request), error, identity.current(), with_credential=with_credential)
 
-    async def _admit(self, call: _Call, request: Any, context: Any) -> None:
+    async def _admit(self, call: _Call, request: Any, context: Any) -> Any:
         # nobody yet: who is refused must not be taken for whoever started this process
         identity.bind(identity.Caller())
         peer = tls.peer_names(context.auth_context()) if self._certified else None
@@ -156,6 +165,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             log.bind(user_id=caller.user_id)
         if isinstance(request, _Malformed):
             raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
+        # only now: nobody is looked at twice whom the rule does not let in
+        return _checked(request.message) if isinstance(request, _Suspect) else request
+
+
+def _what(call: _Call, request: Any) -> str:
+    """The method, and which of several things it was asked for."""
+    chosen = [request.WhichOneof(one.name) for one in request.DESCRIPTOR.oneofs] if isinstance(request, Message) else []
+    return " ".join([call.method[1:], *filter(None, chosen)])
 
 
 def _text(metadata: Any) -> dict[str, str]:
@@ -167,15 +184,39 @@ def _text(metadata: Any) -> dict[str, str]:
     return found
 
 
-def _tolerant(deserialize: Any) -> Any:
+def _tolerant(deserialize: Any, *, looking: bool) -> Any:
     # grpc answers a request it cannot decode with UNKNOWN before any interceptor runs
     def decode(data: bytes) -> Any:
         try:
-            return deserialize(data)
+            message = deserialize(data)
         except DecodeError:
             return _Malformed()
+        return _Suspect(message) if looking and b"\0" in data else message
 
     return decode
+
+
+def _checked(message: Message) -> Message:
+    """The same. Raises `InvalidPayload` naming the text that holds a NUL, which no database takes."""
+    if place := _place_of_nul(message):
+        raise errors.InvalidPayload(f"{place} must not hold a NUL character", field=place)
+    return message
+
+
+def _place_of_nul(message: Message, within: str = "") -> str:
+    for field, value in message.ListFields():
+        place = f"{within}{field.name}"
+        parts = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+        if isinstance(parts[0], str):
+            # secrets are left to whoever compares them: a wrong one is answered as such, whatever is in it
+            if not log.names_a_secret(field.name) and "\0" in "".join(parts):
+                return place
+        elif isinstance(parts[0], Message):
+            numbered = parts is value
+            inside = (_place_of_nul(part, f"{place}[{at}]." if numbered else f"{place}.") for at, part in enumerate(parts))
+            if found := next(filter(None, inside), ""):
+                return found
+    return ""
 
 
 class Server:

@@ -6,7 +6,8 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,6 +27,9 @@ _log = log.get(__name__)
 _REVOCATION_KEPT_S = 2 * 3600.0
 # Clocks differ. A token that is a little older than the revocation of its user is refused for its session, which ended as well.
 _SKEW_S = 5.0
+_SAVED_EVERY_S = 1.0
+# so many at a time are written for a restart: nothing else runs meanwhile
+_PER_WRITE = 1_000
 
 
 class Subject(Protocol):
@@ -56,10 +60,14 @@ class Trust:
         self._published: list[auth_pb2.Key] = []
         self._rules = rules.Rules(auth_pb2.Policy())
         self._revoked: dict[str, auth_pb2.Revocation] = {}
+        # in the order in which they came, which is about that of their times
+        self._forgotten_next: deque[auth_pb2.Revocation] = deque()
         self._listeners: list[Callable[[auth_pb2.Revocation], None]] = []
+        self._rights_listeners: list[Callable[[auth_pb2.Revocation], None]] = []
         self._stale_s = stale_s
         self._heard_at = -math.inf
         self._changed = asyncio.Condition()
+        self._unsaved = asyncio.Event()
 
     @property
     def ready(self) -> bool:
@@ -130,6 +138,10 @@ class Trust:
         """Call `listener` for each revocation from now on."""
         self._listeners.append(listener)
 
+    def on_rights(self, listener: Callable[[auth_pb2.Revocation], None]) -> None:
+        """Call `listener` for each user whose roles or tier were changed, from now on."""
+        self._rights_listeners.append(listener)
+
     @property
     def fresh(self) -> bool:
         """Whether auth was heard of lately, so that nothing can have been withdrawn long ago and not be known here."""
@@ -142,56 +154,105 @@ class Trust:
                 await self._changed.wait_for(lambda: self.fresh)
 
     async def apply(self, update: auth_pb2.WatchTrustResponse) -> None:
-        """Take over a snapshot or a change that came from auth just now. An empty one says that nothing changed."""
-        self._heard_at = time.monotonic()
-        await self._take(update)
+        """Take over a snapshot or a change that came from auth just now. An empty one says that nothing changed.
 
-    async def _take(self, update: auth_pb2.WatchTrustResponse) -> None:
+        It is believed before anything is waited for: a caller who is cancelled has not lost it.
+        """
+        self._heard_at = time.monotonic()
+        self._take(update)
+        if update.ByteSize():
+            self._unsaved.set()
+        await self._wake()
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _take(self, update: auth_pb2.WatchTrustResponse) -> None:
         if update.keys:
             self._take_keys(update.keys)
         if update.HasField("policy"):
             self._rules = rules.Rules(update.policy)
-        self._take_revocations(update.revocations)
-        if update.keys or update.HasField("policy") or update.revocations:
-            self._save()
-        async with self._changed:
-            self._changed.notify_all()
+        self._forget()
+        for revocation in update.revocations:
+            self._take_revocation(revocation)
 
     def _take_keys(self, keys: Iterable[auth_pb2.Key]) -> None:
         self._published = list(keys)
         self._keys = {(key.issuer, key.kid): Ed25519PublicKey.from_public_bytes(key.public_key) for key in self._published}
 
-    def _take_revocations(self, revocations: Iterable[auth_pb2.Revocation]) -> None:
-        horizon = time.time() - _REVOCATION_KEPT_S
-        self._revoked = {name: each for name, each in self._revoked.items() if _time(each) > horizon}
-        for revocation in revocations:
-            name = _session(revocation.session_id) if revocation.session_id else _user(revocation.user_id)
-            known = self._revoked.get(name)
-            if known is None or _time(known) < _time(revocation):
-                self._revoked[name] = revocation
-                for listener in self._listeners:
-                    listener(revocation)
+    def _take_revocation(self, revocation: auth_pb2.Revocation) -> None:
+        known = self._revoked.get(_name(revocation))
+        if known is None or _time(known) < _time(revocation):
+            self._revoked[_name(revocation)] = revocation
+            self._forgotten_next.append(revocation)
+            for listener in self._rights_listeners if revocation.HasField("rights") else self._listeners:
+                listener(revocation)
 
-    def _save(self) -> None:
+    def _forget(self) -> None:
+        horizon = time.time() - _REVOCATION_KEPT_S
+        while self._forgotten_next and _time(self._forgotten_next[0]) <= horizon:
+            old = self._forgotten_next.popleft()
+            # a user may have been withdrawn again since
+            if self._revoked.get(_name(old)) is old:
+                del self._revoked[_name(old)]
+
+    async def keep(self) -> None:
+        """Save what is trusted for a restart, for ever: whenever it changed, at most once a second, and once more at the end."""
+        try:
+            while True:
+                await self._unsaved.wait()
+                await self._save()
+                await asyncio.sleep(_SAVED_EVERY_S)
+        finally:
+            if self._unsaved.is_set():
+                await self._save()
+
+    async def _save(self) -> None:
+        self._unsaved.clear()
         if self._state is None:
             return
-        snapshot = auth_pb2.WatchTrustResponse(keys=self._published, policy=self._rules.policy, revocations=self._revoked.values())
-        draft = self._state.with_suffix(".new")
+        head = auth_pb2.WatchTrustResponse(keys=self._published, policy=self._rules.policy)
+        # a thread of its own has it, however many there are: calls go on meanwhile
+        writing = asyncio.get_running_loop().run_in_executor(None, _write, self._state, head, list(self._revoked.values()))
         try:
-            self._state.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(snapshot.SerializeToString())
-            draft.replace(self._state)
-        except OSError as error:
-            _log.warning("what is trusted could not be kept for a restart", reason=error.strerror)
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # two must not write at a time
+            await writing
+            raise
 
     async def restore(self) -> None:
         """Take over the snapshot of an earlier process, so that an outage of auth does not stop a restart."""
         if self._state is None or not self._state.exists():
             return
         try:
-            await self._take(auth_pb2.WatchTrustResponse.FromString(self._state.read_bytes()))
+            self._take(auth_pb2.WatchTrustResponse.FromString(self._state.read_bytes()))
         except (OSError, DecodeError):
             _log.warning("what an earlier process trusted cannot be read; waiting for auth", file=str(self._state))
+        await self._wake()
+
+
+def _write(state: Path, head: auth_pb2.WatchTrustResponse, revocations: Sequence[auth_pb2.Revocation]) -> None:
+    """Replace the file as a whole. Messages one after another are one message with the entries of all."""
+    draft = state.with_suffix(".new")
+    try:
+        state.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            file.write(head.SerializeToString())
+            for start in range(0, len(revocations), _PER_WRITE):
+                part = auth_pb2.WatchTrustResponse(revocations=revocations[start : start + _PER_WRITE])
+                file.write(part.SerializeToString())
+        draft.replace(state)
+    except OSError as error:
+        _log.warning("what is trusted could not be kept for a restart", reason=error.strerror)
+
+
+def _name(revocation: auth_pb2.Revocation) -> str:
+    if revocation.HasField("rights"):
+        # withdraws nothing, and must not stand in the place of what does
+        return f"rights {revocation.user_id}"
+    return _session(revocation.session_id) if revocation.session_id else _user(revocation.user_id)
 
 
 def _session(session_id: str) -> str:
@@ -209,8 +270,16 @@ def _time(revocation: auth_pb2.Revocation) -> float:
 async def follow(
     trust: Trust, stub: auth_pb2_grpc.AuthServiceAsyncStub, authorized: Callable[[], Awaitable[tuple[tuple[str, str], ...]]]
 ) -> None:
-    """Keep `trust` equal to what auth says, for ever; through every outage of auth."""
+    """Keep `trust` equal to what auth says, for ever; through every outage of auth, and through a restart."""
     await trust.restore()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(trust.keep())
+        group.create_task(_follow(trust, stub, authorized))
+
+
+async def _follow(
+    trust: Trust, stub: auth_pb2_grpc.AuthServiceAsyncStub, authorized: Callable[[], Awaitable[tuple[tuple[str, str], ...]]]
+) -> None:
     delay = 0.1
     while True:
         try:

@@ -28,6 +28,12 @@ def client(peer: str, forwarded: Iterable[str], trusted: Sequence[Network]) -> s
     return str(address)
 
 
+def counted(address: str) -> str:
+    """As whom an address is counted: IPv6 by its /64, which is what one customer has."""
+    found = _address(address)
+    return str(ipaddress.ip_network((found, 64), strict=False)) if isinstance(found, ipaddress.IPv6Address) else address
+
+
 def _is_in(address: Address, trusted: Sequence[Network]) -> bool:
     return any(address in network for network in trusted)
 

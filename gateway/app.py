@@ -115,6 +115,9 @@ class _Socket:
         one = session.Session(self._edge, principal, greeting.client_id, self._edge.callers.address(websocket))
         await self._edge.open.admit(one)
         try:
+            # revocations from now on close it; one that came after the token was looked at did not know of it
+            if self._edge.verifier.trust.revoked(principal):
+                raise errors.Unauthenticated("The session has ended. Sign in again.")
             await one.join(greeting.resume)
         except BaseException:
             one.leave()

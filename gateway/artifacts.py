@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 _ACCEPTED = "x-netra-accepted"
 _PIECE = 64 * 1024
+# on average, of the time in which the client is waited for; less is no upload but an occupation
+_SLOWEST = 1024
 _RANGE = re.compile(r"bytes=(\d{1,19})-(\d{0,19})|bytes=-(\d{1,19})")
 _NOT_IN_QUOTES = re.compile(r"[^ !#-\[\]-~]|%")
 
@@ -102,6 +105,7 @@ class _Body:
     def __init__(self, request: Request, stall_s: float, revoked: Callable[[], bool]) -> None:
         self._request, self._stall_s, self._revoked = request, stall_s, revoked
         self.failure: errors.NetraError | None = None
+        self._patience_s = stall_s
 
     async def parts(self, header: context_pb2.ArtifactHeader) -> AsyncIterator[context_pb2.PutArtifactRequest]:
         """Header, data, end; read no faster than they are taken."""
@@ -118,12 +122,12 @@ class _Body:
         chunks = aiter(self._request.stream())
         while True:
             try:
-                async with asyncio.timeout(self._stall_s):
-                    chunk = await anext(chunks, None)
+                chunk = await self._next(chunks)
                 if self._revoked():
                     raise errors.Unauthenticated("The session has ended. Sign in again.")
             except TimeoutError:
-                self.failure = errors.DeadlineExceeded(f"Nothing came for {self._stall_s:g} s. Send the artifact again.")
+                message = f"Nothing came for {self._stall_s:g} s, or less than {_SLOWEST} bytes a second. Send the artifact again."
+                self.failure = errors.DeadlineExceeded(message)
             except ClientDisconnect:
                 self.failure = errors.Cancelled("The client went away.")
             except errors.NetraError as error:
@@ -133,6 +137,15 @@ class _Body:
             if chunk is None:
                 return
             yield chunk
+
+    async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        began = time.monotonic()
+        async with asyncio.timeout(self._patience_s):
+            chunk = await anext(chunks, None)
+        # what was saved up by a fast beginning is no leave to trickle
+        waited_s = time.monotonic() - began
+        self._patience_s = min(self._stall_s, self._patience_s - waited_s + len(chunk or b"") / _SLOWEST)
+        return chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,16 @@ from chassis import identity, log
 from gateway import addresses, api_keys, entitlements, problems
 from netra import errors
 
+# what auth gives longer sessions to
+_COMMAND_LINE = "netra cli"
+
+
+def device(connection: HTTPConnection, said: str) -> str:
+    """What the client calls itself, for the list of devices. A page is no command line, whatever it says."""
+    headers = connection.headers
+    is_page = "origin" in headers or any(name.startswith("sec-fetch-") for name in headers)
+    return "browser" if is_page and said.startswith(_COMMAND_LINE) else said
+
 
 class Callers:
     """Turns credentials of clients into users."""

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import Protocol
 
 from chassis import audit, identity, trust
+from gateway import addresses
 from netra import errors
 
 _REMEMBERED = 10_000
@@ -75,7 +76,7 @@ class Entitlements:
 
     async def count_anonymous(self, address: str) -> None:
         """Count a request of nobody known. Raises `RateLimited`."""
-        await self._counted.take("anonymous_requests", address or "unknown", self._anonymous)
+        await self._counted.take("anonymous_requests", addresses.counted(address) or "unknown", self._anonymous)
 
     def require(self, what: str, permission: str, who: identity.Principal) -> None:
         """Raises `PermissionDenied`, of which the record of access is told, when the user may not do this."""

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chassis import channel, identity, status
-from gateway import artifacts, frames, me, openapi, problems, router, rpc, session, sign_in, sse, upstreams, views
+from gateway import artifacts, frames, kept, me, openapi, problems, router, rpc, session, sign_in, sse, upstreams, views
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from netra.context.v1 import context_pb2
@@ -21,6 +21,8 @@ from netra.dispatcher.v1 import dispatcher_pb2
 Endpoint = Callable[[Request], Awaitable[Response]]
 _Id = TypeVar("_Id", bound=ids.Id)
 _answer = problems.answer
+# how old what the services say of themselves may be, and the published keys
+_SERVING_S, _KEYS_S = 1.0, 5.0
 
 
 def _in_path(request: Request, name: str, kind: type[_Id]) -> _Id:
@@ -41,6 +43,9 @@ class Api:
         self._sign_in = sign_in.SignIn(edge, services)
         self._rpc = rpc.Rpc(edge, services)
         self._me = me.Me(edge, services)
+        self._serving = kept.Kept(services.serving, _SERVING_S)
+        self._keys = kept.Kept(self._published, _KEYS_S)
+        self._document = b""
 
     def routes(self) -> list[tuple[str, str, Endpoint]]:
         """Method, path, endpoint."""
@@ -73,14 +78,17 @@ class Api:
     async def _caller(self, request: Request) -> identity.Principal:
         return await self._edge.callers.of(request)
 
-    async def index(self, _request: Request) -> Response:
+    async def index(self, request: Request) -> Response:
         """What there is."""
+        await self._edge.callers.nobody(request)
         endpoints = [f"{method} {path}" for method, path, _ in self.routes() if path != "/ws"]
         return _answer({"name": "netra", "socket": "GET /ws (subprotocols netra.v1, bearer.<access token>)", "endpoints": endpoints})
 
-    async def openapi(self, _request: Request) -> Response:
+    async def openapi(self, request: Request) -> Response:
         """All of this, for programs (OpenAPI 3.1)."""
-        return _answer(openapi.document(self.routes(), rpc.methods()), headers={"Cache-Control": "public, max-age=300"})
+        await self._edge.callers.nobody(request)
+        self._document = self._document or orjson.dumps(openapi.document(self.routes(), rpc.methods()))
+        return Response(self._document, 200, {"Cache-Control": "public, max-age=300"}, "application/json")
 
     async def socket(self, _request: Request) -> Response:
         """A plain GET of the socket's address."""
@@ -92,22 +100,25 @@ class Api:
 
     async def readyz(self, _request: Request) -> Response:
         """Whether every upstream serves, keys are known, and new sockets are welcome."""
-        parts = await self._services.serving()
-        parts |= {"trust": self._edge.verifier.trust.ready, "accepting": not self._edge.open.draining.is_set()}
+        parts = await self._serving() | {"trust": self._edge.verifier.trust.ready, "accepting": not self._edge.open.draining.is_set()}
         ready = all(parts.values())
         # without them events come late, but they come
         parts |= {"tail": self._edge.tail.connected, "live": self._edge.tail.live}
         return _answer({"ready": ready, "parts": parts}, 200 if ready else 503)
 
-    async def metrics(self, _request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
+        await self._edge.callers.nobody(request)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    async def jwks(self, _request: Request) -> Response:
+    async def jwks(self, request: Request) -> Response:
         """The published keys."""
+        await self._edge.callers.nobody(request)
+        return _answer(views.jwks(await self._keys()), headers={"Cache-Control": "public, max-age=60"})
+
+    async def _published(self) -> auth_pb2.GetKeysResponse:
         with status.translated():
-            found = await self._services.auth.GetKeys(auth_pb2.GetKeysRequest())
-        return _answer(views.jwks(found), headers={"Cache-Control": "public, max-age=60"})
+            return await self._services.auth.GetKeys(auth_pb2.GetKeysRequest())
 
     async def start_run(self, request: Request) -> Response:
         """START_AGENT over HTTP; the idempotency key is the request id."""

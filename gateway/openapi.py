@@ -55,46 +55,91 @@ _TOKENS = _of(
 _FORM = _of(
     "grant_type",
     grant_type={"enum": ["client_credentials", "refresh_token", "authorization_code", "urn:ietf:params:oauth:grant-type:token-exchange"]},
-    client_id=_TEXT, client_secret=_TEXT, refresh_token=_TEXT, code=_TEXT, subject_token=_TEXT, subject_token_type=_TEXT, scope=_TEXT,
+    client_id=_TEXT, client_secret=_TEXT, refresh_token=_TEXT, code=_TEXT, code_verifier=_TEXT, subject_token=_TEXT,
+    subject_token_type=_TEXT, scope=_TEXT,
 )  # fmt: skip
-_RUN = _of("user_request", agent=_TEXT, user_request=_TEXT, inputs={"type": "object"}, thread_id=_ID, on_busy=_TEXT, deadline_s=_WHOLE)
-_PAGE = {"page_size": _WHOLE, "page_token": _TEXT}
+_RUN = _of(
+    "user_request", agent=_TEXT, user_request=_TEXT, inputs={"type": "object"}, thread_id=_ID, on_busy=_TEXT, deadline_s={"type": "number"},
+)  # fmt: skip
+_STATE = _of("run_id state", run_id=_ID, state=_TEXT)
+_ARTIFACT = _of(
+    "artifact_id name bytes sha256 media_type run_id created_at", artifact_id=_ID, name=_TEXT, bytes=_WHOLE, sha256=_TEXT, media_type=_TEXT,
+    run_id={"type": ["string", "null"]}, created_at=_TEXT,
+)  # fmt: skip
+_ONCE = {"Idempotency-Key": _TEXT}
+_ANYTHING: _Schema = {"type": "object"}
+_LIST: _Schema = {"type": "array", "items": _ANYTHING}
+_PAGE: dict[str, _Schema] = {"page_size": {"type": "integer", "minimum": 1, "maximum": 200}, "page_token": _TEXT}
+
+
+def _paged(name: str, item: _Schema = _ANYTHING) -> _Schema:
+    fields: dict[str, _Schema] = {name: {"type": "array", "items": item}, "next_page_token": _TEXT}
+    return _json(_of(" ".join(fields), **fields))
+
+
+def _json(schema: _Schema = _ANYTHING) -> _Schema:
+    return {"application/json": {"schema": schema}}
 
 
 @dataclass(frozen=True, slots=True)
 class _Details:
-    """What a route takes and gives beyond its path."""
+    """What a route takes and gives beyond its path: `answers` by status, each with what it may consist of."""
 
     query: dict[str, _Schema] = field(default_factory=dict)
-    body: _Schema | None = None
-    kind: str = "application/json"
+    needed: frozenset[str] = frozenset()
+    headers: dict[str, _Schema] = field(default_factory=dict)
+    body: _Schema = field(default_factory=dict)
     public: bool = False
-    status: str = "200"
-    answer: _Schema = field(default_factory=lambda: {"type": "object"})
-    answers_in: str = "application/json"
+    answers: dict[str, _Schema] = field(default_factory=lambda: {"200": _json()})
 
 
 _DETAILS = {
     "GET /": _Details(public=True),
     "GET /healthz": _Details(public=True),
-    "GET /readyz": _Details(public=True),
-    "GET /metrics": _Details(public=True, answer=_TEXT, answers_in="text/plain"),
-    "GET /.well-known/jwks.json": _Details(public=True, answer=_of("keys", keys={"type": "array", "items": {"type": "object"}})),
+    "GET /readyz": _Details(public=True, answers={"200": _json(), "503": _json()}),
+    "GET /metrics": _Details(public=True, answers={"200": {"text/plain": {"schema": _TEXT}}}),
+    "GET /.well-known/jwks.json": _Details(public=True, answers={"200": _json(_of("keys", keys=_LIST))}),
     "GET /openapi.json": _Details(public=True),
-    "POST /auth/login": _Details(body=_of("email password", email=_TEXT, password=_TEXT), public=True, answer=_TOKENS),
-    "POST /auth/refresh": _Details(body=_of("refresh_token", refresh_token=_TEXT), public=True, answer=_TOKENS),
-    "POST /auth/token": _Details(
-        body=_FORM, kind="application/x-www-form-urlencoded", public=True,
-        answer={**_TOKENS, "required": ["access_token", "token_type", "expires_in"]},
+    "POST /auth/login": _Details(
+        body=_json(_of("email password", email=_TEXT, password=_TEXT)), public=True, answers={"200": _json(_TOKENS)}
     ),
-    "GET /auth/oidc/start": _Details(query={"provider": _TEXT, "redirect_uri": _TEXT}, public=True, status="303"),
-    "GET /auth/oidc/callback": _Details(query={"state": _TEXT, "code": _TEXT, "iss": _TEXT, "error": _TEXT}, public=True, answer=_TOKENS),
-    "POST /v1/runs": _Details(body=_RUN, status="202", answer=_of("run_id thread_id", run_id=_ID, thread_id=_ID, message_id=_TEXT)),
-    "GET /v1/runs": _Details(query={**_PAGE, "thread_id": _ID, "state": _TEXT}),
-    "GET /v1/runs/{run_id}/events": _Details(query={"after": _WHOLE, "limit": _WHOLE}),
-    "GET /v1/threads": _Details(query=_PAGE),
-    "GET /v1/threads/{thread_id}/messages": _Details(query=_PAGE),
-    "GET /v1/tools": _Details(query={"text": _TEXT, "tag": _TEXT}),
+    "POST /auth/refresh": _Details(body=_json(_of("refresh_token", refresh_token=_TEXT)), public=True, answers={"200": _json(_TOKENS)}),
+    "POST /auth/logout": _Details(answers={"200": _json(_of("session_id", session_id=_ID))}),
+    "POST /auth/token": _Details(
+        body={"application/x-www-form-urlencoded": {"schema": _FORM}}, public=True,
+        answers={"200": _json({**_TOKENS, "required": ["access_token", "token_type", "expires_in"]})},
+    ),
+    "GET /auth/oidc/start": _Details(
+        query={"provider": _TEXT, "redirect_uri": _TEXT, "code_challenge": _TEXT, "code_challenge_method": {"const": "S256"}},
+        needed=frozenset({"provider"}), public=True, answers={"303": {}},
+    ),
+    "GET /auth/oidc/callback": _Details(
+        query={"state": _TEXT, "code": _TEXT, "iss": _TEXT, "error": _TEXT}, needed=frozenset({"state"}), public=True,
+        answers={"200": _json(_TOKENS), "303": {}},
+    ),
+    "POST /v1/runs": _Details(
+        headers=_ONCE, body=_json(_RUN),
+        answers={"202": _json(_of("run_id thread_id message_id", run_id=_ID, thread_id=_ID, message_id=_TEXT))},
+    ),
+    "GET /v1/runs": _Details(query={**_PAGE, "thread_id": _ID, "state": _TEXT}, answers={"200": _paged("runs")}),
+    "POST /v1/runs/{run_id}:cancel": _Details(answers={"200": _json(_STATE)}),
+    "GET /v1/runs/{run_id}/events": _Details(
+        query={"after": _WHOLE, "limit": {"type": "integer", "minimum": 1, "maximum": 1000}}, headers={"Last-Event-ID": _TEXT},
+        answers={"200": {**_json(_of("events next_after", events=_LIST, next_after=_WHOLE)), "text/event-stream": {"schema": _TEXT}}},
+    ),
+    "GET /v1/threads": _Details(query=_PAGE, answers={"200": _paged("threads")}),
+    "GET /v1/threads/{thread_id}/messages": _Details(query=_PAGE, answers={"200": _paged("messages")}),
+    "POST /v1/artifacts": _Details(
+        query={"name": _TEXT}, needed=frozenset({"name"}), headers={**_ONCE, "X-Content-SHA256": _TEXT}, body={"*/*": {}},
+        answers={"201": _json(_ARTIFACT)},
+    ),
+    "GET /v1/artifacts": _Details(query=_PAGE, answers={"200": _paged("artifacts", _ARTIFACT)}),
+    "GET /v1/artifacts/{artifact_id}": _Details(
+        headers={"Range": _TEXT, "If-Range": _TEXT}, answers={"200": {"*/*": {}}, "206": {"*/*": {}}}
+    ),
+    "DELETE /v1/artifacts/{artifact_id}": _Details(answers={"204": {}}),
+    "GET /v1/tools": _Details(query={"text": _TEXT, "tag": _TEXT}, answers={"200": _json(_of("tools", tools=_LIST))}),
+    "GET /v1/agents": _Details(answers={"200": _json(_of("agents", agents=_LIST))}),
 }  # fmt: skip
 
 
@@ -114,7 +159,9 @@ def document(routes: Iterable[tuple[str, str, Callable[..., Any]]], methods: Ite
         "components": {
             "schemas": schemas,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "description": "An access token, or an API key."}},
-            "responses": {"Problem": {"description": "What went wrong.", "content": _content("application/problem+json", _ref("Problem"))}},
+            "responses": {
+                "Problem": {"description": "What went wrong.", "content": {"application/problem+json": {"schema": _ref("Problem")}}}
+            },
         },
         "security": [{"bearer": []}],
     }
@@ -122,20 +169,24 @@ def document(routes: Iterable[tuple[str, str, Callable[..., Any]]], methods: Ite
 
 def _operation(name: str, endpoint: Callable[..., Any]) -> _Schema:
     details = _DETAILS.get(name, _Details())
-    path = [{"name": found, "in": "path", "required": True, "schema": _ID} for found in re.findall(r"\{(\w+)", name)]
-    query = [{"name": found, "in": "query", "schema": schema} for found, schema in details.query.items()]
-    answer = {"description": "Done."} if details.status == "303" else {
-        "description": "Done.", "content": _content(details.answers_in, details.answer)
-    }  # fmt: skip
     found: _Schema = {
         "operationId": endpoint.__name__,
         "summary": (endpoint.__doc__ or "").partition("\n")[0],
-        "responses": {details.status: answer, "default": {"$ref": "#/components/responses/Problem"}},
+        "responses": {
+            **{status: {"description": "Done.", **({"content": kinds} if kinds else {})} for status, kinds in details.answers.items()},
+            "default": {"$ref": "#/components/responses/Problem"},
+        },
     }
-    if path or query:
-        found["parameters"] = path + query
-    if details.body is not None:
-        found["requestBody"] = {"required": True, "content": _content(details.kind, details.body)}
+    parameters = [{"name": one, "in": "path", "required": True, "schema": _ID} for one in re.findall(r"\{(\w+)", name)]
+    parameters += [
+        {"name": one, "in": where, "required": one in details.needed, "schema": schema}
+        for where, taken in (("query", details.query), ("header", details.headers))
+        for one, schema in taken.items()
+    ]
+    if parameters:
+        found["parameters"] = parameters
+    if details.body:
+        found["requestBody"] = {"required": True, "content": details.body}
     return {**found, "security": []} if details.public else found
 
 
@@ -144,9 +195,9 @@ def _remote(method: rpc.Method, schemas: dict[str, _Schema]) -> _Schema:
     found: _Schema = {
         "operationId": f"{method.descriptor.containing_service.name}.{method.descriptor.name}",
         "summary": "Anybody may call it." if method.rule.public else f"Needs the permission {method.rule.permission}.",
-        "requestBody": {"required": True, "content": _content("application/json", _message(request, schemas))},
+        "requestBody": {"required": True, "content": _json(_message(request, schemas))},
         "responses": {
-            "200": {"description": "Done.", "content": _content("application/json", _message(response, schemas))},
+            "200": {"description": "Done.", "content": _json(_message(response, schemas))},
             "default": {"$ref": "#/components/responses/Problem"},
         },
     }
@@ -181,7 +232,3 @@ def _single(one: FieldDescriptor, schemas: dict[str, _Schema]) -> _Schema:
 
 def _ref(name: str) -> _Schema:
     return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _content(kind: str, schema: _Schema) -> _Schema:
-    return {kind: {"schema": schema}}

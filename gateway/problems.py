@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from chassis import telemetry
@@ -31,6 +32,8 @@ _STATUS = {
     "SANDBOX_UNAVAILABLE": 503,
     "OWNER_LOST": 503,
 }
+# how long a body may take that is read whole
+_BODY_S = 30.0
 _NEVER_IN_URL = frozenset(
     "token access_token refresh_token id_token subject_token bearer authorization jwt api_key client_secret password".split()
 )
@@ -96,12 +99,18 @@ async def body_of(request: Request, max_bytes: int) -> dict[str, Any]:
 
 
 async def raw_body(request: Request, max_bytes: int) -> bytes:
-    """The body. Raises `TooLarge`."""
+    """The body. Raises `TooLarge`, `DeadlineExceeded`, or `Cancelled` when the client is gone."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise errors.TooLarge(f"The body has at most {max_bytes} bytes.", limit=max_bytes)
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise errors.TooLarge(f"The body has at most {max_bytes} bytes.", limit=max_bytes)
+    except TimeoutError:
+        raise errors.DeadlineExceeded(f"The body did not come within {_BODY_S:g} s. Send it again.") from None
+    except ClientDisconnect:
+        raise errors.Cancelled("The client went away.") from None
     return bytes(body)
 
 

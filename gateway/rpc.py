@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chassis import channel, identity, status, telemetry
-from gateway import bridge, frames, problems, session, upstreams
+from gateway import bridge, callers, frames, problems, session, upstreams
 from netra import errors
 from netra.access.v1 import access_pb2
 from netra.auth.v1 import auth_pb2
@@ -28,6 +28,8 @@ _FILES = {"auth": auth_pb2, "context": context_pb2, "dispatcher": dispatcher_pb2
 _PREFIX = "/rpc/"
 # what the gateway knows and clients may not say
 _ADDRESS = "client_address"
+# a tool has a deadline of its own, which its service keeps; this is the end of all patience
+_PATIENCE_S = {"ExecuteTool": 3600.0}
 _FIELD = re.compile(r'Failed to parse (\w{1,64}) field|no field named "([^"]{1,64})"|multiple "([^"]{1,64})" fields')
 
 
@@ -113,8 +115,10 @@ class Rpc:
         wanted = _message(found.request, await problems.body_of(request, self._edge.settings.max_body_bytes))
         if _ADDRESS in found.request.DESCRIPTOR.fields_by_name:
             setattr(wanted, _ADDRESS, self._edge.callers.address(request))
+        if isinstance(wanted, auth_pb2.IssueTokenRequest):
+            wanted.device = callers.device(request, wanted.device)
         with status.translated():
-            answer = await found.call(wanted, metadata=metadata)
+            answer = await found.call(wanted, metadata=metadata, timeout=_PATIENCE_S.get(found.method.descriptor.name))
         return problems.answer(_json(answer))
 
     async def _metadata(self, request: Request, method: Method) -> channel.Metadata:

@@ -109,7 +109,7 @@ class Session:
     async def run(self, websocket: WebSocket) -> None:
         """Serve the accepted socket until it closes."""
         line: wire.Wire = websocket.scope["state"]["wire"]
-        self._wire = line
+        self._wire, line.heard = line, self._heard
         log.bind(user_id=self.principal.user_id, connection_id=self.connection_id)
         try:
             async with asyncio.TaskGroup() as group:
@@ -214,9 +214,18 @@ class Session:
         if "worker" not in self._tasks:
             self._start("worker", self._work())
 
+    def _heard(self) -> None:
+        """Count a frame that is no message: a ping, a further part of one. There is no answer that could refuse it."""
+        if self._edge.entitled.take_frame(self.principal):
+            self._refusals += 1
+            self._end_abuse()
+
     def _slow_down(self, wait_ms: int, per_minute: int, frame_id: str | None) -> None:
         self._refuse(errors.RateLimited("Too many frames in a minute.", retry_after_ms=wait_ms), frame_id)
-        if self._refusals > per_minute:
+        self._end_abuse()
+
+    def _end_abuse(self) -> None:
+        if self._refusals > self._edge.entitled.frames_per_minute(self.principal):
             self.end(close_codes.ABUSE)
 
     def _refuse(self, error: errors.NetraError, frame_id: str | None) -> None:

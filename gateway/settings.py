@@ -22,6 +22,7 @@ class GatewaySettings(ProcessSettings):
     trusted_proxies: str = Field("", description="Networks of proxies whose X-Forwarded-For counts, separated by commas; none by default.")
     public_url: str = Field("", description="Where browsers find the gateway; outside providers send them back there.")
     anonymous_per_minute: int = Field(6000, ge=1, description="Requests without a user that one address may send.")
+    max_connections: int = Field(10_000, ge=1, description="Connections at once, sockets included; as many as files may be open at most.")
     max_frame_bytes: int = Field(65536, ge=1024)
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="The largest HTTP body.")
     artifact_stall_s: float = Field(60.0, gt=0, description="How long nothing may come of an upload.")

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chassis import channel, status
-from gateway import frames, problems, session, upstreams, views
+from gateway import callers, frames, problems, session, upstreams, views
 from netra import errors
 from netra.auth.v1 import auth_pb2
 
@@ -21,13 +21,15 @@ _MAX_BYTES = 16 * 1024
 _MAX_FIELDS = 20
 _COOKIE = "netra_oidc"
 _COOKIE_S = 600
+# the callback reads it, and whoever exchanges the code
+_COOKIE_PATH = "/auth"
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - the name of a kind
 _CLIENT = frozenset({"client_id", "client_secret"})
 _GRANTS = {
     "client_credentials": frozenset[str](),
     "refresh_token": frozenset({"refresh_token"}),
-    "authorization_code": frozenset({"code"}),
+    "authorization_code": frozenset({"code", "code_verifier"}),
     _EXCHANGE: frozenset({"subject_token", "subject_token_type", "requested_token_type"}),
 }
 _OAUTH_ERROR = {"RATE_LIMITED": "temporarily_unavailable", "UNAVAILABLE": "temporarily_unavailable", "INTERNAL": "server_error"}
@@ -52,14 +54,16 @@ class SignIn:
 
     async def login(self, request: Request) -> Response:
         """Exchange a password for tokens."""
+        address = await self._edge.callers.nobody(request)
         body = await problems.body_of(request, _MAX_BYTES)
         grant = auth_pb2.PasswordGrant(email=problems.required(body, "email", 254), password=problems.required(body, "password", 1024))
-        return problems.answer(views.tokens(await self._issued(request, password=grant)))
+        return problems.answer(views.tokens(await self._issued(request, address, password=grant)))
 
     async def refresh(self, request: Request) -> Response:
         """Exchange a refresh token for a new pair."""
+        address = await self._edge.callers.nobody(request)
         body = await problems.body_of(request, _MAX_BYTES)
-        return problems.answer(views.tokens(await self._refreshed(request, problems.required(body, "refresh_token"))))
+        return problems.answer(views.tokens(await self._refreshed(address, problems.required(body, "refresh_token"))))
 
     async def logout(self, request: Request) -> Response:
         """End the session everywhere."""
@@ -72,63 +76,73 @@ class SignIn:
         """The token endpoint of OAuth 2 (RFC 6749, RFC 8693): a form."""
         kind = ""
         try:
+            # who sends too many is told before their body is waited for
+            address = await self._edge.callers.nobody(request)
             form = await _form(request)
             kind = form.get("grant_type", "")
-            found = await self._granted(request, form)
+            found = await self._granted(request, address, form)
         except errors.NetraError as error:
             return _oauth_refusal(error, kind)
-        return problems.answer(views.oauth_tokens(found, _ACCESS_TOKEN if kind == _EXCHANGE else ""))
+        answer = problems.answer(views.oauth_tokens(found, _ACCESS_TOKEN if kind == _EXCHANGE else ""))
+        if kind == "authorization_code":
+            answer.delete_cookie(_COOKIE, path=_COOKIE_PATH)
+        return answer
 
-    async def _granted(self, request: Request, form: dict[str, str]) -> auth_pb2.Tokens:
+    async def _granted(self, request: Request, address: str, form: dict[str, str]) -> auth_pb2.Tokens:
         kind = form.get("grant_type", "")
         if kind not in _GRANTS:
             raise errors.InvalidPayload(f"grant_type must be one of {', '.join(_GRANTS)}", field="grant_type")
         if kind == "refresh_token":
-            return await self._refreshed(request, _wanted(form, "refresh_token"))
+            return await self._refreshed(address, _wanted(form, "refresh_token"))
         if kind == "authorization_code":
-            return await self._issued(request, login_code=auth_pb2.LoginCodeGrant(code=_wanted(form, "code")))
+            proof = {"code_verifier": form.get("code_verifier", ""), "binding": request.cookies.get(_COOKIE, "")}
+            return await self._issued(request, address, login_code=auth_pb2.LoginCodeGrant(code=_wanted(form, "code"), **proof))
         client = _client(request, form)
         if kind == "client_credentials":
-            return await self._issued(request, client_credentials=client)
+            return await self._issued(request, address, client_credentials=client)
         for name in ("subject_token_type", "requested_token_type"):
             if form.get(name, _ACCESS_TOKEN) != _ACCESS_TOKEN:
                 raise errors.InvalidPayload(f"{name} must be {_ACCESS_TOKEN}", field=name)
         grant = auth_pb2.ExchangeGrant(
             subject_token=_wanted(form, "subject_token"), actor=client, scope=_wanted(form, "scope").split(" ")
         )  # fmt: skip
-        return await self._issued(request, exchange=grant)
+        return await self._issued(request, address, exchange=grant)
 
-    async def _issued(self, request: Request, **grant: Any) -> auth_pb2.Tokens:
-        device, address = request.headers.get("user-agent", "")[:200], await self._edge.callers.nobody(request)
+    async def _issued(self, request: Request, address: str, **grant: Any) -> auth_pb2.Tokens:
+        device = callers.device(request, request.headers.get("user-agent", "")[:200])
         wanted = auth_pb2.IssueTokenRequest(device=device, client_address=address, **grant)
         with status.translated():
             return (await self._services.auth.IssueToken(wanted, metadata=await self._services.credentials())).tokens
 
-    async def _refreshed(self, request: Request, refresh_token: str) -> auth_pb2.Tokens:
-        wanted = auth_pb2.RefreshTokenRequest(refresh_token=refresh_token, client_address=await self._edge.callers.nobody(request))
+    async def _refreshed(self, address: str, refresh_token: str) -> auth_pb2.Tokens:
+        wanted = auth_pb2.RefreshTokenRequest(refresh_token=refresh_token, client_address=address)
         with status.translated():
             return (await self._services.auth.RefreshToken(wanted, metadata=await self._services.credentials())).tokens
 
     async def oidc_start(self, request: Request) -> Response:
         """Send the browser to an outside provider."""
         await self._edge.callers.nobody(request)
-        query = _query(request, ("provider", "redirect_uri"))
+        query = _query(request, ("provider", "redirect_uri", "code_challenge", "code_challenge_method"))
+        if query.get("code_challenge_method", "S256") != "S256":
+            raise frames.wrong("query.code_challenge_method", "must be S256")
         base = self._edge.settings.base_url(request.headers.get("host", ""))
         wanted = auth_pb2.StartOidcRequest(
             provider=problems.required(query, "provider", 64),
             redirect_uri=query.get("redirect_uri", ""),
             callback_uri=f"{base}/auth/oidc/callback",
+            code_challenge=query.get("code_challenge", ""),
         )
         with status.translated():
             found = await self._services.auth.StartOidc(wanted, metadata=await self._services.credentials())
         answer = _elsewhere(found.authorization_url)
         answer.set_cookie(
-            _COOKIE, found.binding, _COOKIE_S, path="/auth/oidc", secure=base.startswith("https:"), httponly=True, samesite="lax"
+            _COOKIE, found.binding, _COOKIE_S, path=_COOKIE_PATH, secure=base.startswith("https:"), httponly=True, samesite="lax"
         )
         return answer
 
     async def oidc_callback(self, request: Request) -> Response:
         """Where the provider sends the browser back to."""
+        address = await self._edge.callers.nobody(request)
         query = _query(request, ("state", "code", "iss", "error"))
         wanted = auth_pb2.FinishOidcRequest(
             state=problems.required(query, "state", 512),
@@ -136,13 +150,15 @@ class SignIn:
             issuer=query.get("iss", ""),
             error=query.get("error", "")[:200],
             binding=request.cookies.get(_COOKIE, ""),
-            device=request.headers.get("user-agent", "")[:200],
-            client_address=await self._edge.callers.nobody(request),
+            device=callers.device(request, request.headers.get("user-agent", "")[:200]),
+            client_address=address,
         )
         with status.translated():
             found = await self._services.auth.FinishOidc(wanted, metadata=await self._services.credentials())
-        answer = _elsewhere(found.redirect_to) if found.redirect_to else problems.answer(views.tokens(found.tokens))
-        answer.delete_cookie(_COOKIE, path="/auth/oidc")
+        if found.redirect_to:
+            return _elsewhere(found.redirect_to)
+        answer = problems.answer(views.tokens(found.tokens))
+        answer.delete_cookie(_COOKIE, path=_COOKIE_PATH)
         return answer
 
 

@@ -1,4 +1,4 @@
-"""UnifiedWebSocketManager: the sockets of this process by user and session; limits; drain."""
+"""UnifiedWebSocketManager: the sockets and streams of this process by user and session; limits; drain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 
 _log = log.get(__name__)
-_open = telemetry.meter.create_up_down_counter("netra.gateway.sockets", description="Open sockets.")
+_open = telemetry.meter.create_up_down_counter("netra.gateway.sockets", description="Open sockets and streams of events.")
 
 
 class TooMany(Exception):
@@ -20,7 +20,7 @@ class TooMany(Exception):
 
 
 class Socket(Protocol):
-    """What is known here of one socket."""
+    """What is known here of one socket, or of one stream of events over HTTP."""
 
     principal: identity.Principal
     client_id: str

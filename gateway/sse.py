@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chassis import channel, identity, log, replicas, status
-from gateway import session, upstreams, wire
+from gateway import close_codes, session, sockets, upstreams, wire
 from netra import errors, ids
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2, events_pb2_grpc
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 _KEEPALIVE_S = 15.0
-_RETRY_S = 0.2
-_LOOK_S = 0.1
+# until the record is asked again; twice as long each time that nothing came
+_RETRY_S, _MAX_RETRY_S = 0.2, 3.0
 
 
 class Events:
@@ -48,12 +48,7 @@ class Events:
     async def stream(self, who: identity.Principal, run_id: ids.RunId, after: int) -> Response:
         """Everything after a cursor, then live, until the run has ended. Raises `NotFound`, `FailedPrecondition` at first."""
         _check_range(after, await self.page(who, run_id, after, 1))
-        stall_s = self._edge.settings.stall_s
-        return _Stream(_Source(self._services.records, who, run_id), lambda: self._may_go_on(who), after, stall_s)
-
-    def _may_go_on(self, who: identity.Principal) -> bool:
-        ended = time.time() > who.expires_at + self._edge.settings.token_grace_s
-        return not (ended or self._edge.open.draining.is_set() or self._edge.verifier.trust.revoked(who))
+        return _Stream(self._edge, who, _Source(self._services.records, who, run_id), after)
 
 
 async def _listed(
@@ -96,22 +91,50 @@ def check_kept(after: int, found: events_pb2.ListEventsResponse) -> None:
 
 
 class _Stream(Response):
-    """One text/event-stream: until the run has ended, the client is gone or stalls, the token has ended, or the gateway stops."""
+    """One text/event-stream: until the run has ended, the client is gone or stalls, the token has ended, or the gateway stops.
+
+    It counts as a socket of its user, and ends with their session as sockets do.
+    """
 
     media_type = "text/event-stream"
+    client_id = ""
 
-    def __init__(self, source: _Source, may_go_on: Callable[[], bool], after: int, stall_s: float) -> None:
+    def __init__(self, edge: session.Edge, principal: identity.Principal, source: _Source, after: int) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._source, self._may_go_on, self._after, self._stall_s = source, may_go_on, after, stall_s
+        self.principal, self.connection_id = principal, ids.ConnectionId.new()
+        self._edge, self._source, self._after = edge, source, after
+        self._stopped = asyncio.Event()
+
+    def end(self, _close: close_codes.Close) -> None:
+        """Send nothing more."""
+        self._stopped.set()
+
+    def drain(self) -> None:
+        """Send nothing more: where to go on, the client knows from the last event."""
+        self._stopped.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; cut the connection of a peer that takes nothing."""
+        """Send the stream; cut the connection of a peer that takes nothing. Raises `QuotaExceeded`, `Unauthenticated` at first."""
+        await self._enter()
         try:
             await self._serve(receive, send)
         except* TimeoutError:
             scope["state"]["cut"]()
             await wire.gone(receive)
+        finally:
+            self._edge.open.remove(self)
+
+    async def _enter(self) -> None:
+        try:
+            await self._edge.open.admit(self)
+        except sockets.TooMany:
+            most = self._edge.entitled.sockets(self.principal)
+            message = f"You may have {most} sockets and streams of events at a time. Close one."
+            raise errors.QuotaExceeded(message, limit=most, kind="sockets") from None
+        if self._edge.verifier.trust.revoked(self.principal):
+            self._edge.open.remove(self)
+            raise errors.Unauthenticated("The session has ended. Sign in again.")
 
     async def _serve(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -125,14 +148,16 @@ class _Stream(Response):
 
     async def _put(self, send: Send, body: bytes, *, more: bool = True) -> None:
         # raises TimeoutError when the peer takes nothing of what was sent before
-        async with asyncio.timeout(self._stall_s):
+        async with asyncio.timeout(self._edge.settings.stall_s):
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _feed(self, send: Send) -> None:
+        pauses = _pauses()
         while True:
             call = self._source.subscribe(self._after)
             try:
                 async for batch in call:
+                    pauses = _pauses()
                     if batch.truncated_to:
                         await self._put(send, _truncated(batch.truncated_to))
                         self._after = max(self._after, batch.truncated_to - 1)
@@ -149,19 +174,23 @@ class _Stream(Response):
                     continue
                 if isinstance(known, errors.Unavailable):
                     self._source.broke()
+                # a run that waits is not in the record yet
                 if not isinstance(known, errors.Unavailable | errors.NotFound | errors.Cancelled):
                     _log.info("a stream of events ends early", code=known.code)
                     return
             finally:
                 call.cancel()
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(next(pauses))
 
     async def _watch(self, send: Send) -> None:
-        said = time.monotonic()
-        while self._may_go_on():
-            await asyncio.sleep(_LOOK_S)
-            if time.monotonic() - said > _KEEPALIVE_S:
-                said = time.monotonic()
+        """Returns when the stream may not go on; keeps it open until then."""
+        ends_at = self.principal.expires_at + self._edge.settings.token_grace_s
+        while (left_s := ends_at - time.time()) > 0:
+            try:
+                async with asyncio.timeout(min(left_s, _KEEPALIVE_S)):
+                    await self._stopped.wait()
+                return
+            except TimeoutError:
                 await self._put(send, b": keepalive\n\n")
 
 
@@ -173,6 +202,14 @@ def _oldest(refused: errors.NetraError) -> int:
 def _truncated(oldest: int) -> bytes:
     """What was before is gone. Its id is where the client stands now."""
     return b'id: %d\nevent: history_truncated\ndata: {"oldest":%d}\n\n' % (oldest - 1, oldest)
+
+
+def _pauses() -> Iterator[float]:
+    """How long to wait before each further attempt."""
+    pause_s = _RETRY_S
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 2, _MAX_RETRY_S)
 
 
 def _event(event: events_pb2.Event) -> bytes:

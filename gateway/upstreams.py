@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -37,24 +38,24 @@ class Upstreams:
     gateway_id: str
     credentials: channel.ServiceCredentials
     channels: dict[str, grpc.aio.Channel]
+    # one for each channel, which keeps every method it was ever asked for
+    health: dict[str, Sequence[Any]]  # its types know only the synchronous one
 
     async def serving(self) -> dict[str, bool]:
-        """Which services say over grpc.health.v1 that they serve; one replica is enough."""
-        names = ("auth", "context", "dispatcher")
-        found = await asyncio.gather(*(_serving(self.channels[name]) for name in names), self._events_serving())
-        return dict(zip((*names, "events"), found, strict=True))
+        """Which services say over grpc.health.v1 that they serve; one replica of a service is enough."""
+        answers = await asyncio.gather(*(self._any_serving(stubs) for stubs in self.health.values()))
+        return dict(zip(self.health, answers, strict=True))
 
-    async def _events_serving(self) -> bool:
-        return any(await asyncio.gather(*(_serving(self.each.of(target)) for target in self.each.replicas.targets)))
+    async def _any_serving(self, stubs: Sequence[Any]) -> bool:
+        return any(await asyncio.gather(*map(_serving, stubs)))
 
     async def close(self) -> None:
         """Close all channels."""
         await asyncio.gather(*(one.close() for one in self.channels.values()))
 
 
-async def _serving(one: grpc.aio.Channel) -> bool:
+async def _serving(stub: Any) -> bool:
     try:
-        stub: Any = health_pb2_grpc.HealthStub(one)  # its types know only the synchronous one
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
     except grpc.aio.AioRpcError:
         return False
@@ -69,6 +70,7 @@ def connect(settings: GatewaySettings) -> Upstreams:
     dispatcher = channel.connect(settings.dispatcher_target, certificates=certificates, name="dispatcher")
     context = channel.connect(settings.context_target, certificates=certificates, name="context")
     channels: dict[str, grpc.aio.Channel] = {"auth": auth, "context": context, "dispatcher": dispatcher}
+    asked = {name: [one] for name, one in channels.items()}
     found = replicas.Replicas(settings.events_target)
 
     def to_events(target: str) -> grpc.aio.Channel:
@@ -81,6 +83,7 @@ def connect(settings: GatewaySettings) -> Upstreams:
 
     each, gateway_id = replicas.Each(found, to_events), ids.uuid7()
     channels["events"] = channel.Chosen(lambda: each.of(found.first(gateway_id)))
+    asked["events"] = [each.of(target) for target in found.targets]
     return Upstreams(
         auth=auth_pb2_grpc.AuthServiceStub(auth),
         dispatcher=dispatcher_pb2_grpc.DispatcherServiceStub(dispatcher),
@@ -92,6 +95,7 @@ def connect(settings: GatewaySettings) -> Upstreams:
         gateway_id=gateway_id,
         credentials=credentials,
         channels=channels,
+        health={name: [health_pb2_grpc.HealthStub(one) for one in some] for name, some in asked.items()},
     )
 
 

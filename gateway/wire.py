@@ -12,6 +12,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import Frame
 from websockets.protocol import State
 
 from gateway import close_codes, frames
@@ -24,10 +25,17 @@ _TRIFLE_S = 0.05
 # of RFC 6455: the one there is
 _ASKED, _VERSION = b"sec-websocket-version", b"13"
 _PATH = b"/ws"
+# of one message
+_MAX_PARTS = 64
+# how long the head of a request may take; how long the rest of one that was answered already may
+_HEAD_S, _REST_S = 10.0, 30.0
 
 
 class Wire(Protocol):
     """What a session needs of its connection."""
+
+    # called for each frame that is no message: a ping, a further part of a message
+    heard: Callable[[], None]
 
     @property
     def blocked(self) -> bool:
@@ -53,7 +61,13 @@ async def gone(receive: Receive) -> None:
 
 
 class HttpProtocol(H11Protocol):
-    """HTTP; puts its end that needs no reader under `cut` into the state of the ASGI scope."""
+    """HTTP; puts its end that needs no reader under `cut` into the state of the ASGI scope. A peer that keeps us waiting is cut."""
+
+    # how many connections there may be, of either protocol; how long a peer may take nothing
+    most = 10_000
+    stall_s = 10.0
+    _due: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def __init__(
         self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
@@ -63,6 +77,69 @@ class HttpProtocol(H11Protocol):
     def cut(self) -> None:
         """End the connection now; what was not taken is dropped."""
         self.transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or say that there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.connections.discard(self)
+            message = "This gateway has as many connections as it may have. Try again."
+            self._refuse(503, errors.Unavailable(message, retry_after_ms=1000, limit=self.most))
+        else:
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget what was waited for."""
+        for timer in (self._due, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, which may be the last of what was waited for."""
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request."""
+        super().on_response_complete()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Time what the peer owes: the head of a request, or the rest of one whose answer it has. Bytes that trickle in move nothing."""
+        theirs = self.conn.their_state
+        owed = theirs is h11.IDLE or (theirs is h11.SEND_BODY and self.conn.our_state is h11.DONE)
+        if owed and self._due is None:
+            self._due = self.loop.call_later(_HEAD_S if theirs is h11.IDLE else _REST_S, self._late)
+        elif not owed and self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _late(self) -> None:
+        # one that is closing has only to take what it was sent
+        if not self.transport.is_closing():
+            self.cut()
+
+    def pause_writing(self) -> None:
+        """The peer is slower than we are."""
+        super().pause_writing()
+        self._time_taking()
+
+    def resume_writing(self) -> None:
+        """The peer has taken enough."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        super().resume_writing()
+
+    def _time_taking(self) -> None:
+        self._stalled = self.loop.call_later(self.stall_s, self._taken, self.transport.get_write_buffer_size())
+
+    def _taken(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() >= before:
+            self.cut()
+        else:
+            self._time_taking()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Hand over to the other protocol, which would not read lines as long as these."""
@@ -92,9 +169,23 @@ class HttpProtocol(H11Protocol):
         self.transport.close()
 
 
+def bounded(connections: int, stall_s: float) -> type[HttpProtocol]:
+    """HTTP for so many connections, to peers that may take nothing for so long."""
+
+    class Bounded(HttpProtocol):
+        pass
+
+    Bounded.most, Bounded.stall_s = connections, stall_s
+    return Bounded
+
+
 class WireProtocol(WebSocketsSansIOProtocol):
     """One connection. Puts itself under `wire` into the state of the ASGI scope."""
 
+    heard: Callable[[], None] = staticmethod(lambda: None)
+    # the answer that a peer has to wait for, and how much it had not taken when it asked
+    _pong = b""
+    _untaken = 0
     # since when nothing is read because the session has not taken what was; how long that was since the last ping
     _unread_since: float | None = None
     _unread_s = 0.0
@@ -112,6 +203,46 @@ class WireProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if not self.close_sent:
             self.scope["state"]["wire"] = self
+
+    def handle_cont(self, event: Frame) -> None:
+        """Take a further part of a message, of which there may be a few."""
+        if self.close_sent:
+            return
+        if len(self.frames) >= _MAX_PARTS:
+            self.frames = []
+            self.end(close_codes.TOO_MANY_PARTS)
+            return
+        super().handle_cont(event)
+        self.heard()
+
+    def handle_ping(self) -> None:
+        """Answer as long as the peer takes the answers. While it does not, the last ping alone will be answered (RFC 6455, 5.5.3)."""
+        pongs = self.conn.data_to_send()
+        if self.close_sent:
+            return
+        if self.writable.is_set() or self.conn.state is not State.OPEN:
+            self.transport.write(b"".join(pongs))
+        elif pongs and self._pong and self.unwritten() >= self._untaken:
+            self.end(close_codes.SLOW_READER)
+            return
+        elif pongs:
+            self._pong, self._untaken = pongs[-1], self.unwritten()
+        self.heard()
+
+    def handle_pong(self, event: Frame) -> None:
+        """Take an answer; one that nobody asked for is a frame like others."""
+        if self.pending_ping_payload is None or bytes(event.data) != self.pending_ping_payload:
+            self.heard()
+        super().handle_pong(event)
+
+    def resume_writing(self) -> None:
+        """The peer has taken enough."""
+        super().resume_writing()
+        pong, self._pong = self._pong, b""
+        if pong and not self.close_sent and not self.transport.is_closing():
+            self.transport.write(pong)
+        if self._told is not None:
+            self._told()
 
     def send_receive_event_to_app(self) -> None:
         """Hand a message on, and read no further until it was taken."""
@@ -152,12 +283,6 @@ class WireProtocol(WebSocketsSansIOProtocol):
         """Call this whenever the peer has made room, or the connection is gone."""
         self._told = told
 
-    def resume_writing(self) -> None:
-        """There is room again."""
-        super().resume_writing()
-        if self._told is not None:
-            self._told()
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         super().connection_lost(exc)
@@ -184,6 +309,10 @@ class WireProtocol(WebSocketsSansIOProtocol):
             return
         self.stop_keepalive()
         self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+        if self.conn.state is not State.OPEN:
+            # frames that came before the handshake was answered
+            self.transport.abort()
+            return
         self.conn.send_close(close.code, close.reason)
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True

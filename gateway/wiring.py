@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import uvicorn
 
-from chassis import audit, identity, lifecycle, limits, status, streams, trust
+from chassis import audit, identity, lifecycle, limits, log, status, streams, trust
 from gateway import api_keys, app, bridge, callers, entitlements, http, presence, pump, record, router, rpc, session, upstreams, wire
 from gateway import sockets as sockets_
 from gateway.settings import GatewaySettings
 from netra.dispatcher.v1 import dispatcher_pb2
 
+_log = log.get(__name__)
 # what a reader that has stalled may pile up in the kernel
 _SEND_BUFFER = 128 * 1024
 # frames above the limit are still read, up to this many times it, so that they get an answer
 _OVERSIZE = 4
+# what is open beside connections of clients
+_OTHER_FILES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ class Service:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # the protocol by its name: asyncio sends small answers at once only where it knows that this is TCP
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     try:
@@ -44,10 +49,24 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _room(wanted: int) -> int:
+    """How many connections there may be: as many as wanted, if so many files may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < wanted + _OTHER_FILES:
+        more = wanted + _OTHER_FILES if hard < 0 else min(wanted + _OTHER_FILES, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    if 0 <= soft < wanted + _OTHER_FILES:
+        _log.warning("fewer connections than NETRA_MAX_CONNECTIONS: this process may not open so many files", files=soft)
+        return max(soft - _OTHER_FILES, 1)
+    return wanted
+
+
 def _server(settings: GatewaySettings, edge: session.Edge, services: upstreams.Upstreams) -> uvicorn.Server:
     config = uvicorn.Config(
         app.build(edge, http.Api(edge, services), settings),
-        http=wire.HttpProtocol,
+        http=wire.bounded(_room(settings.max_connections), settings.stall_s),
         ws=wire.WireProtocol,
         ws_max_size=settings.max_frame_bytes * _OVERSIZE,
         ws_ping_interval=settings.heartbeat_s,

@@ -60,8 +60,11 @@ class Found:
 class Kept(Protocol):
     """Where the keys of one user are kept."""
 
-    async def add_key(self, user_id: str, wanted: Wanted, most: int) -> Key:
-        """Add a key and its session. Raises `QuotaExceeded` when the user has as many as may be."""
+    async def add_key(self, user_id: str, session_id: str, wanted: Wanted, most: int) -> Key:
+        """Add a key that is asked for in a session, and the key's own session.
+
+        Raises `Unauthenticated` when user or session have ended by now, `QuotaExceeded` when the user has as many keys as may be.
+        """
         ...
 
     async def keys_of(self, user_id: str, most: int) -> list[Key]:
@@ -106,7 +109,7 @@ class ApiKeys:
         wanted = Wanted(
             ids.uuid7(), ids.SessionId.new(), name.strip(), shown, _digest(api_key), wanted_scopes, USUAL_LIFE if life is None else life
         )
-        return await self._rows.add_key(owner.user_id, wanted, MOST_KEYS), api_key
+        return await self._rows.add_key(owner.user_id, owner.session_id, wanted, MOST_KEYS), api_key
 
     async def all(self, owner: identity.Principal) -> list[Key]:
         """The keys in force, newest first."""
@@ -120,12 +123,13 @@ class ApiKeys:
 
     async def sign_in(self, api_key: str, origin: callers.Origin) -> tokens.Issued:
         """An access token narrowed to the key's scopes. Raises the same `Unauthenticated` whatever was wrong."""
-        async with self._guesses.present(throttle.unguessable(METHOD, origin)) as attempt:
-            found = await self._system.by_key(_digest(api_key), origin.address) if _FORM.fullmatch(api_key) else None
-            if found is None or found.account.disabled:
-                attempt.failed()
-                await self._system.audit(found.account.user.user_id if found else None, METHOD, "refused", api_key[:12] if found else "")
-                raise errors.Unauthenticated("The API key is not valid. Make a new one.")
+        await self._guesses.called(METHOD, origin)
+        found = await self._system.by_key(_digest(api_key), origin.address) if _FORM.fullmatch(api_key) else None
+        if found is None or found.account.disabled:
+            await self._guesses.wrong(throttle.unguessable(METHOD, origin))
+            await self._system.audit(found.account.user.user_id if found else None, METHOD, "refused", api_key[:12] if found else "")
+            raise errors.Unauthenticated("The API key is not valid. Make a new one.")
+        await self._guesses.succeeded(METHOD, found.session.session_id)
         return self._issue.for_user(found.account.user, found.session, scope=found.scopes)
 
     def _narrowed(self, owner: identity.Principal, scopes: Iterable[str]) -> tuple[str, ...]:

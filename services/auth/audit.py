@@ -149,10 +149,17 @@ class Record:
             raise errors.TooLarge(f"entries must be at most {_AT_ONCE}", field="entries")
         await self._rows.append([_completed(service, told, f"entries[{at}]") for at, told in enumerate(entries)])
 
+    async def read(self, reader: Reader, action: str, detail: str) -> None:
+        """Note that an administrator reads what is kept elsewhere."""
+        await self._rows.note(reader, action, detail)
+
     async def find(self, wanted: Filter, before: int, most: int, reader: Reader) -> list[Entry]:
-        """Entries of a tenant, newest first."""
+        """Entries of a tenant, newest first. Raises `InvalidPayload` naming the field that is wrong."""
         if wanted.user_id:
             ids.UserId(wanted.user_id)
+        for name, text in (("action", wanted.action), ("outcome", wanted.outcome)):
+            if text:
+                _check_word(text, name)
         return await self._rows.find(wanted, before, most, reader)
 
     async def export(self, from_position: int, reader: Reader) -> AsyncIterator[list[Entry]]:
@@ -202,12 +209,16 @@ def _broken_at(last: Link, upto: int, end: Head) -> int:
     return last.position + 1 if last.position == end.position < end.last_position else 0
 
 
+def _check_word(text: str, place: str) -> None:
+    if not _WORD.fullmatch(text):
+        raise errors.InvalidPayload(f"{place} must be a word of lower-case letters", field=place)
+
+
 def _completed(service: str, told: Told, place: str) -> Told:
     if told.actor and not _ACTOR.fullmatch(told.actor):
         raise errors.InvalidPayload(f"{place}.actor must be anonymous, user:<id>, service:<name> or empty", field=f"{place}.actor")
     for name, text in (("action", told.action), ("outcome", told.outcome)):
-        if not _WORD.fullmatch(text):
-            raise errors.InvalidPayload(f"{place}.{name} must be a word of lower-case letters", field=f"{place}.{name}")
+        _check_word(text, f"{place}.{name}")
     if len(told.detail) > _MAX_DETAIL or "\0" in told.detail:
         raise errors.InvalidPayload(f"{place}.detail must be a text of at most {_MAX_DETAIL} characters", field=f"{place}.detail")
     for each in filter(None, (told.tenant_id, told.user_id)):

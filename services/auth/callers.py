@@ -41,6 +41,14 @@ def origin(client_address: str, context: Any, device: str = "") -> Origin:
     return Origin(_canonical(said), device)
 
 
+def present() -> identity.Principal:
+    """The user who makes the call themselves: what acts for them makes no credentials and rules over nobody. Raises `PermissionDenied`."""
+    user = identity.current().user
+    if user.actor:
+        raise errors.PermissionDenied("A service that acts for a user cannot do this. The user must do it.")
+    return user
+
+
 def _peer(name: str) -> str:
     # as gRPC writes it: ipv4:192.0.2.1:5000, ipv6:%5B2001:db8::1%5D:5000
     kind, _, rest = unquote(name).partition(":")

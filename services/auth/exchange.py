@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from netra import errors
 from services.auth import callers, clients, throttle, tokens
 
 LIFETIME_S = 60
+_PERMISSION = re.compile(r"[a-z_]{1,32}:[a-z_]{1,32}", re.ASCII)
 
 
 class Audited(Protocol):
@@ -39,12 +41,13 @@ class Exchange:
         Raises `Unauthenticated` for a wrong secret or subject, `InvalidPayload` for a scope that is not one, `PermissionDenied` for
         one that the user does not have.
         """
-        async with self._guesses.present(throttle.unguessable("client", origin, client_id[:64])) as attempt:
-            if not self._services.known(client_id, client_secret):
-                attempt.failed()
-                raise errors.Unauthenticated("The client id or its secret is wrong.")
+        await self._guesses.called("exchange", origin)
+        if not self._services.known(client_id, client_secret):
+            await self._guesses.wrong(throttle.unguessable("client", origin, client_id[:64]))
+            raise errors.Unauthenticated("The client id or its secret is wrong.")
         who = await self._verifier.principal(subject_token)
         narrowed = self._narrowed(who, scope)
+        await self._guesses.succeeded("exchange", who.session_id)
         issued = self._issue.on_behalf(who, client_id, narrowed, LIFETIME_S)
         await self._rows.audit(who.user_id, "exchange", "ok", f"scope {' '.join(narrowed)}", f"service:{client_id} for user:{who.user_id}")
         return issued
@@ -53,7 +56,10 @@ class Exchange:
         wanted = tuple(sorted(set(scope)))
         if not 1 <= len(wanted) <= identity.MAX_SCOPE:
             raise errors.InvalidPayload(f"scope must name 1 to {identity.MAX_SCOPE} permissions", field="scope")
+        # what is refused is named in the record of access: nothing but names may get there
+        if not all(map(_PERMISSION.fullmatch, wanted)):
+            raise errors.InvalidPayload("scope must name permissions, for example runs:read", field="scope")
         missing = sorted(set(wanted) - who.narrowed(self._trust.permissions(who.roles, who.tier)))
         if missing:
-            raise errors.PermissionDenied(f"The user does not have the permission {missing[0][:64]}.", permission=missing[0][:64])
+            raise errors.PermissionDenied(f"The user does not have the permission {missing[0]}.", permission=missing[0])
         return wanted

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-from chassis import log, trust
+from chassis import lifecycle, log, trust
 from netra import errors
 from netra.auth.v1 import auth_pb2
 from services.auth import keys, policy, revocations
@@ -69,6 +69,8 @@ class Feed:
         self, own: trust.Trust, published: keys.Keys, policies: policy.Policies, withdrawn: revocations.Revocations, max_watchers: int,
         wake_others: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
+        # what a look fails with goes to whoever waits for it
+        self._looks = lifecycle.Tasks(on_failure=lambda _error: None)
         self._own, self._published, self._policies, self._withdrawn = own, published, policies, withdrawn
         self._max_watchers, self._wake_others = max_watchers, wake_others
         self._watchers: set[Watcher] = set()
@@ -79,20 +81,23 @@ class Feed:
         self._closed = False
 
     async def refresh(self) -> None:
-        """Tell what changed in the database since the last time."""
+        """Tell what changed in the database since the last time. It is told even when the caller does not wait for it."""
+        await asyncio.shield(self._looks.spawn(self._refresh(), "auth-look"))
+
+    async def _refresh(self) -> None:
         async with self._reading:
             began = time.monotonic()
-            update = auth_pb2.WatchTrustResponse(revocations=await self._withdrawn.poll())
-            self._add_keys(update, await self._published.load())
-            self._add_policy(update, await self._policies.load())
+            found, keys_now, policy_now = await self._withdrawn.look(), await self._published.load(), await self._policies.load()
+            # from here on nothing is waited for: what counts as told has been told to everybody
+            update = auth_pb2.WatchTrustResponse(revocations=self._withdrawn.take(found))
+            self._add_keys(update, keys_now)
+            self._add_policy(update, policy_now)
             silent, self._read_at = not self.current, began
             await self._tell(update, even_nothing=silent)
 
     async def withdraw(self, withdrawn: Iterable[revocations.Revocation]) -> None:
         """Tell at once about what ended here."""
-        new = self._withdrawn.add(withdrawn)
-        for start in range(0, len(new), _PER_MESSAGE):
-            await self._tell(auth_pb2.WatchTrustResponse(revocations=new[start : start + _PER_MESSAGE]))
+        await self._tell(auth_pb2.WatchTrustResponse(revocations=self._withdrawn.add(withdrawn)))
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Watcher]:
@@ -121,10 +126,12 @@ class Feed:
 
     def snapshot(self) -> list[auth_pb2.WatchTrustResponse]:
         """Everything known. More than one message only where revocations would not fit in one."""
-        withdrawn = self._withdrawn.recent()
-        first = auth_pb2.WatchTrustResponse(keys=self._keys, policy=self._policy, revocations=withdrawn[:_PER_MESSAGE])
-        rest = range(_PER_MESSAGE, len(withdrawn), _PER_MESSAGE)
-        return [first, *(auth_pb2.WatchTrustResponse(revocations=withdrawn[start : start + _PER_MESSAGE]) for start in rest)]
+        whole = auth_pb2.WatchTrustResponse(keys=self._keys, policy=self._policy, revocations=self._withdrawn.recent())
+        return _parts(whole)
+
+    async def stop(self) -> None:
+        """Break off what is being looked at."""
+        await self._looks.close()
 
     def close(self) -> None:
         """End all streams and accept no more."""
@@ -145,9 +152,20 @@ class Feed:
     async def _tell(self, update: auth_pb2.WatchTrustResponse, *, even_nothing: bool = False) -> None:
         # after a silence all are told at once that it is over: tools wait for that, and not for long
         if update.ByteSize() or even_nothing:
-            for watcher in self._watchers:
-                watcher.offer(update)
+            for part in _parts(update):
+                for watcher in self._watchers:
+                    watcher.offer(part)
         if update.ByteSize():
             # who looked for itself finds the same once more, and is quiet
             self._wake_others()
+        # last: it believes before it waits
         await self._own.apply(update)
+
+
+def _parts(whole: auth_pb2.WatchTrustResponse) -> list[auth_pb2.WatchTrustResponse]:
+    """The same in messages that are not too large; more than one only where revocations would not fit in one."""
+    withdrawn, first = list(whole.revocations), auth_pb2.WatchTrustResponse()
+    first.CopyFrom(whole)
+    del first.revocations[_PER_MESSAGE:]
+    rest = range(_PER_MESSAGE, len(withdrawn), _PER_MESSAGE)
+    return [first, *(auth_pb2.WatchTrustResponse(revocations=withdrawn[start : start + _PER_MESSAGE]) for start in rest)]

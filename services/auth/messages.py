@@ -26,6 +26,7 @@ def principal(known: identity.Principal) -> auth_pb2.Principal:
     """Whom a token names."""
     return auth_pb2.Principal(
         user_id=known.user_id, tenant_id=known.tenant_id, session_id=known.session_id, roles=known.roles, tier=known.tier,
+        scope=sorted(known.scope or ()), actor=known.actor,
     )  # fmt: skip
 
 

@@ -177,7 +177,8 @@ def _person(claims: Mapping[str, Any]) -> Person:
     subject, email = claims["sub"], claims.get("email")
     if not isinstance(subject, str) or not 1 <= len(subject) <= 255:
         raise _refused("its ID token names nobody")
-    verified = claims.get("email_verified") is True and isinstance(email, str)
+    # a letter of another script may have one of ours as its lower case: that is another address, and none that we know
+    verified = claims.get("email_verified") is True and isinstance(email, str) and email.isascii()
     return Person(subject, str(email).strip().lower() if verified else "")
 
 

@@ -217,9 +217,13 @@ def _wrong(place: str, what: str) -> errors.InvalidPayload:
 
 
 def _require_hold(wanted: auth_pb2.Policy, by: identity.Principal) -> None:
-    if not rules.Rules(wanted).permissions(by.roles, by.tier) >= _HOLD:
+    compiled = rules.Rules(wanted)
+    if not compiled.permissions(by.roles, by.tier) >= _HOLD:
         needed = " and ".join(sorted(_HOLD))
         raise _wrong("policy.grants", f"must leave {needed} to your own role and tier: you could not take this change back")
+    # without requests the edge refuses everything, and with it the way back
+    if compiled.limits(by.tier).requests_per_minute < 1:
+        raise _wrong("policy.limits", "must leave requests_per_minute of at least 1 to your own tier: you could not take this change back")
 
 
 def _warn_of_missing(policy: auth_pb2.Policy) -> None:

@@ -40,11 +40,13 @@ class Provider(pydantic.BaseModel):
     redirects: tuple[Address, ...] = ()
     # a person with a verified address is the user who has that address
     link_verified_email: bool = False
+    # also when that user is an administrator
+    link_admins: bool = False
     # a person whom nobody knows becomes a user
     create_users: bool = False
     roles: tuple[Literal["user", "readonly"], ...] = ("user",)
     tier: Literal["free", "early", "business", "enterprise", "internal"] = "free"
-    # the tenant of users who are made; without one each gets their own
+    # the tenant of users who are made, and the only one whose users are let in; without one each who is made gets their own
     tenant_id: pydantic.UUID7 | None = None
 
     @pydantic.field_validator("scope")

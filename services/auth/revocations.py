@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -21,13 +22,29 @@ _OVERLAP = timedelta(seconds=60)
 class Revocation:
     """A session that was ended; or, with a user, all that was issued to them before. One of both is empty.
 
-    With `security` their accepted runs are to be cancelled as well.
+    With `security` their accepted runs are to be cancelled as well. With `roles` and `tier` nothing is withdrawn: that is what the
+    user has from then on, so that what they began before has no more.
     """
 
     session_id: str
     revoked_at: datetime
     user_id: str = ""
     security: bool = False
+    roles: tuple[str, ...] = ()
+    tier: str = ""
+
+    @property
+    def about(self) -> tuple[str, str, bool]:
+        """What another one says anew."""
+        return self.session_id, self.user_id, bool(self.tier)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was withdrawn, and the time at which this was all."""
+
+    rows: Sequence[Revocation]
+    read_at: datetime
 
 
 class Kept(Protocol):
@@ -43,21 +60,29 @@ class Revocations:
 
     def __init__(self, rows: Kept) -> None:
         self._rows = rows
-        # a session ends once; a user may be withdrawn again, and the last time counts
-        self._recent: dict[tuple[str, str], Revocation] = {}
+        # a session ends once; a user may be withdrawn again, and the last time counts; in the order in which they came
+        self._recent: OrderedDict[tuple[str, str, bool], Revocation] = OrderedDict()
         self._read_at: datetime | None = None
 
-    async def poll(self) -> list[auth_pb2.Revocation]:
-        """What other replicas withdrew since the last call."""
+    async def look(self) -> Found:
+        """What other replicas withdrew since what was last taken over; to be taken over once it can be told."""
         since = self._read_at - _OVERLAP if self._read_at is not None else None
-        found, self._read_at = await self._rows.revocations(since, KEPT)
-        self._forget()
-        return self.add(found)
+        return Found(*await self._rows.revocations(since, KEPT))
+
+    def take(self, found: Found) -> list[auth_pb2.Revocation]:
+        """Take over; returns those that are new here. Not one of them is returned again: who asks must tell them."""
+        self._read_at = found.read_at
+        horizon = datetime.now(UTC) - KEPT
+        while self._recent and next(iter(self._recent.values())).revoked_at < horizon:
+            self._recent.popitem(last=False)
+        return self.add(each for each in found.rows if each.revoked_at >= horizon)
 
     def add(self, found: Iterable[Revocation]) -> list[auth_pb2.Revocation]:
         """Take note; returns those that are new here."""
         new = [each for each in found if self._is_new(each)]
-        self._recent |= {(each.session_id, each.user_id): each for each in new}
+        for each in new:
+            self._recent[each.about] = each
+            self._recent.move_to_end(each.about)
         return [_message(each) for each in new]
 
     def recent(self) -> list[auth_pb2.Revocation]:
@@ -65,15 +90,14 @@ class Revocations:
         return [_message(each) for each in sorted(self._recent.values(), key=lambda each: each.revoked_at)]
 
     def _is_new(self, found: Revocation) -> bool:
-        known = self._recent.get((found.session_id, found.user_id))
-        return known is None or (bool(found.user_id) and known.revoked_at < found.revoked_at)
-
-    def _forget(self) -> None:
-        horizon = datetime.now(UTC) - KEPT
-        self._recent = {key: each for key, each in self._recent.items() if each.revoked_at >= horizon}
+        known = self._recent.get(found.about)
+        return known is None or (bool(found.user_id) and known.revoked_at < found.revoked_at) or found.security > known.security
 
 
 def _message(each: Revocation) -> auth_pb2.Revocation:
     revoked_at = Timestamp()
     revoked_at.FromDatetime(each.revoked_at)
-    return auth_pb2.Revocation(session_id=each.session_id, revoked_at=revoked_at, user_id=each.user_id, security=each.security)
+    rights = auth_pb2.Rights(roles=each.roles, tier=each.tier) if each.tier else None
+    return auth_pb2.Revocation(
+        session_id=each.session_id, revoked_at=revoked_at, user_id=each.user_id, security=each.security, rights=rights
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chassis import identity, trust
+from chassis import audit, identity, trust
 from netra import errors
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from services.auth import (
@@ -40,38 +40,53 @@ class SignInServicer(auth_pb2_grpc.AuthServiceServicer):
     _outside: outside.Outside
     _tokens: tokens.Tokens
     _trust: trust.Trust
+    _refusals: audit.Refusals
     _keys: keys.Keys
     _feed: feed.Feed
 
     async def IssueToken(self, request: auth_pb2.IssueTokenRequest, context: Any) -> auth_pb2.IssueTokenResponse:
-        origin = callers.origin(request.client_address, context, request.device)
+        issued = await self._issued(request, callers.origin(request.client_address, context, request.device))
+        return auth_pb2.IssueTokenResponse(tokens=messages.tokens(issued))
+
+    async def _issued(self, request: auth_pb2.IssueTokenRequest, origin: callers.Origin) -> tokens.Issued:
         match request.WhichOneof("grant"):
             case "password":
-                issued = await self._sessions.login(request.password.email, request.password.password, origin)
+                return await self._sessions.login(request.password.email, request.password.password, origin)
             case "client_credentials":
-                issued = await self._for_service(request.client_credentials, origin)
+                return await self._for_service(request.client_credentials, origin)
             case "api_key":
                 issued = await self._api_keys.sign_in(request.api_key.api_key, origin)
+                self._note(issued, "api key", origin)
+                return issued
             case "login_code":
-                issued = await self._outside.redeem(request.login_code.code, origin)
+                code = request.login_code
+                return await self._outside.redeem(code.code, code.code_verifier or code.binding, origin)
             case "exchange":
                 asked = request.exchange
-                issued = await self._exchange.on_behalf(
+                return await self._exchange.on_behalf(
                     asked.subject_token, asked.actor.client_id, asked.actor.client_secret, asked.scope, origin
                 )  # fmt: skip
             case _:
                 raise errors.InvalidPayload("grant must be set", field="grant")
-        return auth_pb2.IssueTokenResponse(tokens=messages.tokens(issued))
 
     async def _for_service(self, grant: auth_pb2.ClientCredentialsGrant, origin: callers.Origin) -> tokens.Issued:
-        async with self._throttle.present(throttle.unguessable("client", origin, grant.client_id[:64])) as attempt:
-            if not self._clients.known(grant.client_id, grant.client_secret):
-                attempt.failed()
-                raise errors.Unauthenticated("The client id or its secret is wrong.")
-        return self._tokens.for_service(grant.client_id)
+        await self._throttle.called("client", origin)
+        if not self._clients.known(grant.client_id, grant.client_secret):
+            await self._throttle.wrong(throttle.unguessable("client", origin, grant.client_id[:64]))
+            raise errors.Unauthenticated("The client id or its secret is wrong.")
+        await self._throttle.succeeded("client", grant.client_id)
+        issued = self._tokens.for_service(grant.client_id)
+        self._refusals.issued(f"service:{grant.client_id}", f"client credentials; {_from(origin)}")
+        return issued
+
+    def _note(self, issued: tokens.Issued, how: str, origin: callers.Origin) -> None:
+        actor = f"user:{issued.user_id}"
+        self._refusals.issued(actor, f"session {issued.session_id}; {how}; {_from(origin)}", user_id=issued.user_id)
 
     async def RefreshToken(self, request: auth_pb2.RefreshTokenRequest, context: Any) -> auth_pb2.RefreshTokenResponse:
-        issued = await self._sessions.refresh(request.refresh_token, callers.origin(request.client_address, context))
+        origin = callers.origin(request.client_address, context)
+        issued = await self._sessions.refresh(request.refresh_token, origin)
+        self._note(issued, "refresh", origin)
         return auth_pb2.RefreshTokenResponse(tokens=messages.tokens(issued))
 
     async def RevokeToken(self, request: auth_pb2.RevokeTokenRequest, context: Any) -> auth_pb2.RevokeTokenResponse:
@@ -131,5 +146,9 @@ class SignInServicer(auth_pb2_grpc.AuthServiceServicer):
 
     async def ResetPassword(self, request: auth_pb2.ResetPasswordRequest, context: Any) -> auth_pb2.ResetPasswordResponse:
         origin = callers.origin(request.client_address, context)
-        await self._resets.reset(request.reset_token, request.new_password, origin)
+        await self._resets.reset(request.reset_token, request.new_password, origin, self._users)
         return auth_pb2.ResetPasswordResponse()
+
+
+def _from(origin: callers.Origin) -> str:
+    return f"from {origin.address or 'an unknown address'}"

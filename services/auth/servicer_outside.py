@@ -21,7 +21,7 @@ class OutsideServicer(auth_pb2_grpc.AuthServiceServicer):
     _outside: outside.Outside
 
     async def CreateApiKey(self, request: auth_pb2.CreateApiKeyRequest, context: Any) -> auth_pb2.CreateApiKeyResponse:
-        owner = _present()
+        owner = callers.present()
         life = _life(request.lifetime) if request.HasField("lifetime") else None
         key, secret = await self._api_keys.create(owner, request.name, request.scopes, life)
         return auth_pb2.CreateApiKeyResponse(key=_key(key), api_key=secret)
@@ -30,11 +30,13 @@ class OutsideServicer(auth_pb2_grpc.AuthServiceServicer):
         return auth_pb2.ListApiKeysResponse(keys=[_key(key) for key in await self._api_keys.all(identity.current().user)])
 
     async def RevokeApiKey(self, request: auth_pb2.RevokeApiKeyRequest, context: Any) -> auth_pb2.RevokeApiKeyResponse:
-        await self._api_keys.revoke(_present(), request.key_id)
+        await self._api_keys.revoke(callers.present(), request.key_id)
         return auth_pb2.RevokeApiKeyResponse()
 
     async def StartOidc(self, request: auth_pb2.StartOidcRequest, context: Any) -> auth_pb2.StartOidcResponse:
-        url, binding = await self._outside.start(request.provider, request.redirect_uri, request.callback_uri)
+        url, binding = await self._outside.start(
+            request.provider, request.redirect_uri, request.callback_uri, request.code_challenge
+        )  # fmt: skip
         return auth_pb2.StartOidcResponse(authorization_url=url, binding=binding)
 
     async def FinishOidc(self, request: auth_pb2.FinishOidcRequest, context: Any) -> auth_pb2.FinishOidcResponse:
@@ -42,14 +44,6 @@ class OutsideServicer(auth_pb2_grpc.AuthServiceServicer):
         answer = outside.Answer(request.state, request.code, request.issuer, request.error, request.binding, origin)
         finished = await self._outside.finish(answer)
         return auth_pb2.FinishOidcResponse(redirect_to=finished.redirect_to, tokens=as_tokens(finished.issued))
-
-
-def _present() -> identity.Principal:
-    """A user who acts themselves: what acts for them makes and ends no keys."""
-    caller = identity.current().user
-    if caller.actor:
-        raise errors.PermissionDenied("A service that acts for a user cannot change their API keys.")
-    return caller
 
 
 def _life(duration: Duration) -> timedelta:

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import audit as audit_
-from chassis import identity
+from chassis import identity, postgres
 from netra import errors
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from services.auth import audit, feed, pages, policy
@@ -25,7 +25,9 @@ class PolicyServicer(auth_pb2_grpc.AuthServiceServicer):
     _feed: feed.Feed
 
     async def GetPolicy(self, request: auth_pb2.GetPolicyRequest, context: Any) -> auth_pb2.GetPolicyResponse:
-        return auth_pb2.GetPolicyResponse(policy=await self._policies.get(_not_negative(request.version, "version")))
+        found = await self._policies.get(_not_negative(request.version, "version"))
+        await self._record.read(_reader(identity.current()), "get_policy", f"version {found.version}")
+        return auth_pb2.GetPolicyResponse(policy=found)
 
     async def UpdatePolicy(self, request: auth_pb2.UpdatePolicyRequest, context: Any) -> auth_pb2.UpdatePolicyResponse:
         caller = identity.current()
@@ -47,6 +49,7 @@ class PolicyServicer(auth_pb2_grpc.AuthServiceServicer):
     ) -> auth_pb2.ListPolicyVersionsResponse:  # fmt: skip
         size = pages.size(request.page_size)
         found = await self._policies.versions(_number(request.page_token), size + 1)
+        await self._record.read(_reader(identity.current()), "list_policy_versions", f"{len(found[:size])} versions")
         token = pages.token(str(found[size - 1].version)) if len(found) > size else ""
         return auth_pb2.ListPolicyVersionsResponse(versions=[_version(each) for each in found[:size]], next_page_token=token)
 
@@ -81,7 +84,10 @@ def told_to(record: audit.Record) -> audit_.Send:
     """Where auth itself tells what it refused."""
 
     async def send(entries: Sequence[auth_pb2.AuditEntry]) -> None:
-        await record.append("auth", [_told(entry) for entry in entries])
+        try:
+            await record.append("auth", [_told(entry) for entry in entries])
+        except (postgres.Conflict, postgres.Unfit) as error:
+            raise errors.Internal("The record of access cannot be added to.") from error
 
     return send
 

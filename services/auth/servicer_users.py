@@ -6,7 +6,7 @@ from typing import Any
 
 from chassis import audit, identity
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
-from services.auth import messages, resets, users
+from services.auth import callers, messages, resets, users
 
 
 class UsersServicer(auth_pb2_grpc.AuthServiceServicer):
@@ -16,10 +16,10 @@ class UsersServicer(auth_pb2_grpc.AuthServiceServicer):
     _resets: resets.Resets
 
     async def CreateUser(self, request: auth_pb2.CreateUserRequest, context: Any) -> auth_pb2.CreateUserResponse:
-        caller = identity.current()
+        admin = callers.present()
         user = users.wanted(request.email, request.password, request.roles, request.tier)
-        self._users.require_reach(caller.user, user.roles, user.tier)
-        user_id, reset_token = await self._users.create(user, caller.user.tenant_id, audit.actor(caller))
+        self._users.require_reach(admin, user.roles, user.tier)
+        user_id, reset_token = await self._users.create(user, admin.tenant_id, audit.actor(identity.current()), admin.user_id)
         return auth_pb2.CreateUserResponse(user_id=user_id, reset_token=reset_token)
 
     async def GetUser(self, request: auth_pb2.GetUserRequest, context: Any) -> auth_pb2.GetUserResponse:
@@ -32,18 +32,19 @@ class UsersServicer(auth_pb2_grpc.AuthServiceServicer):
         return auth_pb2.ListUsersResponse(users=[messages.user(each) for each in found], next_page_token=token)
 
     async def UpdateUser(self, request: auth_pb2.UpdateUserRequest, context: Any) -> auth_pb2.UpdateUserResponse:
-        changed = await self._users.change(identity.current().user, request.user_id, request.roles, request.tier)
+        changed = await self._users.change(callers.present(), request.user_id, request.roles, request.tier)
         return auth_pb2.UpdateUserResponse(user=messages.user(changed))
 
     async def DisableUser(self, request: auth_pb2.DisableUserRequest, context: Any) -> auth_pb2.DisableUserResponse:
-        disabled = await self._users.disable(identity.current().user, request.user_id, request.reason)
+        disabled = await self._users.disable(callers.present(), request.user_id, request.reason)
         return auth_pb2.DisableUserResponse(user=messages.user(disabled))
 
     async def EnableUser(self, request: auth_pb2.EnableUserRequest, context: Any) -> auth_pb2.EnableUserResponse:
-        enabled = await self._users.enable(identity.current().user, request.user_id)
+        enabled = await self._users.enable(callers.present(), request.user_id)
         return auth_pb2.EnableUserResponse(user=messages.user(enabled))
 
     async def CreateResetToken(self, request: auth_pb2.CreateResetTokenRequest, context: Any) -> auth_pb2.CreateResetTokenResponse:
-        await self._users.within_reach(identity.current().user, request.user_id)
-        token, ends_at = await self._resets.token(identity.current().user, request.user_id)
+        admin = callers.present()
+        await self._users.within_reach(admin, request.user_id)
+        token, ends_at = await self._resets.token(admin, request.user_id)
         return auth_pb2.CreateResetTokenResponse(reset_token=token, expires_at=messages.stamp(ends_at))

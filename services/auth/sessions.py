@@ -18,11 +18,12 @@ MOST_LISTED = 200
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """How long a session may lie idle, and how long it lives at most; the one of a command line lives longer."""
+    """How long a session may lie idle, how long it lives at most, how many a user may have; that of a command line lives longer."""
 
     idle: timedelta
     absolute: timedelta
     command_line: timedelta
+    most: int = 100
 
     def of(self, device: str) -> tuple[timedelta, timedelta]:
         """Idle and absolute, for a device."""
@@ -35,8 +36,9 @@ class Lifetimes:
 class Opening:
     """A session to be opened.
 
-    It is not when the user has another password by now than `verified` (None: none was verified). With `alone` it ends the
-    user's older ones. `marks` are what the device is recognised by; `rehashed` is the new hash of the same password.
+    It is not when the user has another password by now than `verified` (None: none was verified). Of the user's older ones, those
+    for which there is no room `beside` it end. `marks` are what the device is recognised by; `rehashed` is the new hash of the same
+    password.
     """
 
     session_id: str
@@ -45,7 +47,7 @@ class Opening:
     refresh_digest: bytes
     idle: timedelta
     absolute: timedelta
-    alone: bool = False
+    beside: int
     marks: tuple[bytes, ...] = ()
     verified: str | None = None
     rehashed: str | None = None
@@ -103,7 +105,12 @@ class Kept(Protocol):
     async def end_session(
         self, user_id: str, session_id: str, reason: str, actor: str, *, security: bool = False
     ) -> list[revocations.Revocation]:
-        """End a session and withdraw its tokens; nothing when it has ended before. Raises `NotFound`."""
+        """End a session and withdraw its tokens; nothing when it has ended before, unless that was for no reason of security and
+        this is one. Raises `NotFound`."""
+        ...
+
+    async def was_under_way(self, user_id: str, used: bytes, child: bytes) -> bool:
+        """Whether the same child would be given again for a used refresh token, had the session not ended."""
         ...
 
     async def end_sessions(self, user_id: str, but: str, reason: str, actor: str) -> list[revocations.Revocation]:
@@ -140,24 +147,21 @@ class Sessions:
     ) -> None:  # fmt: skip
         self._rows, self._system, self._hashing = rows, system, hashing
         self._issue, self._family, self._told = issue, family, told
-        self._throttle, self._trust, self._lifetimes = slowed, trusted, lifetimes
+        self.throttle, self._trust, self._lifetimes = slowed, trusted, lifetimes
 
     async def login(self, email: str, password: str, origin: callers.Origin) -> tokens.Issued:
         """Tokens of a new session. Raises the same `Unauthenticated` whatever was wrong, `RateLimited` when too much was."""
+        await self.throttle.called("login", origin)
         address = users.normal_email(email)
         device, place = self._marks(address or "", origin)
         found = await self._system.by_email(address, device, place) if address is not None else None
         budgets = throttle.sign_in(address or "", origin, found.known if found is not None else "")
-        try:
-            async with self._throttle.guess(budgets) as attempt:
-                matched = await self._hashing.verify(found.password_hash if found is not None else None, password)
-                if found is None or not matched or found.disabled:
-                    attempt.failed()
-                    await self._refuse(found, matched)
-                    raise _wrong()
-        except errors.RateLimited:
-            await self._note_flood(found, address or "")
-            raise
+        async with self.throttle.guess(budgets, lambda spent: self._note_flood(found, origin, spent)) as attempt:
+            matched = await self._hashing.verify(found.password_hash if found is not None else None, password)
+            if found is None or not matched or found.disabled:
+                attempt.failed()
+                await self._refuse(found, matched)
+                raise _wrong()
         rehashed = await self._rehashed(found, password)
         issued = await self._open(found.user, PASSWORD, origin, (device, place), found.password_hash, rehashed)
         if issued is None:
@@ -173,17 +177,14 @@ class Sessions:
 
     async def refresh(self, refresh_token: str, origin: callers.Origin) -> tokens.Issued:
         """The next pair. Within seconds the same one again; later, reuse ends the session. Raises `Unauthenticated`, `RateLimited`."""
-        async with self._throttle.present(throttle.unguessable("refresh", origin)) as attempt:
-            if not opaque.looks_like(opaque.REFRESH, refresh_token):
-                attempt.failed()
-                raise _no_session()
-            child = self._family.child(refresh_token)
-            used, following = opaque.digest(refresh_token), opaque.digest(child)
-            renewed = await self._system.rotate(used, following, origin.address) or await self._system.renewed_again(used, following)
-            if renewed is None:
-                attempt.failed()
-                await self._end_if_reused(used)
-                raise _no_session()
+        await self.throttle.called("refresh", origin)
+        child = self._family.child(refresh_token)
+        renewed = await self._renewed(refresh_token, child, origin) if opaque.looks_like(opaque.REFRESH, refresh_token) else None
+        if renewed is None:
+            await self.throttle.wrong(throttle.unguessable("refresh", origin))
+            raise _no_session()
+        # whoever is told to wait gets this same child then: a moment is less than the grace
+        await self.throttle.succeeded("refresh", renewed.session.session_id)
         return self._issue.for_user(renewed.user, renewed.session, child)
 
     async def listed(self, principal: identity.Principal) -> list[Listed]:
@@ -203,11 +204,12 @@ class Sessions:
         self, user: users.User, method: str, origin: callers.Origin, marks: tuple[bytes, ...] = (), verified: str | None = None,
         rehashed: str | None = None,
     ) -> tokens.Issued | None:  # fmt: skip
+        await self.throttle.succeeded("sign_in", user.user_id)
         refresh_token = opaque.new(opaque.REFRESH)
         idle, absolute = self._lifetimes.of(origin.device)
         opening = Opening(
             ids.SessionId.new(), method, origin, opaque.digest(refresh_token), idle, absolute,
-            self._trust.limits(user.tier).single_session, marks, verified, rehashed,
+            0 if self._trust.limits(user.tier).single_session else self._lifetimes.most - 1, marks, verified, rehashed,
         )  # fmt: skip
         opened = await self._rows.open_session(user.user_id, opening)
         if opened is None:
@@ -231,16 +233,22 @@ class Sessions:
             reason = "disabled" if matched else "wrong password"
             await self._system.audit(found.user.user_id, "login", "refused", reason)
 
-    async def _note_flood(self, found: users.Account | None, account: str) -> None:
+    async def _note_flood(self, found: users.Account | None, origin: callers.Origin, spent: throttle.Budget) -> None:
         # not each one: a flood of attempts must not become a flood of entries
-        if await self._throttle.worth_noting(account):
+        if await self.throttle.worth_noting(origin, spent):
             await self._system.audit(found.user.user_id if found is not None else None, "login", "throttled", "too many failed attempts")
 
-    async def _end_if_reused(self, used: bytes) -> None:
-        reused = await self._system.used_before(used)
-        if reused is None:
-            return
-        await self._tell(await self._rows.end_session(reused.user_id, reused.session_id, "refresh reuse", "auth", security=True))
+    async def _renewed(self, token: str, child: str, origin: callers.Origin) -> Renewed | None:
+        used, following = opaque.digest(token), opaque.digest(child)
+        renewed = await self._system.rotate(used, following, origin.address) or await self._system.renewed_again(used, following)
+        if renewed is None and (reused := await self._system.used_before(used)) is not None:
+            await self._end_if_reused(reused, used, following)
+        return renewed
+
+    async def _end_if_reused(self, reused: Reused, used: bytes, following: bytes) -> None:
+        # somebody who asks again because an answer was lost has done nothing wrong, even though the session is over by now
+        if not await self._rows.was_under_way(reused.user_id, used, following):
+            await self._tell(await self._rows.end_session(reused.user_id, reused.session_id, "refresh reuse", "auth", security=True))
 
     async def _tell(self, ended: Sequence[revocations.Revocation]) -> int:
         await self._told.withdraw(ended)

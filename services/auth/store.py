@@ -15,6 +15,20 @@ _REMEMBER = (
 )
 
 
+# of a token that was used a moment ago, while its child was not: it was under way when the session ended
+_UNDER_WAY = (
+    "SELECT EXISTS (SELECT FROM auth.refresh_tokens AS t JOIN auth.refresh_tokens AS child ON child.token_digest = $3"
+    " WHERE t.user_id = $1 AND child.user_id = $1 AND t.token_digest = $2 AND t.used_at > now() - $4::interval AND child.used_at IS NULL)"
+)
+# as long as the same child is given again
+_GRACE = timedelta(seconds=10)
+# the newest first; as with what ends, a little more than those that live
+_OLDER = (
+    "SELECT session_id FROM auth.sessions WHERE user_id = $1 AND method <> 'api_key' AND ended_at IS NULL"
+    " AND least(expires_at, idle_until) > now() - interval '1 minute' ORDER BY created_at DESC, session_id DESC OFFSET $2"
+)
+
+
 class Store:
     """Statements of the role `netra_auth`: row-level security shows one user at a time."""
 
@@ -30,9 +44,7 @@ class Store:
             )
             if row is None or (opening.verified is not None and row["password_hash"] != opening.verified):
                 return None
-            ended: list[revocations.Revocation] = []
-            if opening.alone:
-                ended = await endings.end_sessions(transaction, user_id, "replaced", keys=False)
+            ended = await self._make_room(transaction, user_id, opening.beside)
             session = await self._insert_session(transaction, user_id, opening)
             if opening.marks:
                 await transaction.execute(_REMEMBER, user_id, list(opening.marks))
@@ -40,7 +52,16 @@ class Store:
                 await transaction.execute("UPDATE auth.users SET password_hash = $2 WHERE user_id = $1", user_id, opening.rehashed)
             detail = f"session {opening.session_id}; {opening.method}; from {opening.origin.address or 'an unknown address'}"
             await trail.append(transaction, user_id, f"user:{user_id}", "login", detail=detail)
+            if ended:
+                over = f"replaced by session {opening.session_id}; {' '.join(each.session_id for each in ended)}"
+                await trail.append(transaction, user_id, "auth", "end_sessions", detail=over)
         return sessions.Opened(_user(row), session, ended)
+
+    async def _make_room(self, transaction: postgres.Transaction, user_id: str, beside: int) -> list[revocations.Revocation]:
+        older = await transaction.fetch(_OLDER, user_id, beside)
+        if not older:
+            return []
+        return await endings.end_sessions(transaction, user_id, "replaced", only=[row["session_id"] for row in older])
 
     async def _insert_session(self, transaction: postgres.Transaction, user_id: str, opening: sessions.Opening) -> tokens.Session:
         remaining_s = await transaction.value(
@@ -72,7 +93,9 @@ class Store:
     ) -> list[revocations.Revocation]:
         """End a session and withdraw its tokens; nothing when it has ended before. Raises `NotFound`."""
         async with self._database.transaction(user_id) as transaction:
-            ended = await endings.end_sessions(transaction, user_id, reason, security=security, only=session_id)
+            ended = await endings.end_sessions(transaction, user_id, reason, security=security, only=[session_id])
+            if security and not ended:
+                return []  # that was told and recorded before, and may be asked for again and again
             if not ended and not await transaction.value(
                 "SELECT EXISTS (SELECT FROM auth.sessions WHERE session_id = $1 AND user_id = $2)", session_id, user_id
             ):
@@ -80,6 +103,11 @@ class Store:
             outcome = "ok" if ended else "had ended"
             await trail.append(transaction, user_id, actor, "end_session", outcome, f"{reason}; session {session_id}")
         return ended
+
+    async def was_under_way(self, user_id: str, used: bytes, child: bytes) -> bool:
+        """Whether the same child would be given again, had the session not ended."""
+        async with self._database.transaction(user_id) as transaction:
+            return bool(await transaction.value(_UNDER_WAY, user_id, used, child, _GRACE))
 
     async def end_sessions(self, user_id: str, but: str, reason: str, actor: str) -> list[revocations.Revocation]:
         """End all sessions, except for one."""
@@ -94,7 +122,9 @@ class Store:
             found: str | None = await transaction.value("SELECT password_hash FROM auth.users WHERE user_id = $1", user_id)
             return found
 
-    async def add_reset(self, user_id: str, tenant_id: str, token_digest: bytes, lifetime: timedelta, actor: str) -> datetime | None:
+    async def add_reset(
+        self, user_id: str, tenant_id: str, invitation: users.Invitation, actor: str
+    ) -> datetime | None:  # fmt: skip
         """Add a reset token in place of earlier ones; when it ends. None when there is no such user in the tenant, or disabled."""
         async with self._database.transaction(user_id) as transaction:
             locked = "SELECT user_id FROM auth.users WHERE user_id = $1 AND tenant_id = $2 AND disabled_at IS NULL FOR NO KEY UPDATE"
@@ -102,13 +132,21 @@ class Store:
                 return None
             await _forget_resets(transaction, user_id)
             ends_at: datetime = await transaction.value(
-                "INSERT INTO auth.reset_tokens (token_digest, user_id, expires_at) VALUES ($1, $2, now() + $3) RETURNING expires_at",
-                token_digest, user_id, lifetime,
+                "INSERT INTO auth.reset_tokens (token_digest, user_id, created_by, expires_at) VALUES ($1, $2, $3, now() + $4)"
+                " RETURNING expires_at",
+                invitation.token_digest, user_id, invitation.issuer, invitation.lifetime,
             )  # fmt: skip
             await trail.append(transaction, user_id, actor, "create_reset_token", detail=f"valid until {ends_at.isoformat()}")
         return ends_at
 
-    async def set_password(self, user_id: str, setting: resets.Setting) -> list[revocations.Revocation] | None:
+    async def reset_issuer(self, user_id: str, token_digest: bytes) -> str | None:
+        """The administrator who made a reset token; None when nobody did."""
+        async with self._database.transaction(user_id) as transaction:
+            query = "SELECT created_by FROM auth.reset_tokens WHERE user_id = $1 AND token_digest = $2"
+            found: str | None = await transaction.value(query, user_id, token_digest)
+            return found
+
+    async def set_password(self, user_id: str, setting: resets.Setting) -> resets.Ended | None:
         """Set a password, use up what it was set with, end sessions. None when the right to do so is gone by now."""
         async with self._database.transaction(user_id) as transaction:
             # of two who bring the same token, the second waits here and finds it gone
@@ -120,12 +158,13 @@ class Store:
                 return None
             await transaction.execute("UPDATE auth.users SET password_hash = $2 WHERE user_id = $1", user_id, setting.password_hash)
             await _forget_resets(transaction, user_id)
+            await transaction.execute("DELETE FROM auth.login_codes WHERE user_id = $1", user_id)
             action = "change_password" if setting.reset_digest is None else "reset_password"
-            ended = await endings.end_sessions(
-                transaction, user_id, action.replace("_", " "), security=setting.cancel_runs, but=setting.but
-            )  # fmt: skip
+            reason = action.replace("_", " ") + (", cancel runs" if setting.cancel_runs else "")
+            ended = await endings.end_sessions(transaction, user_id, reason, security=setting.cancel_runs, but=setting.but)
+            left = await endings.stop_runs(transaction, user_id, reason, but=setting.but) if setting.cancel_runs else []
             await trail.append(transaction, user_id, f"user:{user_id}", action, detail=f"{len(ended)} sessions ended")
-        return ended
+        return resets.Ended(len(ended), [*ended, *left])
 
 
 async def _spent(transaction: postgres.Transaction, user_id: str, token_digest: bytes) -> bool:

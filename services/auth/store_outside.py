@@ -16,11 +16,17 @@ class KeyStore:
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
 
-    async def add_key(self, user_id: str, wanted: api_keys.Wanted, most: int) -> api_keys.Key:
-        """Add a key and its session. Raises `QuotaExceeded` when the user has as many as may be."""
+    async def add_key(self, user_id: str, session_id: str, wanted: api_keys.Wanted, most: int) -> api_keys.Key:
+        """Add a key that is asked for in a session, and the key's own session.
+
+        Raises `Unauthenticated` when user or session have ended by now, `QuotaExceeded` when the user has as many keys as may be.
+        """
         async with self._database.transaction(user_id) as transaction:
-            # one at a time for a user, so that the count holds
-            await transaction.execute("SELECT pg_advisory_xact_lock(hashtext('auth.api_keys ' || $1::text))", user_id)
+            # whoever ends the user or the session waits for this, or is waited for; and the count holds
+            locked = "SELECT user_id FROM auth.users WHERE user_id = $1 AND disabled_at IS NULL FOR NO KEY UPDATE"
+            lives = "SELECT session_id FROM auth.sessions WHERE user_id = $1 AND session_id = $2 AND ended_at IS NULL"
+            if await transaction.value(locked, user_id) is None or await transaction.value(lives, user_id, session_id) is None:
+                raise errors.Unauthenticated("The session has ended. Sign in again.")
             count = await transaction.value(
                 "SELECT count(*) FROM auth.api_keys AS k JOIN auth.sessions AS s USING (session_id)"
                 f" WHERE k.user_id = $1 AND s.user_id = $1 AND {_IN_FORCE}",

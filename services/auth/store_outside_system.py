@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from chassis import postgres
-from services.auth import api_keys, oidc, outside, tokens, trail, users
+from services.auth import api_keys, outside, tokens, trail, users
 
 _USER = "u.user_id, u.tenant_id, u.roles, u.tier, u.version, u.password_hash, u.disabled_at IS NOT NULL AS disabled"
 
@@ -41,9 +41,9 @@ class OutsideStore:
         async with self._database.transaction() as transaction:
             await transaction.execute(
                 "INSERT INTO auth.oidc_attempts (state_digest, binding_digest, provider, nonce, code_verifier, redirect_uri, callback_uri,"
-                " expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8)",
+                " code_challenge, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + $9)",
                 attempt.state_digest, attempt.binding_digest, attempt.provider, attempt.nonce, attempt.code_verifier,
-                attempt.redirect_uri, attempt.callback_uri, life,
+                attempt.redirect_uri, attempt.callback_uri, attempt.code_challenge, life,
             )  # fmt: skip
 
     async def take_attempt(self, state_digest: bytes) -> outside.Attempt | None:
@@ -51,7 +51,7 @@ class OutsideStore:
         async with self._database.transaction() as transaction:
             row = await transaction.row(
                 "DELETE FROM auth.oidc_attempts WHERE state_digest = $1 RETURNING binding_digest, provider, nonce, code_verifier,"
-                " redirect_uri, callback_uri, expires_at > now() AS lives",
+                " redirect_uri, callback_uri, code_challenge, expires_at > now() AS lives",
                 state_digest,
             )
         if row is None or not row["lives"]:
@@ -64,6 +64,7 @@ class OutsideStore:
             row["code_verifier"],
             row["redirect_uri"],
             row["callback_uri"],
+            row["code_challenge"],
         )
 
     async def by_identity(self, provider: str, subject: str) -> users.Account | None:
@@ -82,21 +83,22 @@ class OutsideStore:
             row = await transaction.row(f"SELECT {_USER} FROM auth.users AS u WHERE u.email = $1", email)
         return _account(row) if row is not None else None
 
-    async def link(self, provider: str, person: oidc.Person, user_id: str) -> None:
-        """From now on the person is that user. Raises `Conflict` when the person became another one meanwhile."""
+    async def link(self, person: users.Identity, user_id: str) -> None:
+        """From now on the person is that user. Raises `Conflict` when they became one meanwhile."""
         async with self._database.transaction() as transaction:
             await transaction.execute(
                 "INSERT INTO auth.identities (provider, subject, user_id, email) VALUES ($1, $2, $3, $4)",
-                provider, person.subject, user_id, person.email,
+                person.provider, person.subject, user_id, person.email,
             )  # fmt: skip
-            await trail.append(transaction, user_id, "auth", "link_identity", detail=f"oidc:{provider}")
+            await trail.append(transaction, user_id, "auth", "link_identity", detail=f"oidc:{person.provider}")
 
-    async def add_code(self, digest: bytes, user_id: str, method: str, device: str, life: timedelta) -> None:
+    async def add_code(self, code: outside.Code, life: timedelta) -> None:
         """Keep a one-time code."""
         async with self._database.transaction() as transaction:
             await transaction.execute(
-                "INSERT INTO auth.login_codes (code_digest, user_id, method, device, expires_at) VALUES ($1, $2, $3, $4, now() + $5)",
-                digest, user_id, method, device, life,
+                "INSERT INTO auth.login_codes (code_digest, bound_to, user_id, method, device, expires_at)"
+                " VALUES ($1, $2, $3, $4, $5, now() + $6)",
+                code.digest, code.bound_to, code.user_id, code.method, code.device, life,
             )  # fmt: skip
 
     async def redeem_code(self, digest: bytes) -> outside.Redeemed | None:
@@ -104,22 +106,19 @@ class OutsideStore:
         async with self._database.transaction() as transaction:
             row = await transaction.row(
                 "WITH used AS (UPDATE auth.login_codes SET used_at = now()"
-                " WHERE code_digest = $1 AND used_at IS NULL AND expires_at > now() RETURNING user_id, method, device)"
-                f" SELECT {_USER}, used.method, used.device FROM used JOIN auth.users AS u ON u.user_id = used.user_id",
+                " WHERE code_digest = $1 AND used_at IS NULL AND expires_at > now() RETURNING user_id, method, device, bound_to)"
+                f" SELECT {_USER}, used.method, used.device, used.bound_to FROM used JOIN auth.users AS u ON u.user_id = used.user_id",
                 digest,
             )
-        return outside.Redeemed(_account(row), row["method"], row["device"]) if row is not None else None
+        if row is None:
+            return None
+        code = outside.Code(digest, row["bound_to"], str(row["user_id"]), row["method"], row["device"])
+        return outside.Redeemed(_account(row), code)
 
     async def audit(self, user_id: str | None, action: str, outcome: str, detail: str, actor: str = "anonymous") -> None:
         """Add a line about somebody who is not signed in."""
         async with self._database.transaction() as transaction:
             await trail.append(transaction, user_id, actor, action, outcome, detail)
-
-    async def sweep(self) -> None:
-        """Delete sign-ins and codes that nobody can end any more."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute("DELETE FROM auth.oidc_attempts WHERE expires_at < now()")
-            await transaction.execute("DELETE FROM auth.login_codes WHERE expires_at < now()")
 
 
 def _account(row: postgres.Row) -> users.Account:

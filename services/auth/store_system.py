@@ -42,15 +42,18 @@ SELECT {_USER}, u.password_hash, u.disabled_at IS NOT NULL AS disabled,
           AND d.last_used_at > now() - $3::interval) AS marks
 FROM auth.users AS u WHERE u.email = $1
 """
-_SWEEP: tuple[tuple[str, timedelta], ...] = (
-    ("DELETE FROM auth.refresh_tokens WHERE expires_at < now() - $1::interval", _SWEPT_AFTER),
-    ("DELETE FROM auth.revocations WHERE revoked_at < now() - $1::interval", _SWEPT_AFTER),
-    ("DELETE FROM auth.sessions WHERE expires_at < now() - $1::interval", _SESSIONS_KEPT),
-    ("DELETE FROM auth.known_devices WHERE last_used_at < now() - $1::interval", _DEVICES_KEPT),
-    ("DELETE FROM auth.reset_tokens WHERE expires_at < now() - $1::interval", _SWEPT_AFTER),
-    ("DELETE FROM auth.login_codes WHERE expires_at < now() - $1::interval", _SWEPT_AFTER),
-    ("DELETE FROM auth.oidc_attempts WHERE expires_at < now() - $1::interval", _SWEPT_AFTER),
+# table, its key, since when a row matters to nobody any more, and how long it is kept after that
+_SWEEP = (
+    ("refresh_tokens", "token_digest", "expires_at", _SWEPT_AFTER),
+    ("revocations", "revocation_id", "revoked_at", _SWEPT_AFTER),
+    # with them go API keys, of which each has one
+    ("sessions", "session_id", "least(expires_at, ended_at)", _SESSIONS_KEPT),
+    ("known_devices", "user_id, device_digest", "last_used_at", _DEVICES_KEPT),
+    ("reset_tokens", "token_digest", "expires_at", _SWEPT_AFTER),
+    ("login_codes", "code_digest", "expires_at", timedelta()),
+    ("oidc_attempts", "state_digest", "expires_at", timedelta()),
 )
+_SWEPT_AT_ONCE = 1_000
 
 
 class SystemStore:
@@ -107,7 +110,10 @@ class SystemStore:
 
     async def revocations(self, since: datetime | None, kept: timedelta) -> tuple[list[revocations.Revocation], datetime]:
         """What was withdrawn after `since` (or within `kept`), and the time of the database at which this was true."""
-        query = "SELECT session_id, user_id, revoked_at, security FROM auth.revocations WHERE revoked_at > $1 ORDER BY revoked_at"
+        query = (
+            "SELECT session_id, user_id, revoked_at, security, roles, tier FROM auth.revocations"
+            " WHERE revoked_at > $1 ORDER BY revoked_at"
+        )  # fmt: skip
         async with self._database.transaction() as transaction:
             read_at: datetime = await transaction.value("SELECT now()")
             rows = await transaction.fetch(query, since or read_at - kept)
@@ -119,10 +125,17 @@ class SystemStore:
             await trail.append(transaction, user_id, "anonymous", action, outcome, detail)
 
     async def sweep(self) -> None:
-        """Delete what can matter to nobody any more."""
-        for query, after in _SWEEP:
-            async with self._database.transaction() as transaction:
-                await transaction.execute(query, after)
+        """Delete what can matter to nobody any more, little by little."""
+        for table, key, over, kept in _SWEEP:
+            query = (
+                f"DELETE FROM auth.{table} WHERE ({key}) IN (SELECT {key} FROM auth.{table} WHERE {over} < now() - $1::interval LIMIT $2)"
+            )
+            while await self._swept(query, kept) == _SWEPT_AT_ONCE:
+                pass
+
+    async def _swept(self, query: str, kept: timedelta) -> int:
+        async with self._database.transaction() as transaction:
+            return int((await transaction.execute(query, kept, _SWEPT_AT_ONCE)).rpartition(" ")[2])
 
 
 def _user(row: postgres.Row) -> users.User:
@@ -134,4 +147,7 @@ def _renewed(row: postgres.Row | None) -> sessions.Renewed | None:
 
 
 def _revocation(row: postgres.Row) -> revocations.Revocation:
-    return revocations.Revocation(str(row["session_id"] or ""), row["revoked_at"], str(row["user_id"] or ""), row["security"])
+    return revocations.Revocation(
+        str(row["session_id"] or ""), row["revoked_at"], str(row["user_id"] or ""), row["security"],
+        tuple(row["roles"] or ()), row["tier"] or "",
+    )  # fmt: skip

@@ -17,9 +17,10 @@ class UserStore:
         self._database = database
 
     async def create_user(
-        self, user: users.User, email: str, password_hash: str | None, invitation: users.Invitation | None, actor: str
-    ) -> None:
-        """Add a user. Raises `Conflict` when the e-mail is taken."""
+        self, user: users.User, email: str, password_hash: str | None, invitation: users.Invitation | None, actor: str,
+        person: users.Identity | None = None,
+    ) -> None:  # fmt: skip
+        """Add a user, and who they are at an outside provider. Raises `Conflict` when the e-mail or the person is taken."""
         query = (
             "INSERT INTO auth.users (user_id, tenant_id, email, roles, tier, version, password_hash) VALUES ($1, $2, $3, $4, $5, $6, $7)"
         )
@@ -29,10 +30,16 @@ class UserStore:
             )  # fmt: skip
             if invitation is not None:
                 await transaction.execute(
-                    "INSERT INTO auth.reset_tokens (token_digest, user_id, expires_at) VALUES ($1, $2, now() + $3)",
-                    invitation.token_digest, user.user_id, invitation.lifetime,
+                    "INSERT INTO auth.reset_tokens (token_digest, user_id, created_by, expires_at) VALUES ($1, $2, $3, now() + $4)",
+                    invitation.token_digest, user.user_id, invitation.issuer, invitation.lifetime,
                 )  # fmt: skip
-            detail = f"roles {','.join(user.roles)}; tier {user.tier}; {'invited' if invitation is not None else 'with a password'}"
+            if person is not None:
+                await transaction.execute(
+                    "INSERT INTO auth.identities (provider, subject, user_id, email) VALUES ($1, $2, $3, $4)",
+                    person.provider, person.subject, user.user_id, person.email,
+                )  # fmt: skip
+            begins = "invited" if invitation is not None else f"oidc:{person.provider}" if person is not None else "with a password"
+            detail = f"roles {','.join(user.roles)}; tier {user.tier}; {begins}"
             await trail.append(transaction, user.user_id, actor, "create_user", detail=detail)
 
     async def email_of(self, user_id: str) -> str | None:
@@ -49,10 +56,16 @@ class UserStore:
                 await trail.append(transaction, user_id, actor, "get_user")
         return _profile(row) if row is not None else None
 
+    async def known(self, user_id: str) -> users.Profile | None:
+        """One user of whatever tenant."""
+        async with self._database.transaction(user_id) as transaction:
+            row = await transaction.row(f"SELECT {_COLUMNS} FROM auth.users WHERE user_id = $1", user_id)
+        return _profile(row) if row is not None else None
+
     async def change_user(
         self, before: users.User, roles: Sequence[str], tier: str, *, ends_sessions: bool, actor: str
     ) -> users.Changed | None:
-        """Set roles and tier; None when the user is not as before any more."""
+        """Set roles and tier, end reset tokens; None when the user is not as before any more."""
         async with self._database.transaction(before.user_id) as transaction:
             row = await transaction.row(
                 "UPDATE auth.users SET roles = $4, tier = $5, version = version + 1"
@@ -61,10 +74,13 @@ class UserStore:
             )  # fmt: skip
             if row is None:
                 return None
+            # whoever made them may not have been allowed to for a user like this
+            await transaction.execute("DELETE FROM auth.reset_tokens WHERE user_id = $1", before.user_id)
             ended = await endings.end_sessions(transaction, before.user_id, "fewer rights") if ends_sessions else []
             detail = f"roles {','.join(before.roles)} -> {','.join(roles)}; tier {before.tier} -> {tier}; {len(ended)} sessions ended"
+            told = [*ended, await endings.tell_rights(transaction, before.user_id, roles, tier)]
             await trail.append(transaction, before.user_id, actor, "update_user", detail=detail)
-        return users.Changed(_profile(row), ended)
+        return users.Changed(_profile(row), told)
 
     async def disable_user(self, user_id: str, tenant_id: str, reason: str, actor: str) -> users.Changed | None:
         """Stop a user: sessions, API keys, reset tokens and sign-ins under way end. Once is enough."""

@@ -1,10 +1,10 @@
-"""How often a secret may be guessed. Only failures cost, and what an attacker uses up is not the owner's."""
+"""How often a secret may be tried. Failures cost most, and what an attacker uses up is not the owner's."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,10 +21,6 @@ class Counted(Protocol):
 
     async def take(self, kind: str, key: str, per_minute: float, burst: int | None = None, cost: int = 1) -> None:
         """Count. Raises `RateLimited` when the budget is used up."""
-        ...
-
-    async def check(self, kind: str, key: str, per_minute: float, burst: int | None = None, cost: int = 1) -> None:
-        """Raise what `take` would, and count nothing."""
         ...
 
     async def give_back(self, kind: str, key: str, per_minute: float, burst: int | None = None, cost: int = 1) -> None:
@@ -74,6 +70,24 @@ def unguessable(kind: str, origin: callers.Origin, name: str = "") -> list[Budge
     return [Budget(kind, f"{name}\0{origin.network}", 60, 30)]
 
 
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How many calls with a credential a place may make in a minute, and how many of one account, session or service may succeed."""
+
+    per_address: int = 6000
+    per_account: int = 600
+
+
+def calls(kind: str, origin: callers.Origin, per_minute: int) -> Budget:
+    """What every call with a credential costs the place it comes from, whatever becomes of it."""
+    return Budget(f"{kind}_calls", origin.network, per_minute, per_minute)
+
+
+def successes(kind: str, whose: str, per_minute: int) -> Budget:
+    """What it costs when the credential is the right one."""
+    return Budget(f"{kind}_successes", whose, per_minute, per_minute)
+
+
 class Attempt:
     """One attempt; a failure costs."""
 
@@ -86,15 +100,36 @@ class Attempt:
 
 
 class Throttle:
-    """Counts failed attempts."""
+    """Counts attempts."""
 
-    def __init__(self, counted: Counted) -> None:
-        self._counted = counted
+    def __init__(self, counted: Counted, rates: Rates | None = None) -> None:
+        self._counted, self._rates = counted, rates or Rates()
+
+    async def called(self, kind: str, origin: callers.Origin) -> None:
+        """A call with a credential. Raises `RateLimited` when there were too many from this place."""
+        await self._counted.take(*calls(kind, origin, self._rates.per_address).counted)
+
+    async def succeeded(self, kind: str, whose: str) -> None:
+        """The credential is the right one. Raises `RateLimited` when it was too often: nothing is issued then."""
+        await self._counted.take(*successes(kind, whose, self._rates.per_account).counted)
+
+    async def wrong(self, budgets: Sequence[Budget]) -> None:
+        """A secret that nobody can guess was wrong. Raises `RateLimited` when too many were: nothing needs to be noted then.
+
+        It is looked at first, so that noise does not keep those out who have the real one.
+        """
+        for budget in budgets:
+            try:
+                await self._counted.take(*budget.counted)
+            except errors.RateLimited as refused:
+                raise _too_many(budget.kind, refused) from None
 
     @contextlib.asynccontextmanager
-    async def guess(self, budgets: Sequence[Budget]) -> AsyncIterator[Attempt]:
+    async def guess(
+        self, budgets: Sequence[Budget], ran_out: Callable[[Budget], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Attempt]:  # fmt: skip
         """An attempt with a secret that people choose. It is paid in advance, so that many at a time gain nothing, and given back
-        unless it failed. Raises `RateLimited`, which does not say whether there is such an account."""
+        unless it failed. Raises `RateLimited`, which does not say whether there is such an account; `ran_out` is told why."""
         taken: list[Budget] = []
         attempt = Attempt()
         try:
@@ -103,7 +138,10 @@ class Throttle:
                 taken.append(budget)
         except errors.RateLimited as refused:
             await self._give_back(taken)
-            raise _too_many(budgets[len(taken)].kind, refused) from None
+            spent = budgets[len(taken)]
+            if ran_out is not None:
+                await ran_out(spent)
+            raise _too_many(spent.kind, refused) from None
         try:
             yield attempt
         except errors.NetraError:
@@ -114,33 +152,14 @@ class Throttle:
         if not attempt.has_failed:
             await self._give_back(taken)
 
-    @contextlib.asynccontextmanager
-    async def present(self, budgets: Sequence[Budget]) -> AsyncIterator[Attempt]:
-        """An attempt with a secret that nobody can guess. Only a failure is counted. Raises `RateLimited`."""
-        attempt = Attempt()
-        for budget in budgets:
-            try:
-                await self._counted.check(*budget.counted)
-            except errors.RateLimited as refused:
-                raise _too_many(budget.kind, refused) from None
+    async def worth_noting(self, origin: callers.Origin, spent: Budget) -> bool:
+        """Whether neither what ran out nor the place was noted within the last minute: few entries come of whatever is sent."""
         try:
-            yield attempt
-        finally:
-            if attempt.has_failed:
-                await self._pay(budgets)
-
-    async def worth_noting(self, account: str) -> bool:
-        """Whether attempts on the account were not noted within the last minute."""
-        try:
-            await self._counted.take(*Budget("throttle_notes", account, 1, 1).counted)
+            for key in (spent.counted[1], origin.network):
+                await self._counted.take(*Budget("throttle_notes", f"{spent.kind}\0{key}", 1, 1).counted)
         except errors.RateLimited:
             return False
         return True
-
-    async def _pay(self, budgets: Sequence[Budget]) -> None:
-        for budget in budgets:
-            with contextlib.suppress(errors.RateLimited):
-                await self._counted.take(*budget.counted)
 
     async def _give_back(self, taken: Sequence[Budget]) -> None:
         for budget in taken:

@@ -28,6 +28,7 @@ class Issued:
     refresh_token: str = ""
     user_id: str = ""
     scope: tuple[str, ...] = ()
+    session_id: str = ""
 
 
 class Tokens:
@@ -50,7 +51,7 @@ class Tokens:
         narrowed = tuple(sorted(set(scope)))
         if narrowed:
             claims["scope"] = list(narrowed)
-        return Issued(self._sign(identity.ACCESS, claims, lifetime), lifetime, refresh_token, user.user_id, narrowed)
+        return Issued(self._sign(identity.ACCESS, claims, lifetime), lifetime, refresh_token, user.user_id, narrowed, session.session_id)
 
     def for_service(self, name: str) -> Issued:
         """A token that proves which service is calling."""

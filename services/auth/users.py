@@ -19,6 +19,7 @@ _MAX_REASON = 500
 _SAME_TIER = {"": "free", "mid": "business"}
 _INVITATION = timedelta(days=7)
 _TRIES = 5
+_MANAGE = "users:write"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,20 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What lets an invited user set the first password."""
+    """What lets a user set a password; worth as much as the administrator who made it is by then."""
 
     token_digest: bytes
     lifetime: timedelta
+    issuer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A person as an outside provider names them."""
+
+    provider: str
+    subject: str
+    email: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,8 @@ class Changed:
 
 def normal_email(text: str) -> str | None:
     """The address as it is stored, or None when it is not one."""
-    email = text.strip().lower()
+    # a letter of another script may have one of ours as its lower case
+    email = text.strip().lower() if text.isascii() else ""
     return email if len(email) <= _MAX_EMAIL and _EMAIL.fullmatch(email) else None
 
 
@@ -117,6 +129,10 @@ class Kept(Protocol):
         """Add a user. Raises `Conflict` when the e-mail is taken."""
         ...
 
+    async def known(self, user_id: str) -> Profile | None:
+        """One user of whatever tenant."""
+        ...
+
     async def email_of(self, user_id: str) -> str | None:
         """The e-mail address of a user."""
         ...
@@ -126,7 +142,7 @@ class Kept(Protocol):
         ...
 
     async def change_user(self, before: User, roles: Sequence[str], tier: str, *, ends_sessions: bool, actor: str) -> Changed | None:
-        """Set roles and tier; None when the user is not as before any more."""
+        """Set roles and tier, end reset tokens; None when the user is not as before any more."""
         ...
 
     async def disable_user(self, user_id: str, tenant_id: str, reason: str, actor: str) -> Changed | None:
@@ -164,12 +180,12 @@ class Users:
     def __init__(self, rows: Kept, system: Known, hashing: passwords.Passwords, trusted: trust.Trust, told: Told) -> None:
         self._rows, self._system, self._hashing, self._trust, self._told = rows, system, hashing, trusted, told
 
-    async def create(self, user: Wanted, tenant_id: str, actor: str) -> tuple[ids.UserId, str]:
+    async def create(self, user: Wanted, tenant_id: str, actor: str, issuer: str | None = None) -> tuple[ids.UserId, str]:
         """Make a user; for one without a password, also the token that sets it. Raises `AlreadyExists` when the e-mail is taken."""
         user_id = ids.UserId.new()
         hashed = await self._hashing.hash(user.password) if user.password else None
         reset_token = "" if user.password else opaque.new(opaque.RESET)
-        invitation = Invitation(opaque.digest(reset_token), _INVITATION) if reset_token else None
+        invitation = Invitation(opaque.digest(reset_token), _INVITATION, issuer) if reset_token else None
         record = User(user_id, tenant_id, user.roles, user.tier, 1)
         try:
             await self._rows.create_user(record, user.email, hashed, invitation, actor)
@@ -207,11 +223,20 @@ class Users:
         return found[:size], pages.token(found[size - 1].user.user_id) if len(found) > size else ""
 
     def require_reach(self, admin: identity.Principal, roles: Sequence[str], tier: str) -> None:
-        """Raises `PermissionDenied` when this is more than the administrator has: nobody makes or rules over whoever may more."""
-        more = self._trust.permissions(roles, tier) - self._trust.permissions(admin.roles, admin.tier)
-        if more or permissions.TIERS.index(tier) > permissions.TIERS.index(admin.tier):
-            what = f"the permission {min(more)}" if more else f"the tier {tier}"
-            raise errors.PermissionDenied(f"This user has {what}, which you do not have yourself.", permission=min(more, default=""))
+        """Raises `PermissionDenied` when this is more than the administrator's token allows: nobody makes or rules over whoever may
+        more."""
+        more = self._more(admin.narrowed(self._trust.permissions(admin.roles, admin.tier)), roles, tier)
+        if more or _is_above(tier, admin.tier):
+            what = f"the permission {more[0]}" if more else f"the tier {tier}"
+            raise errors.PermissionDenied(f"This user has {what}, which you do not have here.", permission=more[0] if more else "")
+
+    async def reaches(self, admin_id: str, user_id: str) -> bool:
+        """Whether an administrator may do to a user, now, what they did before."""
+        admin, user = await self._rows.known(admin_id), await self._rows.known(user_id)
+        if admin is None or user is None or admin.disabled_at is not None or admin.user.tenant_id != user.user.tenant_id:
+            return False
+        may = self._trust.permissions(admin.user.roles, admin.user.tier)
+        return _MANAGE in may and not self._more(may, user.user.roles, user.user.tier) and not _is_above(user.user.tier, admin.user.tier)
 
     async def within_reach(self, admin: identity.Principal, user_id: str) -> Profile:
         """A user of the administrator's tenant who may no more than the administrator. Raises `NotFound`, `PermissionDenied`."""
@@ -222,10 +247,9 @@ class Users:
         return found
 
     async def change(self, admin: identity.Principal, user_id: str, roles: Iterable[str], tier: str) -> Profile:
-        """Set roles and tier, where given. Fewer rights end the user's sessions. Raises `NotFound`, `FailedPrecondition`."""
+        """Set roles and tier, where given. Fewer rights end the user's sessions. Raises `NotFound`, `FailedPrecondition` for less of
+        one's own."""
         chosen, wanted_tier = checked_roles(roles), checked_tier(tier) if tier else ""
-        if user_id == admin.user_id and chosen and "admin" not in chosen:
-            raise errors.FailedPrecondition("You cannot take the role admin from yourself. Let another administrator do it.", field="roles")
         for _ in range(_TRIES):
             found = await self.within_reach(admin, user_id)
             now_roles, now_tier = chosen or found.user.roles, wanted_tier or found.user.tier
@@ -233,6 +257,9 @@ class Users:
             if (now_roles, now_tier) == (found.user.roles, found.user.tier):
                 return found
             ends = self._loses(found.user, now_roles, now_tier)
+            if user_id == admin.user_id and (ends or "admin" not in now_roles):
+                field = "tier" if _is_above(found.user.tier, now_tier) else "roles"
+                raise errors.FailedPrecondition("You cannot take rights from yourself. Let another administrator do it.", field=field)
             changed = await self._rows.change_user(found.user, now_roles, now_tier, ends_sessions=ends, actor=_actor(admin))
             if changed is not None:
                 return await self._told_of(changed)
@@ -268,14 +295,21 @@ class Users:
         _log.info("the first administrator was created")
 
     def _loses(self, before: User, roles: Sequence[str], tier: str) -> bool:
-        lost = self._trust.permissions(before.roles, before.tier) - self._trust.permissions(roles, tier)
-        return bool(lost) or permissions.TIERS.index(tier) < permissions.TIERS.index(before.tier)
+        return bool(self._more(self._trust.permissions(roles, tier), before.roles, before.tier)) or _is_above(before.tier, tier)
+
+    def _more(self, than: frozenset[str], roles: Sequence[str], tier: str) -> list[str]:
+        """What the roles allow in the tier beyond some permissions."""
+        return sorted(self._trust.permissions(roles, tier) - than)
 
     async def _told_of(self, changed: Changed | None) -> Profile:
         if changed is None:
             raise _nobody()
         await self._told.withdraw(changed.ended)
         return changed.profile
+
+
+def _is_above(tier: str, other: str) -> bool:
+    return permissions.TIERS.index(tier) > permissions.TIERS.index(other)
 
 
 def _actor(admin: identity.Principal) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,7 +49,8 @@ from services.auth.settings import AuthSettings
 _log = log.get(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _POLL_S = 0.5
-_SWEEP_S = 3600.0
+# attempts to sign in elsewhere lie there for ten minutes
+_SWEEP_S = 600.0
 _CHANGED = "changed"
 
 
@@ -107,6 +107,7 @@ async def build(settings: AuthSettings) -> AsyncIterator[Service]:
         signing, policies = keys.Keys(kept.keys, wrap, timedelta(days=settings.key_rotation_days)), policy.Policies(kept.policies)
         withdrawn = revocations.Revocations(kept.system)
         told = feed.Feed(trusted, signing, policies, withdrawn, settings.max_watchers, _waker(tasks, signals))
+        stack.push_async_callback(told.stop)
         hashing = passwords.Passwords(settings.password_threads, settings.password_queue)
         stack.callback(hashing.close)
         people = users.Users(kept.people, kept.system, hashing, trusted, told)
@@ -118,7 +119,7 @@ async def build(settings: AuthSettings) -> AsyncIterator[Service]:
 
         authenticator = identity.Authenticator(trusted)
         issue = tokens.Tokens(signing, authenticator.verifier, settings.access_token_s, settings.service_token_s)
-        slowed = throttle.Throttle(counted)
+        slowed = throttle.Throttle(counted, throttle.Rates(settings.calls_per_address, settings.successes_per_account))
         signed_in = sessions.Sessions(
             kept.rows, kept.system, hashing, issue, family, told, slowed, trusted, _lifetimes(settings)
         )  # fmt: skip
@@ -130,7 +131,7 @@ async def build(settings: AuthSettings) -> AsyncIterator[Service]:
         listening = server.Server(settings.host, settings.port, authenticator, settings.drain_s, tls.of(settings), refusals)
         whole = AuthServicer(
             sessions=signed_in, users=people, clients=services, throttle=slowed, tokens=issue, trust=trusted, keys=signing, feed=told,
-            resets=resets.Resets(kept.rows, kept.system, hashing, told, slowed), policies=policies, record=record,
+            resets=resets.Resets(kept.rows, kept.system, hashing, told, slowed), policies=policies, record=record, refusals=refusals,
             api_keys=api_keys.ApiKeys(kept.own_api_keys, kept.outside, issue, told, trusted, slowed), outside=elsewhere,
             exchange=exchange.Exchange(services, authenticator.verifier, issue, trusted, kept.outside, slowed),
         )  # fmt: skip
@@ -141,7 +142,8 @@ async def build(settings: AuthSettings) -> AsyncIterator[Service]:
         # only now: before its keys were known it would call good tokens bad
         await listening.start()
         woken = asyncio.Event()
-        tasks.spawn(_follow(told, signing, kept.system, woken), "auth-follow")
+        tasks.spawn(_follow(told, signing, woken), "auth-follow")
+        tasks.spawn(_sweep(kept.system), "auth-sweep")
         tasks.spawn(_listen(signals, woken), "auth-listen")
         tasks.spawn(refusals.run(), "refusals")
         tasks.spawn(_end_streams(listening, told), "auth-end-streams")
@@ -163,8 +165,9 @@ async def _stores(settings: AuthSettings, stack: contextlib.AsyncExitStack) -> _
 
 def _lifetimes(settings: AuthSettings) -> sessions.Lifetimes:
     return sessions.Lifetimes(
-        timedelta(hours=settings.session_idle_hours), timedelta(hours=settings.session_hours), timedelta(days=settings.session_cli_days)
-    )
+        timedelta(hours=settings.session_idle_hours), timedelta(hours=settings.session_hours), timedelta(days=settings.session_cli_days),
+        settings.sessions_per_user,
+    )  # fmt: skip
 
 
 async def _pool(settings: AuthSettings, role: str, secret: str) -> postgres.DatabaseManager:
@@ -186,9 +189,8 @@ async def _listen(signals: streams.Streams, woken: asyncio.Event) -> None:
         woken.set()
 
 
-async def _follow(told: feed.Feed, signing: keys.Keys, system: store_system.SystemStore, woken: asyncio.Event) -> None:
-    """Notice what other replicas did, rotate keys when it is time, clean up."""
-    swept_at = time.monotonic()
+async def _follow(told: feed.Feed, signing: keys.Keys, woken: asyncio.Event) -> None:
+    """Notice what other replicas did, rotate keys when it is time."""
     while True:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(woken.wait(), _POLL_S)
@@ -196,11 +198,18 @@ async def _follow(told: feed.Feed, signing: keys.Keys, system: store_system.Syst
         try:
             await signing.rotate_if_due()
             await told.refresh()
-            if time.monotonic() - swept_at > _SWEEP_S:
-                await system.sweep()
-                swept_at = time.monotonic()
         except errors.NetraError as error:
             _log.warning("the database could not be asked what changed", code=error.code)
+
+
+async def _sweep(system: store_system.SystemStore) -> None:
+    """Clean up, now and from time to time. What could not be done is done the next time."""
+    while True:
+        try:
+            await system.sweep()
+        except errors.NetraError as error:
+            _log.warning("what is over could not be deleted", code=error.code)
+        await asyncio.sleep(_SWEEP_S)
 
 
 async def _end_streams(listening: server.Server, told: feed.Feed) -> None:

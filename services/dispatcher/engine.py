@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import secrets
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import orjson
 import stamina
 
-from chassis import lifecycle, log, status, telemetry
+from chassis import lifecycle, log, telemetry
 from netra import errors, ids
 from netra.agent import AgentSpec
 from netra.auth.v1 import auth_pb2
@@ -23,7 +25,7 @@ from netra.context.v1 import context_pb2
 from netra.events.v1 import events_pb2
 from services.dispatcher import appender, entitlements, journal, outbox, runs, stages, turn, upstreams
 from services.dispatcher.agents import registry as agents_
-from services.dispatcher.tools import dispatch, results, workspace
+from services.dispatcher.tools import dispatch, permits, results, workspace
 from services.dispatcher.tools import registry as tools_
 
 _log = log.get(__name__)
@@ -52,7 +54,7 @@ class Ends(Protocol):
 
 @dataclass(slots=True)
 class Running:
-    """A run in this process: what is owned, its current context token, and whether it is to stop."""
+    """A run in this process: what is owned, its current context token, what its user has by now, and whether it is to stop."""
 
     claim: runs.Claim
     token: str
@@ -60,6 +62,9 @@ class Running:
     stop_asked_at: float = 0.0
     stop_asked_by: str = "user"
     token_old: bool = False
+    rights: runs.Rights | None = None
+    # its final state is being stored: from then on nobody owns it
+    over: bool = False
     task: asyncio.Task[Any] | None = None
     passed: stages.Passed = field(default_factory=stages.Passed)
     # the record was away for longer than the run may take
@@ -76,6 +81,17 @@ class Running:
         context = _context(self.claim.order)
         before = revocation.revoked_at.ToDatetime(UTC)
         return context.session_id == revocation.session_id or (context.user_id == revocation.user_id and context.created_at <= before)
+
+    def narrow(self, user_id: str, rights: runs.Rights) -> None:
+        """Take note of what a user has by now; the last word counts, for what they started before."""
+        context = _context(self.claim.order)
+        if context.user_id == user_id and context.created_at <= rights.since + runs.LATE:
+            self.left_with(rights)
+
+    def left_with(self, rights: runs.Rights) -> None:
+        """The run's user has these rights, unless later ones are known."""
+        if self.rights is None or self.rights.since < rights.since:
+            self.rights = rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +146,11 @@ class ExecutionEngine:
             elif running.stop.is_set():
                 ending = _cancelled(running, [])
             elif running.claim.epoch > _MOST_OWNERS:
-                ending = _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(errors.OwnerLost()))
+                ending = _failed(errors.OwnerLost())
             elif running.overdue:
                 ending = _timed_out(order)
+            elif (refused := self._refusal(running, context, spec)) is not None:
+                ending = _failed(refused)
             else:
                 bridge.started(context.depth, f"{spec.name} begins.")
                 bridge.message_created(order.message_id, "user", order.request)
@@ -179,8 +197,10 @@ class ExecutionEngine:
     ) -> _Ending:
         order, began = running.claim.order, time.perf_counter()
         files = self._files(running)
-        async with self._dispatcher(context, bridge, files) as tools:
-            mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools, self._agents)
+        permitted = self._entitled.of_context(context, lambda: running.rights)
+        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permitted, bridge, files) as tools:
+            agents = functools.partial(self._part, permitted)
+            mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools, agents)
             finished = await self._until(running, _guarded(spec, mine, files), order.deadline_s)
             running.passed.now(stages.COMPLETED)
             if finished is None and running.stop.is_set():
@@ -188,7 +208,7 @@ class ExecutionEngine:
             if finished is None:
                 return _timed_out(order)
             if isinstance(finished, errors.NetraError):
-                return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(finished))
+                return _failed(finished)
             running.passed.now(stages.RESPONDED)
             usage = {"steps": mine.steps, "tools": tools.calls, "tokens": 0, "cost": 0.0}
         elapsed = round((time.perf_counter() - began) * 1000, 3)
@@ -197,11 +217,18 @@ class ExecutionEngine:
     def _files(self, running: Running) -> workspace.Workspace:
         return self._workspaces.of(running.claim.order.run_id, lambda: running.token)
 
-    def _dispatcher(
-        self, context: UserExecutionContext, bridge: journal.AgentWebSocketBridge, files: workspace.Workspace
-    ) -> contextlib.AbstractAsyncContextManager[dispatch.UnifiedToolDispatcher]:
-        mine = self._entitled.of_context(context)
-        return dispatch.UnifiedToolDispatcher.for_context(context, self.tools, mine, bridge, files)
+    def _part(self, permitted: permits.Permits, name: str) -> AgentSpec:
+        spec = self._agents.get(name)
+        self._entitled.require_part(permitted, spec)
+        return spec
+
+    def _refusal(self, running: Running, context: UserExecutionContext, spec: AgentSpec) -> errors.PermissionDenied | None:
+        """What stands by now against a run that was accepted at its time."""
+        try:
+            self._entitled.require_begin(self._entitled.of_context(context, lambda: running.rights), spec)
+        except errors.PermissionDenied as refused:
+            return refused
+        return None
 
     async def _until(self, running: Running, work: Awaitable[_T], deadline_s: float | None) -> _T | None:
         """What the work came to; None when it was stopped before, by a cancel or its deadline."""
@@ -250,14 +277,14 @@ class ExecutionEngine:
                 lambda: self._contexts.append_message(running.token, request_id, "assistant", ending.answer), _PATIENCE_S
             )
         except errors.NetraError as error:
-            lost = error
-            return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(lost))
+            return _failed(error)
         bridge.message_created(message_id, "assistant", ending.answer)
         return ending
 
     async def _close(self, running: Running, state: runs.RunState, outcome: bytes = b"") -> None:
         order, epoch = running.claim.order, running.claim.epoch
         await self._finishing(running)
+        running.over = True
         await _patient(lambda: self._store.ended(order.run_id, epoch, state, outcome, running.passed.times))
         try:
             await self._contexts.close(running.token)
@@ -271,13 +298,14 @@ class ExecutionEngine:
         record = await self._opened(running)
         if record is None:
             raise errors.Unauthenticated("The context of the call has ended.")
+        permitted = self._entitled.of_context(context, lambda: running.rights)
         async with self._bridge(running, context, record, None) as bridge:
             if running.overdue:
                 await self._end(running, bridge, _timed_out(order))
                 raise errors.DeadlineExceeded(
                     f"{order.agent} was not called: the record could not be reached within {order.deadline_s:g} s."
                 )
-            async with self._dispatcher(context, bridge, self._files(running)) as tools:
+            async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permitted, bridge, self._files(running)) as tools:
                 # the tool has a deadline of its own; a cancel leaves its outcome as the last one
                 outcome = await self._until(running, tools.execute(order.agent, arguments), None) or tools.last
             if outcome is None:
@@ -321,10 +349,10 @@ async def _guarded(spec: AgentSpec, mine: turn.Turn, files: workspace.Workspace)
     except errors.NetraError as error:
         return error
     except Exception as error:
-        shown = status.as_netra(error)
-        failed = errors.AgentFailed(f"The agent {spec.name} failed. {shown.message}")
-        failed.details = shown.details
-        return failed
+        # where, not what: its words may quote an input, and so a secret
+        code, where = secrets.token_hex(4).upper(), traceback.format_tb(error.__traceback__)
+        _log.error("an agent failed", agent=spec.name, support_code=code, error=type(error).__name__, where=where)
+        return errors.AgentFailed(f"The agent {spec.name} failed with {type(error).__name__}. Support code {code}.", support_code=code)
 
 
 async def _patient(call: Callable[[], Awaitable[_T]], patience_s: float | None = None) -> _T:
@@ -349,12 +377,16 @@ def _answer(result: results.Result) -> str:
     return orjson.dumps(value).decode()
 
 
+def _failed(error: errors.NetraError) -> _Ending:
+    return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(error))
+
+
 def _lost(record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBridge, *, is_tool: bool) -> _Ending:
     for tool_call_id in record.open_tool_calls:
         bridge.tool_unknown(tool_call_id)
     if is_tool and record.open_tool_calls:
         return _Ending(runs.RunState.FAILED, lambda _bridge: None)
-    return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(errors.OwnerLost()))
+    return _failed(errors.OwnerLost())
 
 
 def _cancelled(running: Running, stopped: list[dispatch.Stopped]) -> _Ending:

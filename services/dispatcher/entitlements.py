@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from chassis import audit, identity, trust
 from netra import errors
 from netra.agent import AgentSpec
 from netra.context import UserExecutionContext
+from services.dispatcher import runs
 from services.dispatcher.settings import DispatcherSettings
 from services.dispatcher.tools import permits
 
 _NAME = "dispatcher"
 _SCOPE = "scope"
+# what it takes to start a run
+_START = "runs:write"
 
 
 class Entitlements:
@@ -24,22 +29,17 @@ class Entitlements:
     def of_user(self, user: identity.Principal) -> permits.Permits:
         """What a signed-in user may call."""
         caller = identity.Caller(principal=user)
-        return self._permits(
-            permits.Holder(user.user_id, user.roles, user.tier, user.scope, caller, user.session_id, user.issued_at)
-        )  # fmt: skip
+        holder = permits.Holder(user.user_id, user.roles, user.tier, user.scope, caller, user.session_id, user.issued_at)
+        return permits.Permits(holder, self._trust, self._counted, self._refusals)
 
-    def of_context(self, context: UserExecutionContext) -> permits.Permits:
-        """What may be called in an execution context: never more than whoever it was opened for."""
+    def of_context(self, context: UserExecutionContext, now: Callable[[], runs.Rights | None]) -> permits.Permits:
+        """What may be called in an execution context: never more than whoever it was opened for, or than they may by now."""
         scope = context.agent_context.get(_SCOPE)
         narrowed = frozenset(scope) if scope is not None else None
         caller = identity.Caller(service=_NAME, context=context)
         began = context.created_at.timestamp()
-        return self._permits(
-            permits.Holder(context.user_id, context.roles, context.tier, narrowed, caller, context.session_id, began)
-        )  # fmt: skip
-
-    def _permits(self, holder: permits.Holder) -> permits.Permits:
-        return permits.Permits(holder, self._trust, self._counted, self._refusals)
+        holder = permits.Holder(context.user_id, context.roles, context.tier, narrowed, caller, context.session_id, began)
+        return permits.Permits(holder, self._trust, self._counted, self._refusals, now)
 
     def kept(self, user: identity.Principal) -> dict[str, list[str]]:
         """What an execution context must know so that `of_context` is right."""
@@ -52,6 +52,25 @@ class Entitlements:
     def require_agent(self, user: identity.Principal, spec: AgentSpec) -> None:
         """Raises `PermissionDenied` naming the tiers that have the feature the agent belongs to."""
         self._trust.require_feature(user.tier, spec.feature)
+
+    def require_begin(self, mine: permits.Permits, spec: AgentSpec) -> None:
+        """Whether a run that waited may still begin. Raises `PermissionDenied` naming what is missing by now."""
+        try:
+            for holder in mine.holders():
+                identity.require(self._trust, holder, _START)
+                self._trust.require_feature(holder.tier, spec.feature)
+        except errors.PermissionDenied as refused:
+            mine.note(f"agent {spec.name}", refused)
+            raise
+
+    def require_part(self, mine: permits.Permits, spec: AgentSpec) -> None:
+        """Whether an agent may do a part of a run's work. Raises `PermissionDenied` naming the tiers that have its feature."""
+        try:
+            for holder in mine.holders():
+                self._trust.require_feature(holder.tier, spec.feature)
+        except errors.PermissionDenied as refused:
+            mine.note(f"agent {spec.name}", refused)
+            raise
 
     async def count_run(self, user: identity.Principal) -> None:
         """Count a run that begins. Raises `RateLimited`, or `QuotaExceeded` when the tier has no runs."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from netra import ids
+
+# between the word that a user has other rights now and the storing of what they asked for just before
+LATE = timedelta(seconds=5)
 
 
 class RunState(enum.StrEnum):
@@ -92,14 +95,35 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Rights:
+    """What a user has from some time on. What they started before does no more than both allow: this and what they had then."""
+
+    roles: tuple[str, ...]
+    tier: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """An order that this process owns at an epoch, for as long as it renews the lease.
 
     `cancelled` is who asked for its end: `user`, `security`, or empty.
     `expired` means that nobody renewed its context token in time: the record cannot be opened for it any more.
+    `rights` is what its user got meanwhile in place of what they had; None when that is the same.
     """
 
     order: Order
     epoch: int
     cancelled: str
     expired: bool
+    rights: Rights | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the row of a run says whose lease was renewed; the fields are those of a claim."""
+
+    epoch: int
+    cancelled: str = ""
+    token_old: bool = False
+    rights: Rights | None = None

@@ -41,19 +41,36 @@ SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, epoch = epoc
 FROM claimable WHERE r.run_id = claimable.run_id
 RETURNING r.run_id, r.kind, r.agent, r.request, r.inputs, r.deadline_s, r.message_id, r.context, r.context_token, r.traceparent,
     r.epoch, CASE WHEN r.cancelled_at IS NULL THEN '' ELSE r.cancelled_by END AS cancelled,
-    r.token_renewed_at < now() - interval '1 hour' AS expired
+    r.token_renewed_at < now() - interval '1 hour' AS expired, r.roles, r.tier, r.narrowed_at
 """
+# Whoever writes to many runs takes them in one order: two that met crosswise would cost leases.
+# The lease of a tool that was called directly begins longer than this.
 _RENEW = """
-UPDATE dispatcher.runs SET lease_until = now() + make_interval(secs => $2)
-WHERE lease_owner = $1 AND run_id = ANY($3::uuid[]) AND state IN ('running', 'suspended', 'finishing')
-RETURNING run_id, epoch, CASE WHEN cancelled_at IS NULL THEN '' ELSE cancelled_by END AS cancelled,
-    token_renewed_at < now() - interval '20 minutes' AS token_old
+UPDATE dispatcher.runs AS r SET lease_until = greatest(lease_until, now() + make_interval(secs => $2))
+FROM (SELECT run_id FROM dispatcher.runs
+      WHERE lease_owner = $1 AND run_id = ANY($3::uuid[]) AND state IN ('running', 'suspended', 'finishing')
+      ORDER BY run_id FOR NO KEY UPDATE) AS mine
+WHERE r.run_id = mine.run_id
+RETURNING r.run_id, r.epoch, CASE WHEN r.cancelled_at IS NULL THEN '' ELSE r.cancelled_by END AS cancelled,
+    r.token_renewed_at < now() - interval '20 minutes' AS token_old, r.roles, r.tier, r.narrowed_at
 """
 # a session never lives again; of a user, what was started later is not meant
 _REVOKE = """
-UPDATE dispatcher.runs SET cancelled_at = now(), cancelled_by = 'security'
-WHERE cancelled_at IS NULL AND state IN ('queued', 'running', 'suspended')
-  AND (session_id = NULLIF($1, '')::uuid OR user_id = NULLIF($2, '')::uuid AND created_at <= $3)
+UPDATE dispatcher.runs AS r SET cancelled_at = now(), cancelled_by = 'security'
+FROM (SELECT run_id FROM dispatcher.runs
+      WHERE cancelled_at IS NULL AND state IN ('queued', 'running', 'suspended')
+        AND (session_id = NULLIF($1, '')::uuid OR user_id = NULLIF($2, '')::uuid AND created_at <= $3)
+      ORDER BY run_id FOR NO KEY UPDATE) AS meant
+WHERE r.run_id = meant.run_id
+"""
+# words may come in another order than they were said
+_NARROW = """
+UPDATE dispatcher.runs AS r SET roles = $2, tier = $3, narrowed_at = $4
+FROM (SELECT run_id FROM dispatcher.runs
+      WHERE user_id = $1 AND created_at <= $5 AND (narrowed_at IS NULL OR narrowed_at < $4)
+        AND state IN ('queued', 'running', 'suspended')
+      ORDER BY run_id FOR NO KEY UPDATE) AS meant
+WHERE r.run_id = meant.run_id
 """
 # those that wait have no owner who renews their token; two processes that renew the same one do no harm
 _OLD_TOKENS = """
@@ -89,12 +106,12 @@ class SystemStore:
             )  # fmt: skip
         return [_claim(row) for row in rows]
 
-    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, str, bool]]:
-        """Keep owning runs. Those still owned, each with its epoch, who cancelled it and whether its token is old."""
+    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, runs.Held]:
+        """Keep owning runs. Those still owned, each with what its row says by now."""
         # a database that hangs must be noticed before the lease has run out
         async with self._database.transaction(timeout_s=lease_s / 3) as transaction:
             rows = await transaction.fetch(_RENEW, owner, lease_s, list(run_ids))
-        return {str(row["run_id"]): (row["epoch"], row["cancelled"], row["token_old"]) for row in rows}
+        return {str(row["run_id"]): runs.Held(row["epoch"], row["cancelled"], row["token_old"], _rights(row)) for row in rows}
 
     async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
         """Run, epoch and context token of runs that wait and whose token needs renewal, oldest first."""
@@ -136,6 +153,11 @@ class SystemStore:
         async with self._database.transaction() as transaction:
             await transaction.execute(_REVOKE, session_id, user_id, before)
 
+    async def narrow(self, user_id: str, rights: runs.Rights) -> None:
+        """Take note of what a user has by now, for all runs that they started before and that have not ended."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_NARROW, user_id, list(rights.roles), rights.tier, rights.since, rights.since + runs.LATE)
+
     async def release(self, owner: str) -> None:
         """Let others take over at once what this owner still has."""
         async with self._database.transaction() as transaction:
@@ -155,4 +177,8 @@ def _claim(row: postgres.Row) -> runs.Claim:
         context_token=row["context_token"],
         traceparent=row["traceparent"],
     )
-    return runs.Claim(order, row["epoch"], row["cancelled"], row["expired"])
+    return runs.Claim(order, row["epoch"], row["cancelled"], row["expired"], _rights(row))
+
+
+def _rights(row: postgres.Row) -> runs.Rights | None:
+    return runs.Rights(tuple(row["roles"]), row["tier"], row["narrowed_at"]) if row["narrowed_at"] is not None else None

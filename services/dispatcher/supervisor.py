@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -47,8 +47,8 @@ class Leases(Protocol):
         """Own up to `most` runs that wait or whose owner is silent, oldest first; `concurrent` of a user's at a time, by tier."""
         ...
 
-    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, tuple[int, str, bool]]:
-        """Keep owning runs. Those still owned, each with its epoch, who cancelled it and whether its token is old."""
+    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, runs.Held]:
+        """Keep owning runs. Those still owned, each with what its row says by now."""
         ...
 
     async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
@@ -61,6 +61,10 @@ class Leases(Protocol):
 
     async def revoke(self, session_id: str, user_id: str, before: datetime) -> None:
         """Ask all runs of a session to stop, or those that a user started before."""
+        ...
+
+    async def narrow(self, user_id: str, rights: runs.Rights) -> None:
+        """Take note of what a user has by now, for all runs that they started before and that have not ended."""
         ...
 
     async def release(self, owner: str) -> None:
@@ -118,7 +122,7 @@ class Supervisor:
                 self._stop_if_withdrawn(user)
                 # the call ends in the record even when its caller has gone
                 running.task = self._tasks.spawn(self._called(running, arguments, answer), name=f"call {run.run_id}")
-                return await _outcome(running.task, lease_s)
+                return await _outcome(running.task)
         if run.outcome or run.state in runs.ENDED:
             return run.outcome
         raise errors.Busy("The same request still executes. Ask again for its outcome.", retry_after_ms=1000)
@@ -136,7 +140,8 @@ class Supervisor:
         if (running := self._running.get(run_id)) is not None:
             running.ask_to_stop()
         else:
-            await self._tell(_CANCEL, run_id)
+            # not waited for: the row carries the same word
+            self._tasks.spawn(self._tell(_CANCEL, run_id), name="cancel")
         self._woken.set()
         return run
 
@@ -148,16 +153,23 @@ class Supervisor:
             if running.is_meant(revocation):
                 running.ask_to_stop("security")
         # those that wait, and those of other processes, whether or not these hear of it themselves
-        self._tasks.spawn(self._revoke(revocation), name="revoke")
-
-    async def _revoke(self, revocation: auth_pb2.Revocation) -> None:
         before = revocation.revoked_at.ToDatetime(UTC)
+        self._tasks.spawn(self._stored(lambda: self._all.revoke(revocation.session_id, revocation.user_id, before)), name="revoke")
+
+    def narrowed(self, change: auth_pb2.Revocation) -> None:
+        """Let the runs of a user do no more than roles and tier allow that the user has by now."""
+        rights = runs.Rights(tuple(change.rights.roles), change.rights.tier, change.revoked_at.ToDatetime(UTC))
+        for running in tuple(self._running.values()):
+            running.narrow(change.user_id, rights)
+        self._tasks.spawn(self._stored(lambda: self._all.narrow(change.user_id, rights)), name="narrow")
+
+    async def _stored(self, write: Callable[[], Awaitable[None]]) -> None:
         # a second time for those that were being stored the first time
         for pause_s in (0.0, _LATE_S):
             await asyncio.sleep(pause_s)
             async for attempt in stamina.retry_context(on=_AWAY, attempts=None, timeout=None, wait_initial=_RETRY_S, wait_max=1.0):
                 with attempt:
-                    await self._all.revoke(revocation.session_id, revocation.user_id, before)
+                    await write()
             self._woken.set()
 
     def _stop_if_withdrawn(self, user: identity.Principal) -> None:
@@ -206,7 +218,7 @@ class Supervisor:
         except (errors.Unavailable, errors.DeadlineExceeded):
             return False
         for claim in claims:
-            running = engine.Running(claim, claim.order.context_token)
+            running = engine.Running(claim, claim.order.context_token, rights=claim.rights)
             if claim.cancelled:
                 running.ask_to_stop(claim.cancelled)
             before = self._running.get(claim.order.run_id)
@@ -234,24 +246,28 @@ class Supervisor:
         pause_s = self._limits.lease_s / 3
         while True:
             await asyncio.sleep(pause_s)
-            leased = {run_id: running for run_id, running in self._running.items() if running.claim.order.kind == "agent"}
+            leased = dict(self._running)
             try:
                 await self._renew(leased)
                 self._renewed_at, pause_s = time.monotonic(), self._limits.lease_s / 3
             except (errors.Unavailable, errors.DeadlineExceeded):
                 pause_s = _RETRY_S
                 if time.monotonic() - self._renewed_at > self._limits.lease_s - 1.0:
-                    self._let_go(leased, "the lease could not be renewed")
+                    # a tool that was called directly runs once: who takes its run over only closes that
+                    agents = {run_id: running for run_id, running in leased.items() if running.claim.order.kind == "agent"}
+                    self._let_go(agents, "the lease could not be renewed")
 
     async def _renew(self, leased: dict[str, engine.Running]) -> None:
         kept = await self._all.renew(self.owner, self._limits.lease_s, list(leased)) if leased else {}
         for run_id, running in leased.items():
-            epoch, cancelled, token_old = kept.get(run_id, (0, "", False))
-            if epoch != running.claim.epoch and self._running.get(run_id) is running:
+            held = kept.get(run_id, runs.Held(0))
+            if held.epoch != running.claim.epoch and not running.over and self._running.get(run_id) is running:
                 self._let_go({run_id: running}, "another process owns it")
-            elif cancelled:
-                running.ask_to_stop(cancelled)
-            running.token_old = token_old
+            elif held.cancelled:
+                running.ask_to_stop(held.cancelled)
+            if held.rights is not None:
+                running.left_with(held.rights)
+            running.token_old = held.token_old
 
     async def _renewed(self, run_id: ids.RunId, epoch: int, token: str) -> str:
         try:
@@ -297,10 +313,11 @@ class Supervisor:
             _log.warning("leases could not be released; they run out by themselves")
 
 
-async def _outcome(call: asyncio.Task[bytes], patience_s: float) -> bytes:
-    """What a call came to; the call goes on when its caller, or the patience, is gone."""
+async def _outcome(call: asyncio.Task[bytes]) -> bytes:
+    """What a call came to; it ends even when nobody waits for it. Raises `Unavailable` when this process had to let go of it."""
     try:
-        async with asyncio.timeout(patience_s):
-            return await asyncio.shield(call)
-    except TimeoutError:
-        raise errors.DeadlineExceeded("The outcome is not in the record yet. Ask again with the same request id.") from None
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        if lifecycle.told_to_stop():
+            raise
+        raise errors.Unavailable("The process that executed the call let go of it. Ask again for its outcome.") from None

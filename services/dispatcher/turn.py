@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ from netra import errors
 from netra.agent import AgentSpec
 from netra.context import UserExecutionContext
 from services.dispatcher import journal
-from services.dispatcher.agents import registry
 from services.dispatcher.tools import dispatch
 
 _MAX_SLEEP_S = 86_400.0
@@ -51,11 +50,14 @@ _strand: ContextVar[_Steps | None] = ContextVar("strand", default=None)
 
 
 class Turn:
-    """The turn of one agent in one run: `netra.agent.Turn`, told to the record. Step keys count calls in the order of the code."""
+    """The turn of one agent in one run: `netra.agent.Turn`, told to the record. Step keys count calls in the order of the code.
+
+    `agents` finds those that may do a part of the work, and raises for others.
+    """
 
     def __init__(
         self, request: str, inputs: Mapping[str, Any], context: UserExecutionContext,
-        bridge: journal.AgentWebSocketBridge, tools: dispatch.UnifiedToolDispatcher, agents: registry.AgentRegistry,
+        bridge: journal.AgentWebSocketBridge, tools: dispatch.UnifiedToolDispatcher, agents: Callable[[str], AgentSpec],
     ) -> None:  # fmt: skip
         self.request, self.inputs, self.context = request, inputs, context
         self._bridge, self._tools, self._agents = bridge, tools, agents
@@ -92,9 +94,10 @@ class Turn:
     async def child(self, agent: str, *, request: str | None = None, **inputs: object) -> Any:
         """Have another agent do a part of the work, in this run, and return its result. Raises what it raises.
 
-        It gets this run's request and inputs; those given win. Raises `NotFound`, and `DepthExceeded` for the eleventh generation.
+        It gets this run's request and inputs; those given win. Raises `NotFound`, `PermissionDenied` when its feature is not part
+        of the user's tier, and `DepthExceeded` for the eleventh generation.
         """
-        spec = self._agents.get(agent)
+        spec = self._agents(agent)
         other = self._of(spec, request, inputs)
         outer = _strand.set(_Steps(_short(f"{self._next()}:child:{agent}/")))
         try:

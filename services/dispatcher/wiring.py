@@ -78,6 +78,7 @@ async def build(
         accepted = admission.Admission(contexts, users, entitled, settings)
         overseer = supervisor.Supervisor(accepted, executing, users, all_runs, contexts, signals, known_agents, entitled, trusted, settings)
         trusted.on_revocation(overseer.revoked)
+        trusted.on_rights(overseer.narrowed)
         listening.add(
             _DESCRIPTOR,
             dispatcher_pb2_grpc.add_DispatcherServiceServicer_to_server,

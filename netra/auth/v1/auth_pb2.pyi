@@ -102,16 +102,24 @@ class LoginCodeGrant(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CODE_FIELD_NUMBER: _builtins.int
+    CODE_VERIFIER_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """The one-time code of FinishOidc, valid for 60 s."""
+    code_verifier: _builtins.str
+    """What answers `code_challenge` of StartOidc (RFC 7636, S256); needed when there was one."""
+    binding: _builtins.str
+    """The binding that StartOidc gave to the browser; needed when there was no `code_challenge`. The gateway has it in a cookie."""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
+        code_verifier: _builtins.str = ...,
+        binding: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "code", b"code", "code_verifier", b"code_verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -433,6 +441,8 @@ class Principal(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user."""
     tenant_id: _builtins.str
@@ -441,9 +451,15 @@ class Principal(_message.Message):
     """The session the token was issued in."""
     tier: _builtins.str
     """Tier: free, early, business, enterprise, internal."""
+    actor: _builtins.str
+    """The service that acts for the user; empty when they act themselves."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Roles: admin, user, readonly."""
+
+    @_builtins.property
+    def scope(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The permissions the token is narrowed to, sorted; empty when it is not narrowed."""
 
     def __init__(
         self,
@@ -453,10 +469,12 @@ class Principal(_message.Message):
         session_id: _builtins.str = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
         tier: _builtins.str = ...,
+        scope: _abc.Iterable[_builtins.str] | None = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["roles", b"roles", "session_id", b"session_id", "tenant_id", b"tenant_id", "tier", b"tier", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "roles", b"roles", "scope", b"scope", "session_id", b"session_id", "tenant_id", b"tenant_id", "tier", b"tier", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -931,6 +949,7 @@ class Revocation(_message.Message):
     REVOKED_AT_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     SECURITY_FIELD_NUMBER: _builtins.int
+    RIGHTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session that ended; empty when all of the user's are meant."""
     user_id: _builtins.str
@@ -943,6 +962,12 @@ class Revocation(_message.Message):
     def revoked_at(self) -> _timestamp_pb2.Timestamp:
         """When; tokens of the session are refused from then on, tokens of the user when they were issued before."""
 
+    @_builtins.property
+    def rights(self) -> Global___Rights:
+        """For a user whose roles or tier were changed: what they have from then on. Their runs go on, and do no more than both allow, what
+        they were started with and this. Such a message withdraws nothing by itself.
+        """
+
     def __init__(
         self,
         *,
@@ -950,14 +975,43 @@ class Revocation(_message.Message):
         revoked_at: _timestamp_pb2.Timestamp | None = ...,
         user_id: _builtins.str = ...,
         security: _builtins.bool = ...,
+        rights: Global___Rights | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["revoked_at", b"revoked_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revoked_at", b"revoked_at", "rights", b"rights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revoked_at", b"revoked_at", "security", b"security", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revoked_at", b"revoked_at", "rights", b"rights", "security", b"security", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Revocation: _TypeAlias = Revocation  # noqa: Y015
+
+@_typing.final
+class Rights(_message.Message):
+    """Rights is what permissions follow from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLES_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    """Tier."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Roles."""
+
+    def __init__(
+        self,
+        *,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        tier: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["roles", b"roles", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rights: _TypeAlias = Rights  # noqa: Y015
 
 @_typing.final
 class CreateUserRequest(_message.Message):
@@ -1838,22 +1892,28 @@ class StartOidcRequest(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     REDIRECT_URI_FIELD_NUMBER: _builtins.int
     CALLBACK_URI_FIELD_NUMBER: _builtins.int
+    CODE_CHALLENGE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """The provider, as the operator named it."""
     redirect_uri: _builtins.str
     """The frontend's page to come back to, on the provider's list; empty when the caller wants the tokens from the callback itself."""
     callback_uri: _builtins.str
     """The gateway's own callback address, where the provider sends the browser."""
+    code_challenge: _builtins.str
+    """The frontend's own challenge (RFC 7636, S256), which binds the one-time code to it: whoever redeems the code must bring the
+    `code_verifier`. Without one, they must bring `binding`.
+    """
     def __init__(
         self,
         *,
         provider: _builtins.str = ...,
         redirect_uri: _builtins.str = ...,
         callback_uri: _builtins.str = ...,
+        code_challenge: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["callback_uri", b"callback_uri", "provider", b"provider", "redirect_uri", b"redirect_uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["callback_uri", b"callback_uri", "code_challenge", b"code_challenge", "provider", b"provider", "redirect_uri", b"redirect_uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1870,7 +1930,7 @@ class StartOidcResponse(_message.Message):
     authorization_url: _builtins.str
     """The provider's page."""
     binding: _builtins.str
-    """Binds the sign-in to this browser: the gateway keeps it in a cookie and brings it to FinishOidc."""
+    """Binds the sign-in to this browser: the gateway keeps it in a cookie and brings it to FinishOidc, and where the code is redeemed."""
     def __init__(
         self,
         *,

@@ -265,7 +265,8 @@ class AuthServiceServicer:
 
     def CreateUser(self, request, context):
         """CreateUser makes a user of the caller's tenant, with a password, or invited without one (then the answer carries a reset token).
-        ALREADY_EXISTS when the e-mail is taken.
+        ALREADY_EXISTS when the e-mail is taken. Here and below: PERMISSION_DENIED for a user who may more than the caller's token does,
+        and for a service that acts for somebody.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -287,7 +288,8 @@ class AuthServiceServicer:
 
     def UpdateUser(self, request, context):
         """UpdateUser changes roles and tier of a user of the caller's tenant. Tokens issued before keep what they say until they end
-        (10 minutes at most), except that fewer rights end the user's sessions at once.
+        (10 minutes at most), except that fewer rights end the user's sessions at once and count for accepted runs, too. Reset tokens
+        and invitations of the user end. FAILED_PRECONDITION when it would take something from the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -308,7 +310,8 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateResetToken(self, request, context):
-        """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password.
+        """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password. It is
+        worth nothing any more once the caller is disabled, or may less than the user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,7 +62,8 @@ class AuthServiceStub:
     """
     CreateUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.CreateUserRequest, _auth_pb2.CreateUserResponse]
     """CreateUser makes a user of the caller's tenant, with a password, or invited without one (then the answer carries a reset token).
-    ALREADY_EXISTS when the e-mail is taken.
+    ALREADY_EXISTS when the e-mail is taken. Here and below: PERMISSION_DENIED for a user who may more than the caller's token does,
+    and for a service that acts for somebody.
     """
     GetUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.GetUserRequest, _auth_pb2.GetUserResponse]
     """GetUser returns one user of the caller's tenant. The read is audited."""
@@ -70,14 +71,17 @@ class AuthServiceStub:
     """ListUsers pages through the users of the caller's tenant, newest first. The read is audited."""
     UpdateUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.UpdateUserRequest, _auth_pb2.UpdateUserResponse]
     """UpdateUser changes roles and tier of a user of the caller's tenant. Tokens issued before keep what they say until they end
-    (10 minutes at most), except that fewer rights end the user's sessions at once.
+    (10 minutes at most), except that fewer rights end the user's sessions at once and count for accepted runs, too. Reset tokens
+    and invitations of the user end. FAILED_PRECONDITION when it would take something from the caller.
     """
     DisableUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.DisableUserRequest, _auth_pb2.DisableUserResponse]
     """DisableUser stops a user at once: every session, token, API key and socket ends, and their runs are cancelled."""
     EnableUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.EnableUserRequest, _auth_pb2.EnableUserResponse]
     """EnableUser lets a disabled user sign in again."""
     CreateResetToken: _grpc.UnaryUnaryMultiCallable[_auth_pb2.CreateResetTokenRequest, _auth_pb2.CreateResetTokenResponse]
-    """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password."""
+    """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password. It is
+    worth nothing any more once the caller is disabled, or may less than the user.
+    """
     ResetPassword: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ResetPasswordRequest, _auth_pb2.ResetPasswordResponse]
     """ResetPassword sets a new password with a reset token, and ends all sessions of the user."""
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ChangePasswordRequest, _auth_pb2.ChangePasswordResponse]
@@ -149,7 +153,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """
     CreateUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.CreateUserRequest, _auth_pb2.CreateUserResponse]  # type: ignore[assignment]
     """CreateUser makes a user of the caller's tenant, with a password, or invited without one (then the answer carries a reset token).
-    ALREADY_EXISTS when the e-mail is taken.
+    ALREADY_EXISTS when the e-mail is taken. Here and below: PERMISSION_DENIED for a user who may more than the caller's token does,
+    and for a service that acts for somebody.
     """
     GetUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetUserRequest, _auth_pb2.GetUserResponse]  # type: ignore[assignment]
     """GetUser returns one user of the caller's tenant. The read is audited."""
@@ -157,14 +162,17 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """ListUsers pages through the users of the caller's tenant, newest first. The read is audited."""
     UpdateUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.UpdateUserRequest, _auth_pb2.UpdateUserResponse]  # type: ignore[assignment]
     """UpdateUser changes roles and tier of a user of the caller's tenant. Tokens issued before keep what they say until they end
-    (10 minutes at most), except that fewer rights end the user's sessions at once.
+    (10 minutes at most), except that fewer rights end the user's sessions at once and count for accepted runs, too. Reset tokens
+    and invitations of the user end. FAILED_PRECONDITION when it would take something from the caller.
     """
     DisableUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.DisableUserRequest, _auth_pb2.DisableUserResponse]  # type: ignore[assignment]
     """DisableUser stops a user at once: every session, token, API key and socket ends, and their runs are cancelled."""
     EnableUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.EnableUserRequest, _auth_pb2.EnableUserResponse]  # type: ignore[assignment]
     """EnableUser lets a disabled user sign in again."""
     CreateResetToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.CreateResetTokenRequest, _auth_pb2.CreateResetTokenResponse]  # type: ignore[assignment]
-    """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password."""
+    """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password. It is
+    worth nothing any more once the caller is disabled, or may less than the user.
+    """
     ResetPassword: _aio.UnaryUnaryMultiCallable[_auth_pb2.ResetPasswordRequest, _auth_pb2.ResetPasswordResponse]  # type: ignore[assignment]
     """ResetPassword sets a new password with a reset token, and ends all sessions of the user."""
     ChangePassword: _aio.UnaryUnaryMultiCallable[_auth_pb2.ChangePasswordRequest, _auth_pb2.ChangePasswordResponse]  # type: ignore[assignment]
@@ -287,7 +295,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.CreateUserResponse, _abc.Awaitable[_auth_pb2.CreateUserResponse]]:
         """CreateUser makes a user of the caller's tenant, with a password, or invited without one (then the answer carries a reset token).
-        ALREADY_EXISTS when the e-mail is taken.
+        ALREADY_EXISTS when the e-mail is taken. Here and below: PERMISSION_DENIED for a user who may more than the caller's token does,
+        and for a service that acts for somebody.
         """
 
     @_abc_1.abstractmethod
@@ -313,7 +322,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.UpdateUserResponse, _abc.Awaitable[_auth_pb2.UpdateUserResponse]]:
         """UpdateUser changes roles and tier of a user of the caller's tenant. Tokens issued before keep what they say until they end
-        (10 minutes at most), except that fewer rights end the user's sessions at once.
+        (10 minutes at most), except that fewer rights end the user's sessions at once and count for accepted runs, too. Reset tokens
+        and invitations of the user end. FAILED_PRECONDITION when it would take something from the caller.
         """
 
     @_abc_1.abstractmethod
@@ -338,7 +348,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.CreateResetTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.CreateResetTokenResponse, _abc.Awaitable[_auth_pb2.CreateResetTokenResponse]]:
-        """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password."""
+        """CreateResetToken makes a one-time token, valid for an hour, with which a user of the caller's tenant sets a new password. It is
+        worth nothing any more once the caller is disabled, or may less than the user.
+        """
 
     @_abc_1.abstractmethod
     def ResetPassword(

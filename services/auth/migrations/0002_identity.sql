@@ -17,7 +17,7 @@ ALTER TABLE auth.sessions ALTER COLUMN idle_until SET NOT NULL;
 COMMENT ON COLUMN auth.sessions.idle IS 'How long the session may lie unused; each use sets idle_until anew.';
 DROP INDEX auth.sessions_user;
 CREATE INDEX sessions_user ON auth.sessions (user_id, last_used_at DESC) WHERE ended_at IS NULL;
-CREATE INDEX sessions_expiry ON auth.sessions (expires_at);
+CREATE INDEX sessions_over ON auth.sessions (least(expires_at, ended_at));
 
 -- The sign-in of a user on this device, from this address, has succeeded: it has a budget of attempts of its own.
 CREATE TABLE auth.known_devices (
@@ -32,9 +32,11 @@ CREATE INDEX known_devices_age ON auth.known_devices (last_used_at);
 CREATE TABLE auth.reset_tokens (
     token_digest bytea PRIMARY KEY CHECK (length(token_digest) = 32),
     user_id      uuid NOT NULL REFERENCES auth.users ON DELETE CASCADE,
+    created_by   uuid REFERENCES auth.users ON DELETE CASCADE,
     created_at   timestamptz NOT NULL DEFAULT now(),
     expires_at   timestamptz NOT NULL
 );
+COMMENT ON COLUMN auth.reset_tokens.created_by IS 'The administrator who vouches for it; it is worth no more than they are by then.';
 CREATE INDEX reset_tokens_user ON auth.reset_tokens (user_id);
 CREATE INDEX reset_tokens_expiry ON auth.reset_tokens (expires_at);
 
@@ -75,6 +77,7 @@ CREATE TABLE auth.oidc_attempts (
     nonce          text NOT NULL,
     code_verifier  text NOT NULL,
     redirect_uri   text NOT NULL DEFAULT '',
+    code_challenge bytea CHECK (length(code_challenge) = 32),
     callback_uri   text NOT NULL,
     created_at     timestamptz NOT NULL DEFAULT now(),
     expires_at     timestamptz NOT NULL
@@ -83,6 +86,7 @@ CREATE INDEX oidc_attempts_expiry ON auth.oidc_attempts (expires_at);
 
 CREATE TABLE auth.login_codes (
     code_digest bytea PRIMARY KEY CHECK (length(code_digest) = 32),
+    bound_to    bytea NOT NULL CHECK (length(bound_to) = 32),
     user_id     uuid NOT NULL REFERENCES auth.users ON DELETE CASCADE,
     method      text NOT NULL,
     device      text NOT NULL DEFAULT '',
@@ -90,6 +94,7 @@ CREATE TABLE auth.login_codes (
     expires_at  timestamptz NOT NULL,
     used_at     timestamptz
 );
+COMMENT ON COLUMN auth.login_codes.bound_to IS 'SHA-256 of what whoever redeems it must have: the code verifier, or the browser''s binding.';
 CREATE INDEX login_codes_user ON auth.login_codes (user_id);
 CREATE INDEX login_codes_expiry ON auth.login_codes (expires_at);
 
@@ -247,6 +252,7 @@ CREATE POLICY every ON auth.audit FOR SELECT TO netra_auth_system USING (true);
 GRANT UPDATE (roles, tier, version, disabled_at) ON auth.users TO netra_auth;
 GRANT SELECT, INSERT, UPDATE (last_used_at), DELETE ON auth.known_devices TO netra_auth;
 GRANT SELECT, INSERT, DELETE ON auth.reset_tokens TO netra_auth;
+GRANT SELECT (token_digest, user_id, used_at) ON auth.refresh_tokens TO netra_auth;
 GRANT SELECT, INSERT ON auth.api_keys TO netra_auth;
 GRANT SELECT, INSERT ON auth.identities TO netra_auth;
 GRANT SELECT, DELETE ON auth.login_codes TO netra_auth;
@@ -262,7 +268,7 @@ GRANT SELECT (token_digest, user_id, expires_at), DELETE ON auth.reset_tokens TO
 GRANT SELECT (key_id, user_id, session_id, secret_digest, scopes, expires_at, last_used_at), UPDATE (last_used_at)
     ON auth.api_keys TO netra_auth_system;
 GRANT SELECT, INSERT, UPDATE (email, last_used_at) ON auth.identities TO netra_auth_system;
-GRANT SELECT (code_digest, user_id, method, device, expires_at, used_at), INSERT, UPDATE (used_at), DELETE
+GRANT SELECT (code_digest, bound_to, user_id, method, device, expires_at, used_at), INSERT, UPDATE (used_at), DELETE
     ON auth.login_codes TO netra_auth_system;
 GRANT SELECT, INSERT, DELETE ON auth.oidc_attempts TO netra_auth_system;
 GRANT SELECT ON auth.policies TO netra_auth_system;

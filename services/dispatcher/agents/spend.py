@@ -8,11 +8,11 @@ from typing import Any
 
 from netra import errors
 from netra.agent import Turn, agent
-from services.dispatcher.agents import ranking
+from services.dispatcher.agents import ranking, shapes
 from services.dispatcher.tools.spend import chart, report, wording
 
 _DEADLINE_S = 3600.0  # a log of gigabytes takes minutes in each of several steps
-_SAID = {"str": "a text", "dict": "an object", "list": "a list"}
+_SAID = {"str": "a text that is not empty", "dict": "an object"}
 _ABOUT_MONEY = re.compile(
     r"\b(spend|spends|spent|spending|costs?|costing|bills|billing|billed|invoices?|prices?|pricing|priced|budgets?|savings?|money"
     r"|expensive|expenses?|cheap|cheaper|usage logs?|token usage)\b",
@@ -85,7 +85,7 @@ async def optimization(turn: Turn) -> dict[str, object]:
 async def actions(turn: Turn) -> dict[str, object]:
     """Ranks what to do about the opportunities. Inputs: opportunities, or as for triage."""
     if "opportunities" in turn.inputs:
-        found = _input(turn, "opportunities", list)
+        found = shapes.opportunities(turn.inputs)
     else:
         found = (await turn.child("optimization"))["opportunities"]
     await turn.think("What to do first: the greatest saving, then the smaller effort.")
@@ -96,7 +96,7 @@ async def actions(turn: Turn) -> dict[str, object]:
 @agent("reporting", deadline_s=_DEADLINE_S)
 async def reporting(turn: Turn) -> dict[str, object]:
     """Draws the chart and writes the report. Inputs: result (of spend-analyst), or as for triage."""
-    result = _input(turn, "result", dict) if "result" in turn.inputs else await _analysed(turn)
+    result = shapes.analysis(turn.inputs) if "result" in turn.inputs else await _analysed(turn)
     await turn.think("The chart and the report, at the same time.")
     drawn, written = await turn.gather(
         turn.tool("spend_chart", **chart.arguments(result["usage_profile"], result)),

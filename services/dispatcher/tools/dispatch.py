@@ -148,18 +148,20 @@ class UnifiedToolDispatcher:
         try:
             return self.check(name, arguments), None
         except errors.NetraError as error:
-            self._permits.note(name, error)
+            self._permits.note(f"tool {name}", error)
             return None, error
 
     async def _run(self, tool: registry.Registered, call: Call, reporter: Reporter) -> results.Result:
         spec = tool.spec
-        await self._permits.awaited(spec)
+        # before all that may take long: who calls too often must not even wait
         await self._permits.count()
         if spec.side_effects:
             await _barrier(reporter, spec)
         with telemetry.span(f"tool {call.tool}") as span:
             span.set_attribute("netra.tool_call_id", call.tool_call_id)
             async with self._workspace.slots if spec.backend == "process" else contextlib.nullcontext():
+                # after all that may take long: what was allowed when it began may not be any more
+                await self._permits.awaited(spec)
                 result = await trusted.run(spec, self._arguments(spec, call), spec.timeout_s, self._tasks)
             tool.check_result(result)
             keep = functools.partial(self._workspace.keep, f"{call.tool_call_id}:result")

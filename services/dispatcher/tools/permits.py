@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +12,7 @@ from chassis import audit, identity, trust
 from netra import errors
 from netra.auth.v1 import auth_pb2
 from netra.tool import ToolSpec
+from services.dispatcher import runs
 
 _EXECUTE = "tools:execute"
 
@@ -36,10 +39,18 @@ class Holder:
 
 
 class Permits:
-    """What one caller may call, and how often."""
+    """What one caller may call, and how often. `now` tells what the user got in place of what `holder` says."""
 
-    def __init__(self, holder: Holder, trusted: trust.Trust, counted: Counted, refusals: audit.Refusals) -> None:
-        self._holder, self._trust, self._counted, self._refusals = holder, trusted, counted, refusals
+    def __init__(
+        self, holder: Holder, trusted: trust.Trust, counted: Counted, refusals: audit.Refusals,
+        now: Callable[[], runs.Rights | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._holder, self._trust, self._counted, self._refusals, self._now = holder, trusted, counted, refusals, now
+
+    def holders(self) -> list[Holder]:
+        """All of whom must be allowed what is to be done: the user as they were, and as they are."""
+        now = self._now()
+        return [self._holder] if now is None else [self._holder, dataclasses.replace(self._holder, roles=now.roles, tier=now.tier)]
 
     def may_call(self, spec: ToolSpec) -> bool:
         """Whether `require` would let it pass."""
@@ -51,19 +62,23 @@ class Permits:
 
     def require(self, spec: ToolSpec) -> None:
         """Raises `PermissionDenied` naming the missing permission, or the tiers or roles that may call the tool."""
+        for holder in self.holders():
+            self._require(holder, spec)
+
+    def _require(self, holder: Holder, spec: ToolSpec) -> None:
         rule = self._trust.tool_rule(spec.name)
         for permission in filter(None, (_EXECUTE, spec.permission, rule.permission if rule is not None else "")):
             try:
-                identity.require(self._trust, self._holder, permission)
+                identity.require(self._trust, holder, permission)
             except errors.PermissionDenied as refused:
                 denied = errors.PermissionDenied(f"The tool {spec.name}: {refused.message}", tool=spec.name)
                 denied.details |= refused.details
                 raise denied from None
         if rule is not None:
-            _narrowed(rule, self._holder, spec.name)
+            _narrowed(rule, holder, spec.name)
 
     async def awaited(self, spec: ToolSpec) -> None:
-        """Returns when auth was heard of lately: what it says may stand against the call by now.
+        """Returns when auth was heard of lately and nothing stands against the call by now. What follows at once is allowed.
 
         Raises `PermissionDenied`; `Cancelled` when the user was stopped; `DeadlineExceeded` when the tool's own time passed.
         """
@@ -74,7 +89,11 @@ class Permits:
             except TimeoutError:
                 message = f"The tool {spec.name} was not called: whether you still may is not known while auth cannot be reached."
                 raise errors.DeadlineExceeded(message, tool=spec.name) from None
+        try:
             self.require(spec)
+        except errors.PermissionDenied as refused:
+            self.note(f"tool {spec.name}", refused)
+            raise
         withdrawn = self._trust.revocation(self._holder)
         if withdrawn is not None and withdrawn.security:
             # the cancel of the run is on its way, and ends it as what it is
@@ -83,11 +102,12 @@ class Permits:
 
     async def count(self) -> None:
         """Count one call. Raises `RateLimited` when there were too many in a minute, `QuotaExceeded` when the tier has none."""
-        await self._counted.take("tool_calls", self._holder.user_id, self._trust.limits(self._holder.tier).tool_calls_per_minute)
+        holder = self.holders()[-1]
+        await self._counted.take("tool_calls", holder.user_id, self._trust.limits(holder.tier).tool_calls_per_minute)
 
-    def note(self, name: str, error: errors.NetraError) -> None:
+    def note(self, what: str, error: errors.NetraError) -> None:
         """Tell the record of access of a refusal."""
-        self._refusals.note(f"tool {name}", error, self._holder.caller)
+        self._refusals.note(what, error, self._holder.caller)
 
 
 def _narrowed(rule: auth_pb2.ToolRule, holder: Holder, name: str) -> None:

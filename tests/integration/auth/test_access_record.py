@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -170,8 +171,7 @@ async def test_tampering_is_found_over_the_rpc(admin: Administrator, stores: Sta
     verdict = await admin.stub.VerifyAudit(auth_pb2.VerifyAuditRequest(), metadata=admin.bearer)
     assert (verdict.broken_at, len(verdict.head)) == (0, 32)
     position = (await entries(admin, action="update_policy"))[2].position
-    password = (stores.secrets / "postgres" / "owner").read_text().strip()
-    owner = await asyncpg.connect(prepare.dsn(stores.postgres_admin_url, "netra_owner", password, database))
+    owner = await asyncpg.connect(_owner(stores, database))
     await owner.execute("UPDATE auth.audit SET detail = 'it was somebody else' WHERE position = $1", position)
     await owner.close()
     verdict = await admin.stub.VerifyAudit(auth_pb2.VerifyAuditRequest(), metadata=admin.bearer)
@@ -189,3 +189,122 @@ async def test_a_service_that_acts_for_a_user_is_named_with_them(admin: Administ
     denied = stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=channel.bearer(narrowed))
     assert (await refused(denied)).details == {"permission": "session:write"}
     assert (await denials(admin, 1))[0].actor == f"service:dispatcher for user:{user.user_id}"
+
+
+async def recorded(admin: Administrator, action: str, count: int) -> list[auth_pb2.AuditEntry]:
+    """Entries of one action, once they stand for so many events: they are told in the background."""
+    async with asyncio.timeout(15):
+        while True:
+            found = [entry for entry in await exported(admin) if entry.action == action]
+            if sum(map(_times, found)) >= count:
+                return found
+            await asyncio.sleep(0.05)
+
+
+def _times(entry: auth_pb2.AuditEntry) -> int:
+    last = entry.detail.rpartition("; ")[2]
+    return int(last.removesuffix(" times")) if last.endswith(" times") else 1
+
+
+def _owner(stores: Standalone, database: str) -> str:
+    password = (stores.secrets / "postgres" / "owner").read_text().strip()
+    return prepare.dsn(stores.postgres_admin_url, "netra_owner", password, database)
+
+
+class TestTokensAreOnRecord:
+    """Each token that auth gives away, and each credential that it does not take, straight at its port."""
+
+    async def test_those_that_are_issued(self, admin: Administrator, services: Services) -> None:
+        user = await services.user()
+        for _ in range(3):
+            await services.service_token("events")
+        made = await admin.stub.CreateApiKey(
+            auth_pb2.CreateApiKeyRequest(name="program", scopes=["runs:read"]), metadata=user.bearer
+        )  # fmt: skip
+        grant = auth_pb2.ApiKeyGrant(api_key=made.api_key)
+        await admin.stub.IssueToken(auth_pb2.IssueTokenRequest(api_key=grant))
+        await admin.stub.RefreshToken(auth_pb2.RefreshTokenRequest(refresh_token=user.refresh_token))
+        found = await recorded(admin, "issue_token", 5)
+        assert {entry.outcome for entry in found} == {"ok"}
+        of_service = [entry for entry in found if entry.actor == "service:events"]
+        assert sum(map(_times, of_service)) == 3
+        assert of_service[0].detail.startswith("auth: client credentials; from 127.0.0.1")
+        of_user = [entry for entry in found if entry.user_id == user.user_id]
+        assert {entry.actor for entry in of_user} == {f"user:{user.user_id}"}
+        assert {entry.tenant_id for entry in of_user} == {entry.tenant_id for entry in await entries(admin, page_size=1)}
+        session = (await admin.stub.GetPermissions(auth_pb2.GetPermissionsRequest(), metadata=user.bearer)).principal.session_id
+        hows = sorted(entry.detail.partition("; ")[2] for entry in of_user)
+        assert hows == ["api key; from 127.0.0.1", "refresh; from 127.0.0.1"]
+        assert f"auth: session {session}; refresh; from 127.0.0.1" in {entry.detail for entry in of_user}
+
+    async def test_a_refresh_does_not_wait_for_the_record(
+        self, admin: Administrator, services: Services, stores: Standalone, database: str
+    ) -> None:
+        user = await services.user()
+        owner = await asyncpg.connect(_owner(stores, database))
+        try:
+            async with owner.transaction(), asyncio.timeout(5):
+                await owner.execute("SELECT position FROM auth.audit_head FOR UPDATE")
+                await admin.stub.RefreshToken(auth_pb2.RefreshTokenRequest(refresh_token=user.refresh_token))
+        finally:
+            await owner.close()
+        assert await recorded(admin, "issue_token", 1)
+
+    async def test_credentials_that_are_refused(self, admin: Administrator) -> None:
+        client = auth_pb2.ClientCredentialsGrant(client_id="events", client_secret="wrong")
+        code = auth_pb2.LoginCodeGrant(code="nlc_" + "x" * 43)
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: admin.stub.IssueToken(auth_pb2.IssueTokenRequest(client_credentials=client)),
+            lambda: admin.stub.IssueToken(auth_pb2.IssueTokenRequest(login_code=code)),
+            lambda: admin.stub.RefreshToken(auth_pb2.RefreshTokenRequest(refresh_token="nrt_" + "x" * 43)),
+            lambda: admin.stub.ResetPassword(auth_pb2.ResetPasswordRequest(reset_token="nrs_" + "x" * 43, new_password="p" * 20)),
+        ]
+        for call in calls:
+            for _ in range(5):
+                assert (await refused(call())).code == "UNAUTHENTICATED"
+        found = await recorded(admin, "deny", 20)
+        # many of the same within a second are one entry: a flood of guesses is no flood of entries
+        assert len(found) < 20
+        counts: Counter[str] = Counter()
+        for entry in found:
+            counts[entry.detail.partition("; ")[0].removeprefix("auth: netra.auth.v1.AuthService/")] += _times(entry)
+        assert counts == {
+            "IssueToken client_credentials: unauthenticated": 5, "IssueToken login_code: unauthenticated": 5,
+            "RefreshToken: unauthenticated": 5, "ResetPassword: unauthenticated": 5,
+        }  # fmt: skip
+
+    async def test_reads_of_the_policy(self, admin: Administrator) -> None:
+        await admin.policy()
+        await admin.policy(1)
+        await admin.stub.ListPolicyVersions(auth_pb2.ListPolicyVersionsRequest(), metadata=admin.bearer)
+        reads = [
+            (entry.action, entry.detail)
+            for entry in reversed(await entries(admin))
+            if entry.action in ("get_policy", "list_policy_versions")
+        ]
+        assert reads == [("get_policy", "version 1"), ("get_policy", "version 1"), ("list_policy_versions", "1 versions")]
+
+
+@pytest.mark.parametrize("scope", ["\0", "runs:read\n", "everything", "\x1b[2J", "x" * 3_000])
+async def test_what_is_no_permission_is_not_named_and_takes_no_denial_along(admin: Administrator, services: Services, scope: str) -> None:
+    user = await services.user("readonly")
+    secret = (services.secrets / "dispatcher" / "service").read_text().strip()
+    actor = auth_pb2.ClientCredentialsGrant(client_id="dispatcher", client_secret=secret)
+    exchange = auth_pb2.ExchangeGrant(subject_token=user.token, actor=actor, scope=[scope])
+    assert (await refused(admin.stub.ListUsers(auth_pb2.ListUsersRequest(), metadata=user.bearer))).code == "PERMISSION_DENIED"
+    assert (await refused(admin.stub.IssueToken(auth_pb2.IssueTokenRequest(exchange=exchange)))).code == "INVALID_PAYLOAD"
+    lacking = auth_pb2.ExchangeGrant(subject_token=user.token, actor=actor, scope=["runs:write"])
+    error = await refused(admin.stub.IssueToken(auth_pb2.IssueTokenRequest(exchange=lacking)))
+    assert (error.code, error.details["permission"]) == ("PERMISSION_DENIED", "runs:write")
+    assert {entry.detail for entry in await denials(admin, 2)} == {
+        "auth: netra.auth.v1.AuthService/ListUsers: permission_denied, users:read",
+        "auth: netra.auth.v1.AuthService/IssueToken exchange: permission_denied, runs:write",
+    }
+
+
+@pytest.mark.parametrize("field", ["action", "outcome"])
+@pytest.mark.parametrize("text", ["\0", "Login", "a\nb", "x" * 65])
+async def test_what_no_entry_can_have_is_not_looked_for(admin: Administrator, field: str, text: str) -> None:
+    wanted: dict[str, Any] = {field: text}
+    error = await refused(admin.stub.QueryAudit(auth_pb2.QueryAuditRequest(**wanted), metadata=admin.bearer))
+    assert (error.code, error.details["field"]) == ("INVALID_PAYLOAD", field)

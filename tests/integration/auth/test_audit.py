@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
-from chassis import postgres
+from chassis import audit as audit_
+from chassis import identity, postgres
 from netra import errors, ids
-from services.auth import audit, store_audit
+from services.auth import audit, servicer_policy, store_audit
 from standalone import prepare
 from tests.fixtures.stack import Standalone
 
@@ -132,7 +133,8 @@ class TestVerifyFromAKeptPlace:
     async def test_part_by_part(self, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(audit, "_VERIFIED_AT_ONCE", 4)
         await _filled(kept)
-        last, parts = audit.START, []
+        last = audit.START
+        parts: list[audit.Verdict] = []
         while not parts or not (parts[-1].complete or parts[-1].broken_at):
             parts.append(await kept.record.verify(READER, last))
             last = parts[-1].last
@@ -221,3 +223,19 @@ class TestAppend:
             await _filled(kept, 501)
         await _filled(kept, 500)
         assert (await kept.record.verify(READER)).verified == 500
+
+    async def test_a_record_that_somebody_added_to_by_hand_stops_no_process(self, kept: Kept) -> None:
+        await _filled(kept, 3)
+        await kept.as_role(
+            "netra_owner",
+            "INSERT INTO auth.audit (position, actor, action, outcome, hash) VALUES (4, 'auth', 'login', 'ok', sha256('x'))",
+        )
+        refusals = audit_.Refusals(servicer_policy.told_to(kept.record))
+        refusals.note("Runs/Start", errors.PermissionDenied(), identity.Caller())
+        await refusals.flush()
+        # it is lost, and counted
+        refusals.note("Runs/Start", errors.PermissionDenied(), identity.Caller())
+        await kept.as_role("netra_owner", "DELETE FROM auth.audit WHERE position = 4")
+        await refusals.flush()
+        found = [entry.told.detail async for part in kept.record.export(4, READER) for entry in part]
+        assert found[:2] == ["auth: 1 entries are not in the record", "auth: Runs/Start: permission_denied"]

@@ -9,7 +9,7 @@ import pytest
 
 from chassis import channel
 from netra.auth.v1 import auth_pb2
-from tests.fixtures.accounts import Accounts, refused
+from tests.fixtures.accounts import Accounts, new_email, refused
 from tests.fixtures.users import User
 
 NEW = "another good password"
@@ -116,6 +116,36 @@ class TestReset:
     @pytest.mark.parametrize("token", ["", "nrs_" + "a" * 43, "nrt_" + "a" * 43, "x" * 5000])
     async def test_what_is_no_reset_token_is_refused(self, accounts: Accounts, token: str) -> None:
         assert (await refused(self._reset(accounts, token))).code == "UNAUTHENTICATED"
+
+    @pytest.mark.parametrize("more", [{"roles": ["user"]}, {"tier": "enterprise"}])
+    async def test_it_does_not_outlive_a_promotion_of_its_user(self, accounts: Accounts, more: dict[str, Any]) -> None:
+        admin, user = await accounts.admin(), await accounts.services.user("readonly", "free")
+        wanted = auth_pb2.CreateUserRequest(email=new_email(), roles=["readonly"])
+        invited = await accounts.stub.CreateUser(wanted, metadata=admin)
+        for user_id, token in (
+            (user.user_id, (await self._token(accounts, user)).reset_token), (invited.user_id, invited.reset_token),
+        ):  # fmt: skip
+            await accounts.stub.UpdateUser(auth_pb2.UpdateUserRequest(user_id=user_id, **more), metadata=admin)
+            assert (await refused(self._reset(accounts, token))).code == "UNAUTHENTICATED"
+
+    @pytest.mark.parametrize("fate", ["disabled", "no administrator any more", "of a lower tier", "as before"])
+    async def test_it_is_worth_no_more_than_who_made_it(self, accounts: Accounts, fate: str) -> None:
+        admin, boss = await accounts.admin(), await accounts.services.user("admin", "business")
+        user = await accounts.services.user("user", "business")
+        reset = await accounts.stub.CreateResetToken(auth_pb2.CreateResetTokenRequest(user_id=user.user_id), metadata=boss.bearer)
+        wanted = auth_pb2.CreateUserRequest(email=new_email(), tier="business")
+        invited = await accounts.stub.CreateUser(wanted, metadata=boss.bearer)
+        if fate == "disabled":
+            await accounts.stub.DisableUser(auth_pb2.DisableUserRequest(user_id=boss.user_id), metadata=admin)
+        elif fate != "as before":
+            less: dict[str, Any] = {"tier": "free"} if fate == "of a lower tier" else {"roles": ["user"]}
+            await accounts.stub.UpdateUser(auth_pb2.UpdateUserRequest(user_id=boss.user_id, **less), metadata=admin)
+        for token in (reset.reset_token, invited.reset_token):
+            if fate == "as before":
+                await self._reset(accounts, token)
+            else:
+                assert (await refused(self._reset(accounts, token))).code == "UNAUTHENTICATED"
+        assert (await accounts.verified(user.token)).valid == (fate != "as before")
 
     async def test_the_digest_is_all_that_is_kept(self, accounts: Accounts) -> None:
         user = await accounts.services.user()

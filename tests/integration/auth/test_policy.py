@@ -111,6 +111,7 @@ async def test_of_many_who_change_the_same_version_one_wins(admin: Administrator
         # nobody saws off the branch they sit on
         (without("admin", "internal", "policy:write"), "policy.grants"),
         (without("admin", "internal", "policy:read"), "policy.grants"),
+        (limited("internal", requests_per_minute=0), "policy.limits"),
     ],
 )
 async def test_a_policy_that_cannot_be_is_refused_with_the_place(admin: Administrator, edit: Any, field: str) -> None:
@@ -119,6 +120,12 @@ async def test_a_policy_that_cannot_be_is_refused_with_the_place(admin: Administ
     error = await _refused(admin.stub.UpdatePolicy(_update(policy, 1), metadata=admin.bearer))
     assert (error.code in ("INVALID_PAYLOAD", "FRAME_TOO_LARGE"), error.details.get("field")) == (True, field)
     assert (await admin.policy()).version == 1
+
+
+async def test_others_may_be_left_without_requests(admin: Administrator) -> None:
+    assert await admin.change(limited("free", requests_per_minute=0)) == 2
+    # nor can one be gone back to that would lock its author out
+    assert await admin.change(limited("internal", requests_per_minute=1)) == 3
 
 
 async def test_unknown_versions_and_tokens_are_told_as_such(admin: Administrator) -> None:

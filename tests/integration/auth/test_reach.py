@@ -11,6 +11,8 @@ import pytest
 
 from chassis import status
 from netra.auth.v1 import auth_pb2
+from services.auth import permissions
+from tests.fixtures.accounts import Accounts
 from tests.fixtures.policies import Administrator, without
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
@@ -85,3 +87,43 @@ async def test_the_policy_in_force_says_who_may_more(admin: Administrator, servi
     await admin.change_everywhere(without("admin", "business", "runs:write"))
     assert await code(admin.stub.CreateUser(wanted("user", "business"), metadata=business.bearer)) == "PERMISSION_DENIED"
     assert await code(admin.stub.CreateUser(wanted("readonly", "business"), metadata=business.bearer)) == "OK"
+
+
+async def test_a_program_reaches_no_further_than_its_key(accounts: Accounts) -> None:
+    admin = await Administrator(accounts.services).signed_in()
+    boss, other = await accounts.services.user("admin", "internal"), await accounts.services.user("user", "free")
+    narrow = _with(boss, await accounts.program(boss, "users:write"))
+    for role, tier in (("admin", "internal"), ("user", "free"), ("readonly", "free")):
+        assert await code(admin.stub.CreateUser(wanted(role, tier), metadata=narrow.bearer)) == "PERMISSION_DENIED"
+    assert await everything(admin, other, narrow) == {"PERMISSION_DENIED"}
+    wide = _with(boss, await accounts.program(boss, "users:write", *permissions.OF_ROLE["readonly"]))
+    assert await code(admin.stub.CreateUser(wanted("readonly", "internal"), metadata=wide.bearer)) == "OK"
+    assert await code(admin.stub.CreateUser(wanted("user", "free"), metadata=wide.bearer)) == "PERMISSION_DENIED"
+
+
+async def test_what_acts_for_an_administrator_makes_and_changes_nobody(accounts: Accounts) -> None:
+    admin = await Administrator(accounts.services).signed_in()
+    boss, other = await accounts.services.user("admin", "internal"), await accounts.services.user("user", "free")
+    acting = _with(boss, await accounts.on_behalf(boss, *permissions.ALL))
+    assert await code(admin.stub.CreateUser(wanted("readonly", "free"), metadata=acting.bearer)) == "PERMISSION_DENIED"
+    assert await everything(admin, other, acting) == {"PERMISSION_DENIED"}
+    # looking is no change
+    assert await code(admin.stub.GetUser(auth_pb2.GetUserRequest(user_id=other.user_id), metadata=acting.bearer)) == "OK"
+
+
+@pytest.mark.parametrize("less", [{"tier": "business"}, {"roles": ["user"]}, {"roles": ["admin"], "tier": "enterprise"}])
+async def test_nobody_takes_from_themselves_what_they_could_not_give_back(
+    admin: Administrator, services: Services, less: dict[str, Any]
+) -> None:
+    boss = await services.user("admin", "internal")
+    request = auth_pb2.UpdateUserRequest(user_id=boss.user_id, **less)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await admin.stub.UpdateUser(request, metadata=boss.bearer)
+    found = status.from_rpc(caught.value)
+    assert (found.code, found.details["field"]) == ("FAILED_PRECONDITION", next(reversed(less)))
+    assert "another administrator" in found.message
+    assert await code(admin.stub.UpdateUser(request, metadata=admin.bearer)) == "OK"
+
+
+def _with(user: User, tokens: auth_pb2.Tokens) -> User:
+    return User(user.user_id, user.email, user.password, tokens.access_token, "")

@@ -80,6 +80,33 @@ async def test_reuse_within_the_moment_ends_the_session_when_the_child_has_been_
     assert (await refused(accounts.refresh(grandchild.refresh_token))).code == "UNAUTHENTICATED"
 
 
+@pytest.mark.parametrize("over", ["logout", "expiry"])
+async def test_reuse_after_the_end_of_the_session_is_for_reasons_of_security_too(accounts: Accounts, over: str) -> None:
+    user = await accounts.services.user()
+    child = await accounts.refresh(user.refresh_token)
+    if over == "logout":
+        await accounts.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=channel.bearer(child.access_token))
+    await accounts.later(user.user_id, 9 * 3600 if over == "expiry" else GRACE_S + 1)
+    for _ in range(3):
+        assert (await refused(accounts.refresh(user.refresh_token))).code == "UNAUTHENTICATED"
+    # however often it is brought, it is told and recorded once
+    told = [False, True] if over == "logout" else [True]
+    assert await accounts.value("SELECT array_agg(security ORDER BY revoked_at) FROM auth.revocations") == told
+    recorded = [actor for actor, action, _ in await accounts.audited(user.user_id) if action == "end_session"]
+    assert recorded == [f"user:{user.user_id}", "auth"][-len(told) :]
+    following = accounts.stub.WatchTrust(auth_pb2.WatchTrustRequest(), metadata=await accounts.services.service_token("dispatcher"))
+    assert [each.security for each in (await anext(aiter(following))).revocations] == [True]
+    following.cancel()
+
+
+async def test_an_answer_that_was_lost_while_the_session_ended_is_no_reuse(accounts: Accounts) -> None:
+    user = await accounts.services.user()
+    child = await accounts.refresh(user.refresh_token)
+    await accounts.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=channel.bearer(child.access_token))
+    assert (await refused(accounts.refresh(user.refresh_token))).code == "UNAUTHENTICATED"
+    assert await accounts.value("SELECT array_agg(security) FROM auth.revocations") == [False]
+
+
 async def test_a_restart_forgets_nothing(accounts: Accounts) -> None:
     user, thief = await accounts.services.user(), await accounts.services.user()
     async with accounts.replica() as before:

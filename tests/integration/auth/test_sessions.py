@@ -60,6 +60,17 @@ async def test_malformed_protobuf_is_an_invalid_argument(accounts: Accounts, met
     assert status.from_rpc(caught.value).code == "INVALID_PAYLOAD"
 
 
+async def test_what_a_token_is_narrowed_to_and_who_brings_it_is_told(accounts: Accounts) -> None:
+    user = await accounts.services.user()
+    key = (await accounts.program(user, "session:read", "runs:read")).access_token
+    assert list((await accounts.verified(key)).principal.scope) == ["runs:read", "session:read"]
+    acting = channel.bearer((await accounts.on_behalf(user, "session:read")).access_token)
+    principal = (await accounts.stub.GetPermissions(auth_pb2.GetPermissionsRequest(), metadata=acting)).principal
+    assert (list(principal.scope), principal.actor) == (["session:read"], "dispatcher")
+    own = (await accounts.verified(user.token)).principal
+    assert (list(own.scope), own.actor) == ([], "")
+
+
 async def test_a_user_is_told_who_they_are(accounts: Accounts) -> None:
     user: User = await accounts.services.user(role="readonly")
     answer = await accounts.stub.GetPermissions(auth_pb2.GetPermissionsRequest(), metadata=user.bearer)
@@ -148,6 +159,30 @@ class TestDevices:
         assert (await accounts.verified(second.access_token)).valid
         await accounts.login(free.email, free.password)
         assert (await accounts.verified(free.token)).valid
+
+    async def test_beyond_the_most_that_may_be_the_oldest_ends(self, accounts: Accounts) -> None:
+        user = await accounts.services.user()
+        key = await accounts.program(user, "session:read")
+        async with accounts.database() as admin:
+            query = (
+                "INSERT INTO auth.sessions (session_id, user_id, device, expires_at, idle_until, created_at)"
+                " SELECT gen_random_uuid(), $1, 'device ' || n, now() + interval '1 hour', now() + interval '1 hour',"
+                " now() - make_interval(mins => 100 - n) FROM generate_series(2, 99) AS n"
+            )
+            await admin.execute(query, user.user_id)
+            await admin.execute("UPDATE auth.sessions SET created_at = now() - interval '1 day' WHERE device = 'tests'")
+        second = await accounts.login(user.email, user.password)
+        assert (await accounts.verified(user.token)).valid
+        third = await accounts.login(user.email, user.password)
+        assert not (await accounts.verified(user.token)).valid
+        assert (await refused(accounts.refresh(user.refresh_token))).code == "UNAUTHENTICATED"
+        # keys have a limit of their own
+        assert [(await accounts.verified(each.access_token)).valid for each in (key, second, third)] == [True] * 3
+        assert len(await self._listed(accounts, channel.bearer(third.access_token))) == 100 + 1
+        assert await accounts.value("SELECT array_agg(security) FROM auth.revocations") == [False]
+        detail = await accounts.value("SELECT detail FROM auth.audit WHERE action = 'end_sessions'")
+        session_id = await accounts.value("SELECT session_id FROM auth.sessions WHERE end_reason IS NOT NULL")
+        assert str(session_id) in detail
 
 
 class TestRevocation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -15,7 +15,7 @@ from netra.agent import Turn, agent
 from netra.auth.v1 import auth_pb2
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.tool import tool
-from tests.fixtures.policies import Administrator, limited
+from tests.fixtures.policies import Administrator, limited, without
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
 from tests.integration.conftest import Runs
@@ -65,7 +65,23 @@ async def advanced(turn: Turn) -> str:
     return "done"
 
 
-MORE: dict[str, Any] = {"agents": [waiting, looking, advanced], "tools": [look]}
+@agent("delegating")
+async def delegating(turn: Turn) -> list[object]:
+    """Has an agent do a part that needs a feature; waits, and does it again."""
+    seen: list[object] = []
+    for _ in range(2):
+        try:
+            seen.append(await turn.child("advanced"))
+        except errors.NetraError as error:
+            seen.append([error.code, error.details["feature"]])
+        async with WOKEN[0]:
+            STARTED.append("asked")
+            WOKEN[0].notify_all()
+        await RELEASED.setdefault("asked", asyncio.Event()).wait()
+    return seen
+
+
+MORE: dict[str, Any] = {"agents": [waiting, looking, advanced, delegating], "tools": [look]}
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +187,47 @@ async def test_an_agent_comes_with_its_feature(services: Services) -> None:
     ]
     assert shown[1] - shown[0] == {"advanced"}
     assert (await runs.ended(business, (await runs.start(business, "advanced")).run_id))[-1]["type"] == "agent_completed"
+
+
+def _advanced_for(*tiers: str) -> Callable[[auth_pb2.Policy], None]:
+    def edit(policy: auth_pb2.Policy) -> None:
+        for feature in policy.features:
+            if feature.feature == "advanced_agents":
+                feature.tiers[:] = tiers
+
+    return edit
+
+
+async def test_an_agent_that_does_a_part_needs_its_feature_too(services: Services) -> None:
+    await services.all(**MORE)
+    admin, runs, free = await Administrator(services).signed_in(), Runs(services), await services.user(tier="free")
+    run = await runs.start(free, "delegating")
+    await begun(1)
+    await admin.change_everywhere(_advanced_for("free"))
+    RELEASED["asked"].set()
+    assert (await runs.ended(free, run.run_id))[-1]["data"]["result"] == [["PERMISSION_DENIED", "advanced_agents"], "done"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "missing"),
+    [(_advanced_for("internal"), {"feature": "advanced_agents", "tiers": "internal"}),
+     (without("user", "business", "runs:write"), {"permission": "runs:write", "tiers": "free,early,enterprise,internal"})],
+)  # fmt: skip
+async def test_what_was_lost_while_a_run_waited_counts_when_it_begins(
+    services: Services, edit: Callable[[auth_pb2.Policy], None], missing: dict[str, str]
+) -> None:
+    await services.all(**MORE)
+    admin, runs, user = await Administrator(services).signed_in(), Runs(services), await services.user(tier="business")
+    first = await start(runs, user, "first")
+    second = await runs.start(user, "advanced", thread_id=first.thread_id)
+    await begun(1)
+    await admin.change_everywhere(edit)
+    RELEASED["first"].set()
+    # what has begun goes on
+    assert (await runs.ended(user, first.run_id))[-1]["type"] == "agent_completed"
+    events = await runs.ended(user, second.run_id)
+    assert [event["type"] for event in events] == ["agent_failed"]
+    assert (events[0]["data"]["error"]["code"], events[0]["data"]["error"]["details"]) == ("PERMISSION_DENIED", missing)
 
 
 def _rule(policy: auth_pb2.Policy) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from netra import ids
+from netra import errors, ids
 from netra.agent import Turn, agent
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2
@@ -65,12 +65,34 @@ async def toucher(turn: Turn) -> str:
     return str(await turn.tool("touch", mark=mark))
 
 
+@tool(permission="users:write")
+async def govern() -> str:
+    """Is for administrators."""
+    return "governed"
+
+
+@agent("governor")
+async def governor(turn: Turn) -> str:
+    """Waits, then calls a tool for administrators."""
+    mark = str(turn.inputs["mark"])
+    HELD.began[mark].set()
+    await HELD.released[mark].wait()
+    try:
+        return str(await turn.tool("govern"))
+    except errors.PermissionDenied as error:
+        return error.details.get("permission") or error.details["tiers"]
+
+
+MORE: dict[str, Any] = {"agents": [held, toucher, governor], "tools": [touch, govern]}
+
+
 class Stops:
     """What ends sessions and users."""
 
     def __init__(self, services: Services, runs: Runs) -> None:
         self.services, self.runs = services, runs
         self.stub: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(services.channel("auth"))
+        self.administrator = Administrator(services)
 
     async def login(self, user: User) -> User:
         """Another session of the user."""
@@ -92,10 +114,20 @@ class Stops:
         await asyncio.wait_for(HELD.began[mark].wait(), 20)
         return run.run_id, mark
 
-    async def behind(self, user: User, run_id: str) -> str:
-        """A run that waits for another one on its thread."""
-        found = await self.runs.dispatcher.GetRun(dispatcher_pb2.GetRunRequest(run_id=run_id), metadata=user.bearer)
-        return (await self.runs.start(user, "held", inputs={"mark": HELD.mark()}, thread_id=found.run.thread_id)).run_id
+    async def behind(self, user: User, run_id: str, agent: str = "held") -> tuple[str, str]:
+        """A run that waits for another one on its thread: its id and its mark."""
+        found, mark = await self.runs.dispatcher.GetRun(dispatcher_pb2.GetRunRequest(run_id=run_id), metadata=user.bearer), HELD.mark()
+        return (await self.runs.start(user, agent, inputs={"mark": mark}, thread_id=found.run.thread_id)).run_id, mark
+
+    async def change(self, user: User, *roles: str, tier: str = "") -> None:
+        """Give the user other rights."""
+        request = auth_pb2.UpdateUserRequest(user_id=user.user_id, roles=roles, tier=tier)
+        await self.stub.UpdateUser(request, metadata=self.administrator.bearer)
+
+    async def new_password(self, user: User, old: str, new: str, *, cancel_runs: bool) -> int:
+        """Change the user's password; how many other sessions ended."""
+        request = auth_pb2.ChangePasswordRequest(current_password=old, new_password=new, cancel_runs=cancel_runs)
+        return (await self.stub.ChangePassword(request, metadata=user.bearer)).sessions_ended
 
     async def ending(self, user: User, run_id: str) -> dict[str, Any]:
         """The last event of a run."""
@@ -105,7 +137,7 @@ class Stops:
 @pytest.fixture
 async def stops(services: Services) -> Stops:
     """All services."""
-    await services.all(agents=[held, toucher], tools=[touch])
+    await services.all(**MORE)
     return Stops(services, Runs(services))
 
 
@@ -130,7 +162,7 @@ async def test_ending_all_sessions_leaves_accepted_runs_alive(stops: Stops) -> N
 async def test_disabling_a_user_cancels_what_runs_and_what_waits_and_says_why(stops: Stops) -> None:
     user, other = await stops.services.user(), await stops.services.user()
     running, _ = await stops.held(user)
-    waiting = await stops.behind(user, running)
+    waiting, _ = await stops.behind(user, running)
     untouched, mark = await stops.held(other)
     await stops.disable(user)
     again = await stops.login(user)
@@ -144,7 +176,7 @@ async def test_disabling_a_user_cancels_what_runs_and_what_waits_and_says_why(st
 async def test_runs_of_sessions_that_ended_long_ago_are_the_users_too(stops: Stops) -> None:
     user = await stops.services.user()
     running, _ = await stops.held(user)
-    waiting = await stops.behind(user, running)
+    waiting, _ = await stops.behind(user, running)
     await stops.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=user.bearer)
     await stops.disable(user)
     again = await stops.login(user)
@@ -185,16 +217,125 @@ async def test_a_change_of_the_password_cancels_runs_when_asked_to(stops: Stops,
     elsewhere = await stops.login(user)
     there, mark = await stops.held(elsewhere)
     mine, my_mark = await stops.held(user)
-    request = auth_pb2.ChangePasswordRequest(
-        current_password=user.password, new_password="another good password", cancel_runs=cancel_runs
-    )  # fmt: skip
-    await stops.stub.ChangePassword(request, metadata=user.bearer)
+    assert await stops.new_password(user, user.password, "another good password", cancel_runs=cancel_runs) == 1
     if not cancel_runs:
         HELD.released[mark].set()
     assert (await stops.ending(user, there))["type"] == ending
     # the session that asked for it goes on, and so do its runs
     HELD.released[my_mark].set()
     assert (await stops.ending(user, mine))["type"] == "agent_completed"
+
+
+@pytest.mark.parametrize("thought_again", [True, False])
+async def test_runs_of_somebody_who_has_left_are_cancelled_with_a_change_of_the_password(stops: Stops, thought_again: bool) -> None:
+    user = await stops.services.user()
+    thief = await stops.login(user)
+    there, _ = await stops.held(thief)
+    waiting, _ = await stops.behind(thief, there)
+    mine, my_mark = await stops.held(user)
+    password = user.password
+    if thought_again:
+        # nothing was to be cancelled, at first
+        await stops.new_password(user, password, password := "another good password", cancel_runs=False)
+    else:
+        await stops.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=thief.bearer)
+    assert await stops.new_password(user, password, "yet another good password", cancel_runs=True) == 0
+    for run_id in (there, waiting):
+        end = await stops.ending(user, run_id)
+        assert (end["type"], end["data"]["by"]) == ("agent_cancelled", "security")
+    HELD.released[my_mark].set()
+    assert (await stops.ending(user, mine))["type"] == "agent_completed"
+
+
+class TestRights:
+    """A run does no more than its user may by now, and no more than they could when they started it."""
+
+    @pytest.fixture
+    async def stops(self, stops: Stops) -> Stops:
+        """All services, and an administrator."""
+        await stops.administrator.signed_in()
+        return stops
+
+    async def _result(self, stops: Stops, user: User, run_id: str, mark: str) -> Any:
+        HELD.released[mark].set()
+        end = await stops.ending(user, run_id)
+        assert end["type"] == "agent_completed"
+        return end["data"]["result"]
+
+    async def test_an_administrator_who_is_none_any_more_has_no_run_that_is(self, stops: Stops) -> None:
+        user = await stops.services.user(role="admin")
+        running, first = await stops.held(user, "governor")
+        waiting, second = await stops.behind(user, running, "governor")
+        await stops.change(user, "user")
+        again = await stops.login(user)
+        assert await self._result(stops, again, running, first) == "users:write"
+        assert await self._result(stops, again, waiting, second) == "users:write"
+
+    async def test_a_lower_tier_counts_at_once(self, stops: Stops) -> None:
+        user = await stops.services.user(role="admin")
+        rule = auth_pb2.ToolRule(tool="govern", tiers=["internal"])
+        await stops.administrator.change_everywhere(lambda policy: policy.tools.extend([rule]))
+        running, mark = await stops.held(user, "governor")
+        await stops.change(user, tier="free")
+        assert await self._result(stops, await stops.login(user), running, mark) == "internal"
+
+    async def test_rights_that_come_later_are_for_what_begins_later(self, stops: Stops) -> None:
+        user = await stops.services.user()
+        running, first = await stops.held(user, "governor")
+        await stops.change(user, "admin", "user")
+        again = await stops.login(user)
+        # nobody is signed out by having more
+        await stops.runs.dispatcher.ListRuns(dispatcher_pb2.ListRunsRequest(), metadata=user.bearer)
+        await stops.stub.ListSessions(auth_pb2.ListSessionsRequest(), metadata=user.bearer)
+        fresh, second = await stops.held(again, "governor")
+        assert await self._result(stops, again, running, first) == "users:write"
+        assert await self._result(stops, again, fresh, second) == "governed"
+
+    async def test_a_change_while_the_run_is_on_its_way_to_a_process_comes_after_it(
+        self, stops: Stops, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        claim, narrow, renew = store_system.SystemStore.claim, store_system.SystemStore.narrow, store_system.SystemStore.renew
+        claimed, changed, renewed = asyncio.Event(), asyncio.Event(), asyncio.Condition()
+
+        async def slow(self: store_system.SystemStore, *arguments: Any) -> Any:
+            found = await claim(self, *arguments)
+            if found:
+                claimed.set()
+                await asyncio.wait_for(changed.wait(), 20)
+            return found
+
+        async def noted(self: store_system.SystemStore, *arguments: Any) -> None:
+            await narrow(self, *arguments)
+            changed.set()
+
+        async def again(self: store_system.SystemStore, *arguments: Any) -> Any:
+            found = await renew(self, *arguments)
+            async with renewed:
+                renewed.notify_all()
+            return found
+
+        for name, patched in (("claim", slow), ("narrow", noted), ("renew", again)):
+            monkeypatch.setattr(store_system.SystemStore, name, patched)
+        user, mark = await stops.services.user(role="admin"), HELD.mark()
+        run = await stops.runs.start(user, "governor", inputs={"mark": mark})
+        await asyncio.wait_for(claimed.wait(), 20)
+        await stops.change(user, "user")
+        await asyncio.wait_for(HELD.began[mark].wait(), 20)
+        async with asyncio.timeout(20), renewed:
+            # one look may have been under way
+            await renewed.wait()
+            await renewed.wait()
+        assert await self._result(stops, await stops.login(user), run.run_id, mark) == "users:write"
+
+    async def test_what_is_given_back_is_there_again(self, stops: Stops) -> None:
+        user = await stops.services.user(role="admin")
+        running, first = await stops.held(user, "governor")
+        waiting, second = await stops.behind(user, running, "governor")
+        await stops.change(user, "user")
+        await stops.change(user, "admin")
+        again = await stops.login(user)
+        assert await self._result(stops, again, running, first) == "governed"
+        assert await self._result(stops, again, waiting, second) == "governed"
 
 
 async def test_a_run_that_is_being_stored_meanwhile_is_cancelled_as_well(stops: Stops, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +372,7 @@ async def test_a_run_that_is_being_stored_meanwhile_is_cancelled_as_well(stops: 
 async def test_runs_of_another_dispatcher_are_cancelled_too(stops: Stops) -> None:
     user = await stops.services.user()
     first = [await stops.held(user) for _ in range(3)]
-    await stops.services.dispatcher(agents=[held, toucher], tools=[touch])
+    await stops.services.dispatcher(**MORE)
     await asyncio.wait_for(stops.services.trusts[-1].awaited(), 20)
     second = Stops(stops.services, Runs(stops.services))
     others = [await second.held(user) for _ in range(3)]
@@ -249,7 +390,7 @@ class TestSilence:
         """A dispatcher that is careful almost at once: auth speaks every five seconds, when nothing changes."""
         for start in (services.auth, services.context, services.events):
             await start()
-        await services.dispatcher(agents=[held, toucher], tools=[touch], trust_stale_s=1.0)
+        await services.dispatcher(**MORE, trust_stale_s=1.0)
         return Stops(services, Runs(services))
 
     async def _until_stale(self, stops: Stops) -> None:
@@ -318,3 +459,16 @@ async def test_an_interactive_call_is_cut_off_and_its_run_ends_with_the_user_onl
     run_id = (await runs.dispatcher.ListRuns(dispatcher_pb2.ListRunsRequest(), metadata=again.bearer)).runs[0].run_id
     end = await stops.ending(again, run_id)
     assert (end["type"], end["data"]["status"]) == ("tool_completed", "cancelled" if disabled else "success")
+
+
+async def test_a_refresh_token_used_again_after_the_logout_cancels_the_runs_that_went_on(stops: Stops) -> None:
+    user = await stops.services.user()
+    run_id, _ = await stops.held(user)
+    token = user.refresh_token
+    for _ in range(2):
+        token = (await stops.stub.RefreshToken(auth_pb2.RefreshTokenRequest(refresh_token=token))).tokens.refresh_token
+    await stops.stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=user.bearer)
+    stolen = stops.stub.RefreshToken(auth_pb2.RefreshTokenRequest(refresh_token=user.refresh_token))
+    assert (await refused(stolen)).code == "UNAUTHENTICATED"
+    end = await stops.ending(await stops.login(user), run_id)
+    assert (end["type"], end["data"]["by"]) == ("agent_cancelled", "security")

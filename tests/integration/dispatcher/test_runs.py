@@ -268,13 +268,18 @@ async def test_failures_of_tools_are_told_in_pairs_and_reach_the_agent(running: 
     assert "secret detail" not in json.dumps(events)
 
 
-async def test_an_agent_that_raises_ends_as_failed_without_its_words(running: Runs) -> None:
+async def test_an_agent_that_raises_ends_as_failed_without_its_words(running: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     user = await running.services.user()
     events = await running.ended(user, (await running.start(user, "failing")).run_id)
     assert types(events)[-1] == "agent_failed"
     assert events[-1]["data"]["error"]["code"] == "AGENT_FAILED"
-    assert events[-1]["data"]["error"]["support_code"] in events[-1]["data"]["message"]
+    support_code = events[-1]["data"]["error"]["support_code"]
+    assert support_code in events[-1]["data"]["message"]
     assert "secret detail" not in json.dumps(events)
+    # whoever looks for the fault finds where it was; an agent may have quoted what it was given
+    written = capsys.readouterr().out
+    assert all(part in written for part in (support_code, "ValueError", "test_runs.py"))
+    assert "secret detail" not in written.replace('raise ValueError("secret detail")', "")
 
 
 async def test_an_agent_that_cancels_itself_has_failed(running: Runs) -> None:

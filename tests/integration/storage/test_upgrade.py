@@ -31,7 +31,7 @@ async def empty(stores: Standalone) -> AsyncIterator[str]:
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def test_rows_of_the_first_migration_survive_the_second(stores: Standalone, empty: str, tmp_path: Path) -> None:
+async def test_rows_of_the_first_migration_survive_those_that_follow(stores: Standalone, empty: str, tmp_path: Path) -> None:
     password = (stores.secrets / "postgres" / "owner").read_text().strip()
     owner = prepare.dsn(stores.postgres_admin_url, prepare.OWNER, password, empty)
     shutil.copy(_AUTH / "0001_users.sql", tmp_path)
@@ -49,7 +49,7 @@ async def test_rows_of_the_first_migration_survive_the_second(stores: Standalone
             await admin.execute(_ENTRIES, user if number % 2 else None, f"entry {number}")
         # as a transaction that was rolled back leaves it
         await admin.execute("DELETE FROM auth.audit WHERE audit_id = 2")
-        assert await migrations.apply(owner, "auth", _AUTH) == ["auth/0002_identity"]
+        assert await migrations.apply(owner, "auth", _AUTH) == ["auth/0002_identity", "auth/0003_rights"]
         assert await admin.value("SELECT idle_until <= expires_at AND idle_until > now() FROM auth.sessions") is True
         assert await admin.value("SELECT security FROM auth.revocations WHERE session_id = $1", session) is False
         rows = await admin.fetch(

@@ -26,13 +26,20 @@ class _Published:
 
 
 class _Policies:
-    """Stands for the policy in force."""
+    """Stands for the policy in force, the last thing that a look reads."""
 
     def __init__(self) -> None:
         self.now = policy.default()
         self.now.version = 1
+        self.error: errors.NetraError | None = None
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+        self.answers.set()
 
     async def load(self) -> auth_pb2.Policy:
+        self.asked.set()
+        await self.answers.wait()
+        if self.error is not None:
+            raise self.error
         return self.now
 
 
@@ -63,15 +70,88 @@ def published() -> _Published:
 
 
 @pytest.fixture
-async def told(rows: Any, published: Any) -> feed.Feed:
-    made = _feed(trust.Trust(), published, rows)
+def policies() -> _Policies:
+    return _Policies()
+
+
+@pytest.fixture
+def own() -> trust.Trust:
+    return trust.Trust()
+
+
+@pytest.fixture
+async def told(own: trust.Trust, rows: Any, published: Any, policies: Any) -> feed.Feed:
+    made = _feed(own, published, rows, policies)
     await made.refresh()
     return made
 
 
-def _feed(own: trust.Trust, published: Any, rows: Any, **more: Any) -> feed.Feed:
-    policies: Any = _Policies()
-    return feed.Feed(own, published, policies, revocations.Revocations(rows), 2, **more)
+def _feed(own: trust.Trust, published: Any, rows: Any, policies: Any = None, **more: Any) -> feed.Feed:
+    in_force: Any = policies or _Policies()
+    return feed.Feed(own, published, in_force, revocations.Revocations(rows), 2, **more)
+
+
+def _change(rows: _Rows, published: _Published, policies: _Policies) -> None:
+    """Something of each kind happened elsewhere."""
+    rows.found = [_ended("s")]
+    published.now = [KEY, auth_pb2.Key(kid="k2", public_key=b"2" * 32, issuer="context")]
+    policies.now = policy.default()
+    policies.now.version = 2
+
+
+def _said(update: auth_pb2.WatchTrustResponse) -> tuple[list[str], list[str], int]:
+    return [each.session_id for each in update.revocations], [key.kid for key in update.keys], update.policy.version
+
+
+class TestNothingIsLost:
+    """What is known to have been told has been told, whatever went wrong on the way."""
+
+    async def test_when_the_database_goes_away_in_the_middle_of_a_look(
+        self, told: feed.Feed, own: trust.Trust, rows: _Rows, published: _Published, policies: _Policies
+    ) -> None:
+        with told.watch() as watcher:
+            updates = watcher.updates()
+            await anext(updates)
+            _change(rows, published, policies)
+            policies.error = errors.Unavailable()
+            for _ in range(2):
+                with pytest.raises(errors.Unavailable):
+                    await told.refresh()
+            policies.error = None
+            await told.refresh()
+            assert _said(await anext(updates)) == (["s"], ["k", "k2"], 2)
+        assert own.revoked(Subject("u", "s"))
+        assert (own.policy_version, own.key("context", "k2") is not None) == (2, True)
+        # a look that came to nothing counts for nothing: however long that went on, the next one begins where it did
+        assert rows.asked[1] == rows.asked[2] == rows.asked[3]
+
+    async def test_when_whoever_waits_for_a_look_is_cancelled(
+        self, told: feed.Feed, own: trust.Trust, rows: _Rows, published: _Published, policies: _Policies
+    ) -> None:
+        with told.watch() as watcher:
+            updates = watcher.updates()
+            await anext(updates)
+            _change(rows, published, policies)
+            policies.asked.clear()
+            policies.answers.clear()
+            async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+                rpc = group.create_task(told.refresh())
+                await policies.asked.wait()
+                rpc.cancel()
+            policies.answers.set()
+            async with asyncio.timeout(5):
+                assert _said(await anext(updates)) == (["s"], ["k", "k2"], 2)
+        assert own.revoked(Subject("u", "s"))
+        await told.stop()
+
+    async def test_a_look_that_is_under_way_at_the_end_is_broken_off(self, told: feed.Feed, policies: _Policies) -> None:
+        policies.asked.clear()
+        policies.answers.clear()
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            waiting = group.create_task(told.refresh())
+            await policies.asked.wait()
+            await told.stop()
+        assert waiting.cancelled()
 
 
 async def test_a_follower_gets_a_snapshot_and_then_changes(told: feed.Feed, rows: _Rows, published: _Published) -> None:
@@ -188,13 +268,26 @@ async def test_a_large_snapshot_comes_in_parts(told: feed.Feed, rows: _Rows) -> 
     assert all(part.ByteSize() < 4 * 1024 * 1024 for part in parts)
 
 
+async def test_many_at_once_come_in_parts(told: feed.Feed, rows: _Rows, published: _Published, policies: _Policies) -> None:
+    with told.watch() as watcher:
+        updates = watcher.updates()
+        await anext(updates)
+        _change(rows, published, policies)
+        rows.found = [_ended(str(number)) for number in range(25_000)]
+        await told.refresh()
+        first, second = await anext(updates), await anext(updates)
+    assert [len(each.revocations) for each in (first, second)] == [20_000, 5_000]
+    assert (len(first.keys), first.policy.version) == (2, 2)
+    assert (len(second.keys), second.HasField("policy")) == (0, False)
+
+
 async def test_reads_look_back_for_late_commits_and_old_revocations_are_forgotten(rows: Any) -> None:
     withdrawn = revocations.Revocations(rows)
     rows.found = [_ended("old", revocations.KEPT.total_seconds() + 1), _ended("new")]
-    await withdrawn.poll()
-    await withdrawn.poll()
+    withdrawn.take(await withdrawn.look())
+    withdrawn.take(await withdrawn.look())
     assert rows.asked[0] is None
     assert datetime.now(UTC) - rows.asked[1] >= timedelta(seconds=60)
     rows.found = []
-    await withdrawn.poll()
+    withdrawn.take(await withdrawn.look())
     assert [each.session_id for each in withdrawn.recent()] == ["new"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 
 import pytest
@@ -19,13 +20,10 @@ class Counts:
         self.used: Counter[tuple[str, str]] = Counter()
 
     async def take(self, kind: str, key: str, per_minute: float, burst: int | None = None, cost: int = 1) -> None:
-        await self.check(kind, key, per_minute, burst, cost)
-        self.used[kind, key] += cost
-
-    async def check(self, kind: str, key: str, per_minute: float, burst: int | None = None, cost: int = 1) -> None:
         assert burst is not None
         if self.used[kind, key] + cost > burst:
             raise errors.RateLimited(retry_after_ms=700, kind=kind)
+        self.used[kind, key] += cost
 
     async def give_back(self, kind: str, key: str, per_minute: float, burst: int | None = None, cost: int = 1) -> None:
         self.used[kind, key] -= cost
@@ -113,21 +111,55 @@ async def test_many_at_a_time_pay_in_advance(counts: Counts) -> None:
 
 async def test_a_random_secret_costs_when_it_is_wrong(counts: Counts) -> None:
     slowed, budgets = throttle.Throttle(counts), throttle.unguessable("refresh", AWAY)
-    for _ in range(100):
-        async with slowed.present(budgets):
-            pass
     for _ in range(60):
-        async with slowed.present(budgets) as attempt:
-            attempt.failed()
+        await slowed.wrong(budgets)
     with pytest.raises(errors.RateLimited):
-        async with slowed.present(budgets):
-            pass
+        await slowed.wrong(budgets)
+    await slowed.wrong(throttle.unguessable("refresh", HOME))
 
 
-async def test_a_flood_is_noted_once(counts: Counts) -> None:
+async def test_every_call_costs_its_place_and_every_success_its_account(counts: Counts) -> None:
+    slowed = throttle.Throttle(counts, throttle.Rates(per_address=3, per_account=2))
+    for _ in range(3):
+        await slowed.called("login", AWAY)
+    for _ in range(2):
+        await slowed.succeeded("sign_in", "ann")
+    with pytest.raises(errors.RateLimited):
+        await slowed.called("login", AWAY)
+    with pytest.raises(errors.RateLimited):
+        await slowed.succeeded("sign_in", "ann")
+    await slowed.called("login", HOME)
+    await slowed.called("refresh", AWAY)
+    await slowed.succeeded("sign_in", "ben")
+
+
+async def test_what_ran_out_is_told_once(counts: Counts) -> None:
+    slowed, told = throttle.Throttle(counts), list[str]()
+
+    async def note(spent: throttle.Budget) -> None:
+        told.append(spent.kind)
+
+    for _ in range(12):
+        with contextlib.suppress(errors.RateLimited):
+            async with slowed.guess(throttle.sign_in("ann", AWAY, ""), note) as attempt:
+                attempt.failed()
+    assert told == ["login_stranger"] * 2
+    # a pool of hashes that is full is another matter
+    with pytest.raises(errors.RateLimited):
+        async with slowed.guess(throttle.sign_in("ben", AWAY, ""), note):
+            raise errors.RateLimited
+    assert len(told) == 2
+
+
+async def test_a_flood_is_noted_once_for_the_place_and_for_what_ran_out(counts: Counts) -> None:
     slowed = throttle.Throttle(counts)
-    assert [await slowed.worth_noting("ann") for _ in range(3)] == [True, False, False]
-    assert await slowed.worth_noting("ben")
+    stranger, account, address = throttle.sign_in("ann", AWAY, "")
+    assert [await slowed.worth_noting(AWAY, address) for _ in range(3)] == [True, False, False]
+    # from one place, whatever the name; for one name, whatever the place
+    assert await slowed.worth_noting(AWAY, stranger)
+    assert not await slowed.worth_noting(AWAY, throttle.sign_in("ben", AWAY, "")[0])
+    assert await slowed.worth_noting(AWAY, account)
+    assert not await slowed.worth_noting(HOME, account)
 
 
 def test_names_and_addresses_are_not_in_the_keys() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from netra import errors
-from services.auth import users
+from services.auth import oidc, users
 
 GOOD = "a good password"
 
@@ -21,7 +21,9 @@ def test_mid_is_business() -> None:
     assert users.wanted("ann@netra.example", GOOD, ["admin", "user", "user"], "mid").tier == "business"
 
 
-@pytest.mark.parametrize("email", ["", "ann", "ann@", "@x", "a b@x.y", "ann@x.y\0", "ann@x\n.y", "änn@x.y", f"a@{'x' * 260}", "a@b@c"])
+@pytest.mark.parametrize(
+    "email", ["", "ann", "ann@", "@x", "a b@x.y", "ann@x.y\0", "ann@x\n.y", "änn@x.y", "an\N{KELVIN SIGN}@x.y", f"a@{'x' * 260}", "a@b@c"]
+)
 def test_what_is_no_email_is_refused(email: str) -> None:
     with pytest.raises(errors.InvalidPayload) as caught:
         users.wanted(email, GOOD, [], "")
@@ -48,3 +50,8 @@ def test_unknown_role_or_tier_is_refused(roles: list[str], tier: str, field: str
     with pytest.raises(errors.InvalidPayload) as caught:
         users.wanted("ann@netra.example", GOOD, roles, tier)
     assert caught.value.details["field"] == field
+
+
+@pytest.mark.parametrize(("email", "known"), [("Ann@Netra.Example", "ann@netra.example"), ("an\N{KELVIN SIGN}@netra.example", "")])
+def test_an_address_that_a_provider_has_verified_is_nobody_elses(email: str, known: str) -> None:
+    assert oidc._person({"sub": "1", "email": email, "email_verified": True}).email == known

@@ -38,6 +38,24 @@ def test_values_are_masked_by_key_and_by_shape(lines: io.StringIO) -> None:
     assert TOKEN not in written
 
 
+@pytest.mark.parametrize("secret", [f"nak_AbCd1234_{'x-_Y' * 10}abc", f"nrt_{'a' * 43}", f"nrs_{'-' * 43}", f"nlc_{'_9' * 21}Z"])
+def test_opaque_tokens_of_ours_are_masked_by_shape(lines: io.StringIO, secret: str) -> None:
+    log.get("test").warning("seen", text=f"with {secret}.", path=f"/callback?code={secret}&x=1", listed=[secret])
+    try:
+        raise ValueError(f"cannot use {secret}")
+    except ValueError:
+        log.get("test").exception("failed")
+    written = lines.getvalue()
+    assert "x=1" in written
+    assert secret not in written
+    assert secret[-20:] not in written
+
+
+def test_what_a_key_is_recognised_by_is_shown(lines: io.StringIO) -> None:
+    log.get("test").warning("seen", prefix="nak_AbCd1234")
+    assert "nak_AbCd1234" in lines.getvalue()
+
+
 def test_exceptions_are_masked_too(lines: io.StringIO) -> None:
     password = "correct horse"
     try:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.dispatcher.agents import ranking, registry, spend
+from netra import errors
+from services.dispatcher.agents import ranking, registry, shapes, spend
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,27 @@ def test_an_action_names_what_was_found_even_with_braces_in_it() -> None:
 
 def test_nothing_found_is_nothing_to_do() -> None:
     assert ranking.ranked([]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"opportunities": {}}, "inputs.opportunities"),
+        ({"opportunities": [1]}, "inputs.opportunities.0"),
+        ({"opportunities": [{}]}, "inputs.opportunities.0.kind"),
+        (
+            {"opportunities": [{"kind": "x", "title": "y", "monthly_saving": "much", "overlaps_with": []}]},
+            "inputs.opportunities.0.monthly_saving",
+        ),
+    ],
+)
+def test_opportunities_of_another_shape_are_refused_with_their_place(given: dict[str, Any], place: str) -> None:
+    with pytest.raises(errors.InvalidPayload) as refused:
+        shapes.opportunities(given)
+    assert refused.value.details["field"] == place
+
+
+@pytest.mark.parametrize("given", [{}, [], {"usage_profile": {}, "cost_breakdown": None}])
+def test_a_result_of_another_shape_is_refused(given: Any) -> None:
+    with pytest.raises(errors.InvalidPayload, match=r"inputs\.result"):
+        shapes.analysis({"result": given})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from netra.context import UserExecutionContext
 from netra.tool import tool
+from services.dispatcher import runs
 from services.dispatcher.tools import dispatch, permits, registry, workspace
 from tests.fixtures.permits import Counted, Told, permitted, policy_of
 
@@ -86,6 +90,61 @@ async def test_another_policy_counts_at_the_next_call() -> None:
     assert refused(mine).details["permission"] == "data:read"
 
 
+def _left(tier: str, *roles: str) -> runs.Rights:
+    return runs.Rights(roles, tier, datetime.now(UTC))
+
+
+class TestRights:
+    """Roles and tier of a user may change while a run of theirs goes on."""
+
+    async def _mine(self, now: runs.Rights | None, counted: Counted | None = None) -> permits.Permits:
+        """What a run may call that an admin of the tier business began, who has other rights by now."""
+        grants = [
+            auth_pb2.Grant(role="admin", tier="business", permissions=["tools:execute", "data:read"]),
+            auth_pb2.Grant(role="user", tier="business", permissions=["tools:execute"]),
+            auth_pb2.Grant(role="admin", tier="free", permissions=["tools:execute"]),
+            auth_pb2.Grant(role="user", tier="enterprise", permissions=["tools:execute", "data:read", "data:more"]),
+        ]
+        limits = [auth_pb2.TierLimits(tier=tier, tool_calls_per_minute=calls) for tier, calls in (("business", 60), ("free", 6))]
+        rule = Rule(tool="data.ruled", roles=["admin"], tiers=["business"])
+        known = trust.Trust()
+        policy = auth_pb2.Policy(version=1, grants=grants, limits=limits, tools=[rule])
+        await known.apply(auth_pb2.WatchTrustResponse(policy=policy))
+        holder = permits.Holder(ids.UserId.new(), ("admin",), "business", None, identity.Caller())
+        return permits.Permits(holder, known, counted or Counted(), audit.Refusals(Told().send), lambda: now)
+
+    async def test_what_was_taken_away_counts_at_once(self) -> None:
+        (await self._mine(None)).require(read)
+        (await self._mine(_left("business", "admin"))).require(read)
+        assert refused(await self._mine(_left("business", "user"))).details["permission"] == "data:read"
+        assert refused(await self._mine(_left("free", "admin"))).details["permission"] == "data:read"
+
+    async def test_what_came_later_gives_a_run_nothing(self) -> None:
+        @tool(name="data.more", permission="data:more")
+        async def more() -> int:
+            """Needs what only the present rights have."""
+            return 1
+
+        with pytest.raises(errors.PermissionDenied):
+            (await self._mine(_left("enterprise", "user"))).require(more)
+
+    @pytest.mark.parametrize("now", [_left("business", "user"), _left("enterprise", "admin")])
+    async def test_a_rule_is_asked_for_both(self, now: runs.Rights) -> None:
+        @tool(name="data.ruled", permission="tools:execute")
+        async def ruled() -> int:
+            """Has a rule."""
+            return 1
+
+        (await self._mine(None)).require(ruled)
+        with pytest.raises(errors.PermissionDenied):
+            (await self._mine(now)).require(ruled)
+
+    async def test_calls_are_counted_by_the_present_tier(self) -> None:
+        counted = Counted()
+        await (await self._mine(_left("free", "admin"), counted)).count()
+        assert [per_minute for _, _, per_minute in counted.asked] == [6]
+
+
 def context() -> UserExecutionContext:
     """Some context."""
     new: dict[str, Any] = {
@@ -105,16 +164,20 @@ class Reporter:
 
     def __init__(self) -> None:
         self.outcomes: list[dispatch.Outcome] = []
+        self.begun: list[str] = []
+        self.recorded = asyncio.Event()
 
     def tool_executing(self, call: dispatch.Call) -> None:
         """Begins."""
+        self.begun.append(call.tool_call_id)
 
     def tool_completed(self, outcome: dispatch.Outcome, enforcement: Any, step_key: str) -> None:
         """Is over."""
         self.outcomes.append(outcome)
 
     async def barrier(self) -> None:
-        """Nothing waits."""
+        """Waits until the test says that all is recorded."""
+        await self.recorded.wait()
 
 
 @pytest.fixture
@@ -153,3 +216,97 @@ async def test_a_call_that_is_refused_costs_nothing_and_is_told_to_the_record_of
     assert [(entry.actor, entry.user_id, entry.action, entry.detail) for entry in told.entries] == [
         (f"service:dispatcher for user:{owner.user_id}", owner.user_id, "deny", "tool data.read: permission_denied, data:read; 3 times"),
     ]  # fmt: skip
+
+
+class Long:
+    """A call that waits for long before its tool is called, under what is trusted meanwhile."""
+
+    def __init__(self) -> None:
+        self.known, self.counted, self.told, self.reporter = trust.Trust(), Counted(), Told(), Reporter()
+        self.owner, self.refusals = context(), audit.Refusals(self.told.send)
+        self.called: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def dispatcher(self, files: workspace.Workspace) -> AsyncIterator[dispatch.UnifiedToolDispatcher]:
+        """Calls tools that wait for the record, and for a slot."""
+
+        @tool(name="data.write", permission="data:read", side_effects=True, timeout_s=60)
+        async def write() -> int:
+            """Changes something."""
+            self.called.append("data.write")
+            return 1
+
+        @tool(name="data.heavy", permission="data:read", backend="process", timeout_s=60)
+        async def heavy() -> int:
+            """Works in a process of its own."""
+            self.called.append("data.heavy")
+            return 1
+
+        await self.known.apply(auth_pb2.WatchTrustResponse(policy=policy_of("tools:execute", "data:read")))
+        owner, caller = self.owner, identity.Caller(service="dispatcher", context=self.owner)
+        began = owner.created_at.timestamp()
+        holder = permits.Holder(owner.user_id, owner.roles, owner.tier, None, caller, owner.session_id, began)
+        mine = permits.Permits(holder, self.known, self.counted, self.refusals)
+        tools = registry.ToolRegistry([write, heavy])
+        async with dispatch.UnifiedToolDispatcher.for_context(owner, tools, mine, self.reporter, files) as made:
+            yield made
+
+    async def stopped(self) -> None:
+        """The session ends for reasons of security."""
+        revocation = auth_pb2.Revocation(session_id=self.owner.session_id, security=True)
+        revocation.revoked_at.GetCurrentTime()
+        await self.known.apply(auth_pb2.WatchTrustResponse(revocations=[revocation]))
+
+    async def refused(self) -> None:
+        """The policy allows it no more."""
+        await self.known.apply(auth_pb2.WatchTrustResponse(policy=policy_of("tools:execute")))
+
+    async def turns(self) -> None:
+        """Whoever can go on has done so."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("name", ["data.write", "data.heavy"])
+async def test_what_changes_while_a_call_waits_counts_before_its_tool(files: workspace.Workspace, name: str) -> None:
+    long = Long()
+    async with long.dispatcher(files) as tools, asyncio.timeout(20), asyncio.TaskGroup() as group:
+        await files.slots.acquire()
+        call = group.create_task(tools.execute(name, {}))
+        await long.turns()
+        await long.refused()
+        long.reporter.recorded.set()
+        files.slots.release()
+    assert (call.result().status, long.called) == ("denied", [])
+    # told in a pair, on record as a refusal, counted once
+    assert long.reporter.begun == [outcome.call.tool_call_id for outcome in long.reporter.outcomes]
+    assert len(long.counted.asked) == 1
+    await long.refusals.flush()
+    assert [entry.detail for entry in long.told.entries] == [f"tool {name}: permission_denied, data:read"]
+
+
+@pytest.mark.parametrize("name", ["data.write", "data.heavy"])
+async def test_a_user_who_is_stopped_while_a_call_waits_has_no_tool_called(files: workspace.Workspace, name: str) -> None:
+    long = Long()
+    async with long.dispatcher(files) as tools, asyncio.timeout(20), asyncio.TaskGroup() as group:
+        await files.slots.acquire()
+        call = group.create_task(tools.execute(name, {}))
+        await long.turns()
+        await long.stopped()
+        long.reporter.recorded.set()
+        files.slots.release()
+        await long.turns()
+        # the cancel of the run is what ends it
+        call.cancel()
+    assert (long.called, [outcome.status for outcome in long.reporter.outcomes]) == ([], ["cancelled"])
+
+
+async def test_who_calls_too_often_is_told_before_the_call_waits(files: workspace.Workspace) -> None:
+    long = Long()
+    long.counted.left = 0
+    async with long.dispatcher(files) as tools, asyncio.timeout(20):
+        await files.slots.acquire()
+        codes = [
+            outcome.error and outcome.error.code for outcome in [await tools.execute(name, {}) for name in ("data.write", "data.heavy")]
+        ]
+    assert codes == ["RATE_LIMITED", "RATE_LIMITED"]

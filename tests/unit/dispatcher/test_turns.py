@@ -103,7 +103,7 @@ class World:
         bridge = journal.AgentWebSocketBridge(self.record, owned, 1, "first")
         mine = await permitted("tools:execute")
         async with dispatch.UnifiedToolDispatcher.for_context(context, tools, mine, bridge, files) as dispatcher:
-            yield turn.Turn("What now?", inputs, context, bridge, dispatcher, agents)
+            yield turn.Turn("What now?", inputs, context, bridge, dispatcher, agents.get)
         await bridge.barrier()
         spaces.close()
 

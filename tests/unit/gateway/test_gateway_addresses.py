@@ -5,9 +5,11 @@ from __future__ import annotations
 import pydantic
 import pytest
 
-from gateway import addresses
+from chassis import audit, trust
+from gateway import addresses, entitlements
 from gateway.settings import GatewaySettings
 from netra import errors
+from tests.fixtures import permits
 
 _PROXIES = addresses.networks("10.0.0.0/8, fd00::/8, 127.0.0.1")
 
@@ -56,3 +58,21 @@ def test_where_browsers_are_sent_back_to_is_not_what_a_client_says() -> None:
 def test_a_public_address_that_is_none_is_refused_at_start(wrong: str) -> None:
     with pytest.raises(pydantic.ValidationError):
         GatewaySettings(public_url=wrong)
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("198.51.100.7", "198.51.100.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("::ffff:198.51.100.7", "::ffff:198.51.100.7"),
+        ("", ""),
+    ],
+)
+async def test_an_address_of_six_counts_as_its_network(address: str, counted: str) -> None:
+    assert addresses.counted(address) == counted
+    asked = permits.Counted()
+    entitled = entitlements.Entitlements(trust.Trust(), asked, audit.Refusals(permits.Told().send), 7)
+    await entitled.count_anonymous(address)
+    assert asked.asked == [("anonymous_requests", counted or "unknown", 7)]

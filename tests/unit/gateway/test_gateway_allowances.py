@@ -12,7 +12,10 @@ from netra.auth.v1 import auth_pb2
 
 async def _entitled(**limits: int) -> entitlements.Entitlements:
     known = trust.Trust()
-    await known.apply(auth_pb2.WatchTrustResponse(policy=auth_pb2.Policy(limits=[auth_pb2.TierLimits(tier="free", **limits)])))
+    found = auth_pb2.TierLimits(tier="free")
+    for name, value in limits.items():
+        setattr(found, name, value)
+    await known.apply(auth_pb2.WatchTrustResponse(policy=auth_pb2.Policy(limits=[found])))
     return entitlements.Entitlements(known, None, None, 1)  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +208,21 @@ async def test_a_body_that_does_not_come_ends_the_upload(body: Any, kind: type[e
     with pytest.raises(kind):
         await _parts(one)
     assert isinstance(one.failure, kind)
+
+
+@pytest.mark.parametrize("first", [1, 1_000_000])
+async def test_an_upload_that_trickles_ends_however_it_began(first: int) -> None:
+    sizes = itertools.chain([first], itertools.repeat(1))
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.005)
+        return _came(b"x" * next(sizes), True)
+
+    body = artifacts._Body(Request({"type": "http", "method": "POST", "headers": []}, receive), 0.05, lambda: False)
+    body.call = _Accepted()  # type: ignore[assignment]
+    async with asyncio.timeout(5):
+        with pytest.raises(errors.DeadlineExceeded):
+            await _parts(body)
 
 
 @pytest.mark.parametrize(

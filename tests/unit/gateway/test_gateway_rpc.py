@@ -54,7 +54,7 @@ class _Called:
         self.asked: list[Any] = []
 
     def unary_unary(self, path: str, serialize: Any, deserialize: Any) -> Any:
-        async def call(request: Any, metadata: Any) -> Any:
+        async def call(request: Any, metadata: Any, timeout: float | None) -> Any:
             serialize(request)
             self.asked.append((path, request, metadata))
             return deserialize(b"")
@@ -93,11 +93,13 @@ class _Edge:
         routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in served.routes()]
         self._app = Starlette(routes=routes, exception_handlers={errors.NetraError: app._refused, 404: app._unknown, 405: app._unknown})
 
-    async def post(self, raw_path: str, body: Any = None, user: str = "t", method: str = "POST") -> tuple[int, dict[str, Any]]:
+    async def post(
+        self, raw_path: str, body: Any = None, user: str = "t", method: str = "POST", more: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> tuple[int, dict[str, Any]]:
         """Status and body of the answer."""
         from urllib.parse import unquote
 
-        headers = [(b"content-type", b"application/json"), *([(b"authorization", f"Bearer {user}".encode())] if user else [])]
+        headers = [(b"content-type", b"application/json"), *([(b"authorization", f"Bearer {user}".encode())] if user else []), *more]
         scope = {
             "type": "http", "http_version": "1.1", "method": method, "path": unquote(raw_path), "raw_path": raw_path.encode(),
             "query_string": b"", "headers": headers, "root_path": "", "scheme": "http", "server": ("h", 80), "client": ("c", 1),
@@ -135,6 +137,16 @@ async def test_what_anybody_may_call_is_called_by_the_gateway_with_the_address_t
     assert (await edge.post("/rpc/netra.auth.v1.AuthService/IssueToken", body, user=""))[0] == 200
     _, request, metadata = edge.called.asked[0]
     assert (request.client_address, metadata) == ("198.51.100.1", channel.bearer("the gateway's"))
+
+
+@pytest.mark.parametrize(
+    ("more", "device"), [((), "netra cli on a desk"), (((b"origin", b"null"),), "browser"), (((b"sec-fetch-site", b"none"),), "browser")]
+)
+async def test_a_page_is_no_command_line(more: tuple[tuple[bytes, bytes], ...], device: str) -> None:
+    edge = _Edge()
+    body = {"password": {"email": "e", "password": "p"}, "device": "netra cli on a desk"}
+    assert (await edge.post("/rpc/netra.auth.v1.AuthService/IssueToken", body, "", more=more))[0] == 200
+    assert edge.called.asked[0][1].device == device
 
 
 @pytest.mark.parametrize(
@@ -194,7 +206,8 @@ async def test_a_wrong_field_is_named() -> None:
 
 
 def _routes() -> list[Any]:
-    nothing: Any = SimpleNamespace(channels=dict.fromkeys(("auth", "context", "dispatcher", "events"), _Called()), credentials=_own)
+    channels = dict.fromkeys(("auth", "context", "dispatcher", "events"), _Called())
+    nothing: Any = SimpleNamespace(channels=channels, credentials=_own, serving=None)
     edge: Any = SimpleNamespace(settings=GatewaySettings(), callers=_Callers())
     return http.Api(edge, nothing).routes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import pytest
 from grpc_status import rpc_status
 
 from chassis import identity, replicas, status
-from gateway import delivery, sse
+from gateway import delivery, sockets, sse
 from netra import errors, ids
+from netra.auth.v1 import auth_pb2
 from netra.events.v1 import events_pb2
 
 _WHO = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 600, "t")
@@ -22,9 +24,16 @@ _OLDEST, _LAST = 10, 20
 
 
 class _Batches:
+    """The events there are; then the run goes on for ever, if it is `running`."""
+
+    def __init__(self, running: bool = False) -> None:
+        self.running = running
+
     async def __aiter__(self) -> AsyncIterator[events_pb2.SubscribeResponse]:
         for cursor in range(_OLDEST, _LAST + 1):
             yield events_pb2.SubscribeResponse(events=[events_pb2.Event(cursor=cursor, type="x", frame=b"{}")])
+        while self.running:
+            await asyncio.Event().wait()
 
     def cancel(self) -> None:
         """Nothing to stop."""
@@ -33,8 +42,8 @@ class _Batches:
 class _Record:
     """The events service, for one user; `opened` is whether the run is known there."""
 
-    def __init__(self, opened: bool = True) -> None:
-        self.opened = opened
+    def __init__(self, opened: bool = True, running: bool = False) -> None:
+        self.opened, self.running = opened, running
 
     async def ListEvents(self, request: events_pb2.ListEventsRequest, metadata: Any, timeout: float) -> events_pb2.ListEventsResponse:
         if not self.opened:
@@ -48,14 +57,16 @@ class _Record:
         return delivery.Page((), _LAST, _OLDEST)
 
     def Subscribe(self, request: events_pb2.SubscribeRequest, metadata: Any) -> _Batches:
-        return _Batches()
+        return _Batches(self.running)
 
 
-def _events(record: _Record) -> sse.Events:
-    trust = SimpleNamespace(revoked=lambda who: False)
-    settings = SimpleNamespace(stall_s=0.05, token_grace_s=25.0)
-    open_ = SimpleNamespace(draining=asyncio.Event())
-    edge = SimpleNamespace(settings=settings, reader=record, open=open_, verifier=SimpleNamespace(trust=trust))
+def _events(record: _Record, *, allowed: int = 3, revoked: bool = False, grace_s: float = 25.0) -> sse.Events:
+    trust = SimpleNamespace(revoked=lambda who: revoked)
+    settings = SimpleNamespace(stall_s=0.05, token_grace_s=grace_s)
+    edge = SimpleNamespace(
+        settings=settings, reader=record, open=sockets.UnifiedWebSocketManager(lambda _: allowed),
+        verifier=SimpleNamespace(trust=trust), entitled=SimpleNamespace(sockets=lambda _: allowed),
+    )  # fmt: skip
     records = replicas.Each(replicas.Replicas("127.0.0.1:1"), lambda target: record)
     return sse.Events(edge, SimpleNamespace(records=records, dispatcher=record))  # type: ignore[arg-type]
 
@@ -151,3 +162,64 @@ def test_a_page_says_what_retention_took() -> None:
     with pytest.raises(errors.FailedPrecondition) as refused:
         sse.check_kept(_OLDEST - 2, page)
     assert refused.value.details["oldest"] == str(_OLDEST)
+
+
+class _Reader:
+    """A peer that takes everything."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.began = asyncio.Event()
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+        if b"data:" in message.get("body", b""):
+            self.began.set()
+
+    async def receive(self) -> Any:
+        await asyncio.Event().wait()
+
+    async def read(self, events: sse.Events) -> None:
+        answer = await events.stream(_WHO, ids.RunId.new(), 0)
+        async with asyncio.timeout(5):
+            await answer({"type": "http", "state": {}}, self.receive, self.send)
+        assert self.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_a_stream_ends_with_its_token() -> None:
+    peer, left_s = _Reader(), _WHO.expires_at - time.time()
+    await peer.read(_events(_Record(running=True), grace_s=0.2 - left_s))
+    assert peer.began.is_set()
+
+
+async def test_a_stream_ends_when_its_session_does_whatever_the_record_says() -> None:
+    peer, events = _Reader(), _events(_Record(running=True))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(peer.read(events))
+        await peer.began.wait()
+        events._edge.open.revoked(auth_pb2.Revocation(session_id=_WHO.session_id))
+    assert len(events._edge.open) == 0
+
+
+async def test_a_gateway_that_drains_ends_its_streams_and_waits_for_them() -> None:
+    peer, events = _Reader(), _events(_Record(running=True))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(peer.read(events))
+        await peer.began.wait()
+        await events._edge.open.drain(60)
+    with pytest.raises(errors.Unavailable):
+        await peer.read(events)
+
+
+async def test_a_session_that_ended_meanwhile_gets_no_stream_and_a_user_has_a_few() -> None:
+    for events, error in (
+        (_events(_Record(), revoked=True), errors.Unauthenticated),
+        (_events(_Record(), allowed=0), errors.QuotaExceeded),
+    ):
+        with pytest.raises(error):
+            await _Reader().read(events)
+        assert len(events._edge.open) == 0
+
+
+def test_the_record_is_asked_again_more_and_more_seldom() -> None:
+    assert list(itertools.islice(sse._pauses(), 6)) == [0.2, 0.4, 0.8, 1.6, 3.0, 3.0]

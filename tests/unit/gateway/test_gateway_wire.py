@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
+from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
@@ -127,3 +128,27 @@ async def test_room_and_the_end_are_told() -> None:
     protocol.connection_lost(None)
     protocol.resume_writing()
     assert told == [False, False]
+
+
+async def test_parts_that_come_before_the_handshake_is_answered_end_it() -> None:
+    protocol = _protocol()
+    protocol.conn.state = State.CONNECTING
+    for _ in range(100):
+        protocol.handle_cont(Frame(Opcode.CONT, b"", fin=False))
+        if protocol.transport.aborted:  # type: ignore[attr-defined]
+            break
+    assert protocol.transport.aborted  # type: ignore[attr-defined]
+    assert (await protocol.receive())["code"] == close_codes.TOO_MANY_PARTS.code
+
+
+async def test_what_comes_after_the_end_is_neither_kept_nor_answered() -> None:
+    protocol = _protocol()
+    protocol.end(close_codes.ABUSE)
+    transport: Any = protocol.transport
+    written: list[bytes] = []
+    transport.write = written.append
+    for _ in range(100):
+        protocol.handle_cont(Frame(Opcode.CONT, b"x", fin=False))
+        protocol.conn.send_frame(Frame(Opcode.PONG, b"x"))
+        protocol.handle_ping()
+    assert (protocol.frames, written, protocol.conn.writes) == ([], [], [])

@@ -20,6 +20,9 @@ class _Line:
     taken: int = 0
     told: Callable[[], None] = lambda: None
 
+    def __post_init__(self) -> None:
+        self.heard: Callable[[], None] = lambda: None
+
     @property
     def blocked(self) -> bool:
         return self.unwritten() > 0

@@ -93,7 +93,8 @@ async def spend_chart(
 def arguments(profile: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `spend_chart` for what `usage_profile` and `cost_breakdown` returned: few enough bars to be seen and recorded."""
     breakdown = costs["cost_breakdown"]
-    step_h, bars = binned(breakdown["by_hour"])
+    # a log of more than two years is told by days
+    step_h, bars = binned(breakdown["by_hour"] or [{**row, "hour": f"{row['day']}T00:00:00Z"} for row in breakdown["by_day"]])
     given = {"begin": profile["from"], "end": profile["to"], "total_cost": costs["total_cost"]}
     return {**given, "step_h": step_h, "bars": bars, "models": _models(breakdown)}
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
+from typing import Any
 
 import duckdb
 from typing_extensions import TypedDict
 
+from netra import errors
 from services.dispatcher.tools.spend import duck, figures, pricing, profile
 from services.dispatcher.tools.spend.pricing import Cost, Priced, Segment, Tokens
 
 MONTH_HOURS = 730
 TOP_USERS = 20
+# beyond two years a log is cut into days, beyond a century something is wrong with it
+MOST_HOURS, MOST_DAYS = 17_568, 36_600
 SUMS = ", ".join(f"sum({counted})" for counted in pricing.COUNTED)
+_DAYS = f"The log has more than {MOST_HOURS:,} different hours: by_hour is left out, by_day has all of it."
 
 
 class _Counted(TypedDict):
@@ -26,32 +34,68 @@ class _Counted(TypedDict):
     cost: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Sum:
     """What came together under one key."""
 
-    tokens: Tokens = field(default_factory=Tokens)
-    cost: Cost = field(default_factory=Cost)
+    tokens: Tokens
+    cost: Cost
 
-    def add(self, tokens: Tokens, cost: Cost) -> None:
+
+def _zeros() -> list[int]:
+    return [0] * len(pricing.PARTS)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A sum that is being made: how much of each of `pricing.PARTS`, and what that cost in units of `_Prices`."""
+
+    counted: list[int] = field(default_factory=_zeros)
+    amounts: list[int] = field(default_factory=_zeros)
+
+    def add(self, counted: Sequence[int], rates: Sequence[int]) -> None:
         """Take in some more."""
-        self.tokens += tokens
-        self.cost += cost
+        for place, count in enumerate(counted):
+            if count:
+                self.counted[place] += count
+                self.amounts[place] += count * rates[place]
+
+
+class _Prices:
+    """Rates as whole numbers of so small a part of a USD that none is rounded: fractions would take fifty times as long."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        rates = [[getattr(segment.rates, part) for part in pricing.PARTS] for segment in segments]
+        self._unit = math.lcm(*(rate.denominator for row in rates for rate in row))
+        self._rates = [[int(rate * self._unit) for rate in row] for row in rates]
+        self._free = _zeros()
+
+    def of(self, segment: int | None) -> Sequence[int]:
+        """The rates of a segment; what has none costs nothing."""
+        return self._free if segment is None else self._rates[segment]
+
+    def sum(self, found: _Running) -> Sum:
+        """What was summed, in USD."""
+        part = dict(zip(pricing.PARTS, (Fraction(amount, self._unit) for amount in found.amounts), strict=True))
+        cost = Cost(
+            input=part["input"] + part["input_audio"],
+            cached=part["cached"] + part["cached_audio"],
+            cache_write=part["cache_write"],
+            cache_write_1h=part["cache_write_1h"],
+            output=part["output"] + part["output_audio"],
+            request=part["request"] + part["web_search"],
+        )
+        return Sum(Tokens(*found.counted), cost)
 
 
 def cost_breakdown(connection: duckdb.DuckDBPyConnection, usage: str) -> figures.CostBreakdown:
     """The cost of a normalised log."""
     models = priced_models(connection, usage)
     segments = pricing.tabled(connection, "segments", models)
-    by_model: dict[str | None, Sum] = {}
-    by_hour: dict[datetime, Sum] = {}
-    join = f"{usage} u LEFT JOIN segments ON {pricing.joined('u', 'segments')}"
-    query = f"SELECT u.model, seg, date_trunc('hour', u.time), {SUMS} FROM {join} GROUP BY ALL"
-    for model, seg, hour, *sums in duck.rows(connection, query):
-        tokens = Tokens(*map(int, sums))
-        cost = Cost() if seg is None else pricing.cost(tokens, segments[seg].rates)
-        by_model.setdefault(model, Sum()).add(tokens, cost)
-        by_hour.setdefault(hour, Sum()).add(tokens, cost)
+    prices, grain = _Prices(segments), _grain(connection, usage)
+    models_, times = _summed(connection, usage, prices, grain)
+    by_model = {name: prices.sum(found) for name, found in models_.items()}
+    by_time = {time: prices.sum(found) for time, found in sorted(times.items())}
     total = sum((found.cost.total() for found in by_model.values()), Fraction())
     unpriced = {model: found for model, found in by_model.items() if model not in models}
     return figures.CostBreakdown(
@@ -59,15 +103,43 @@ def cost_breakdown(connection: duckdb.DuckDBPyConnection, usage: str) -> figures
         currency="USD",
         cost_breakdown=figures.Breakdown(
             by_model=_models(by_model, models),
-            by_day=_days(by_hour),
-            by_hour=[_hour(hour, found) for hour, found in sorted(by_hour.items())],
-            by_user=_users(connection, usage, segments),
+            by_day=_days(by_time),
+            by_hour=[_hour(hour, found) for hour, found in by_time.items()] if grain == "hour" else [],
+            by_user=_users(connection, usage, prices),
             unpriced=_unpriced(unpriced),
         ),
         monthly=_monthly(total, profile.window(connection, usage)),
         price_list=pricing.price_list(),
-        notes=_notes(unpriced, by_model, models),
+        notes=[*_notes(unpriced, by_model, models), *pricing.gaps(connection, usage, segments), *([] if grain == "hour" else [_DAYS])],
     )
+
+
+def _grain(connection: duckdb.DuckDBPyConnection, usage: str) -> str:
+    """How finely the time is cut. Raises `InvalidPayload` when there are more days than a log can have."""
+    hours_, days = duck.row(
+        connection, f"SELECT count(DISTINCT date_trunc('hour', time)), count(DISTINCT date_trunc('day', time)) FROM {usage}"
+    )
+    if days > MOST_DAYS:
+        raise errors.InvalidPayload(
+            f"The log has requests on {days:,} different days; at most {MOST_DAYS:,} can be told. Is this the column of the time?",
+            field="inputs.columns",
+        )
+    return "hour" if hours_ <= MOST_HOURS else "day"
+
+
+def _summed(
+    connection: duckdb.DuckDBPyConnection, usage: str, prices: _Prices, grain: str
+) -> tuple[dict[str | None, _Running], dict[datetime, _Running]]:
+    """The log by model, and by hour or day."""
+    models: dict[str | None, _Running] = {}
+    times: dict[datetime, _Running] = {}
+    join = f"{usage} u LEFT JOIN segments ON {pricing.joined('u', 'segments')}"
+    query = f"SELECT u.model, seg, date_trunc('{grain}', u.time)::TIMESTAMP, {SUMS} FROM {join} GROUP BY ALL"
+    for model, seg, time, *sums in duck.rows(connection, query):
+        counted, rates = [int(each) for each in sums], prices.of(seg)
+        models.setdefault(model, _Running()).add(counted, rates)
+        times.setdefault(time, _Running()).add(counted, rates)
+    return models, times
 
 
 def priced_models(connection: duckdb.DuckDBPyConnection, usage: str) -> dict[str, Priced]:
@@ -112,11 +184,16 @@ def _model(name: str, priced: Priced, found: Sum) -> figures.ModelCost:
     )
 
 
-def _days(by_hour: Mapping[datetime, Sum]) -> list[figures.DayCost]:
-    days: dict[str, Sum] = {}
-    for hour, found in sorted(by_hour.items()):
-        days.setdefault(f"{hour:%Y-%m-%d}", Sum()).add(found.tokens, found.cost)
-    return [figures.DayCost(day=day, **_counted(found)) for day, found in days.items()]
+def _days(by_time: Mapping[datetime, Sum]) -> list[figures.DayCost]:
+    days = itertools.groupby(by_time.items(), key=lambda row: f"{row[0]:%Y-%m-%d}")
+    return [figures.DayCost(day=day, **_counted(_together(found for _, found in rows))) for day, rows in days]
+
+
+def _together(sums: Iterable[Sum]) -> Sum:
+    tokens, cost = Tokens(), Cost()
+    for found in sums:
+        tokens, cost = tokens + found.tokens, cost + found.cost
+    return Sum(tokens, cost)
 
 
 def _hour(hour: datetime, found: Sum) -> figures.HourCost:
@@ -130,34 +207,23 @@ def _counted(found: Sum) -> _Counted:
     )
 
 
-def _users(connection: duckdb.DuckDBPyConnection, usage: str, segments: list[Segment]) -> list[figures.UserCost]:
-    """Those who cost most, then those who come first; nobody when no user is named."""
+def _users(connection: duckdb.DuckDBPyConnection, usage: str, prices: _Prices) -> list[figures.UserCost]:
+    """Those who cost most, then those who come first; nobody when no user is named. Users come sorted: millions need no memory."""
     join = f"{usage} u LEFT JOIN segments ON {pricing.joined('u', 'segments')}"
-    names = _most_expensive(connection, join, segments)
-    if names in ([], [None]):
+    query = f'SELECT u."user", seg, {SUMS} FROM {join} GROUP BY ALL ORDER BY u."user" NULLS LAST'
+    grouped = itertools.groupby(duck.rows(connection, query), key=operator.itemgetter(0))
+    summed = ((user, _user(rows, prices)) for user, rows in grouped)
+    top = heapq.nsmallest(TOP_USERS, summed, key=lambda row: (-sum(row[1].amounts), row[0] is None, row[0] or ""))
+    if [user for user, _ in top] == [None]:
         return []
-    query = f'SELECT u."user", seg, {SUMS} FROM {join} WHERE list_contains(?, u."user") OR u."user" IS NULL GROUP BY ALL'
-    found: dict[str | None, Sum] = {name: Sum() for name in names}
-    for user, seg, *sums in duck.rows(connection, query, [[name for name in names if name is not None]]):
-        if user in found:
-            tokens = Tokens(*map(int, sums))
-            found[user].add(tokens, Cost() if seg is None else pricing.cost(tokens, segments[seg].rates))
-    return [figures.UserCost(user=user, **_counted(sum_)) for user, sum_ in found.items()]
+    return [figures.UserCost(user=user, **_counted(prices.sum(found))) for user, found in top]
 
 
-def _most_expensive(connection: duckdb.DuckDBPyConnection, join: str, segments: list[Segment]) -> list[str | None]:
-    """Found in DuckDB: there may be millions of users. Amounts are whole numbers of so small a part of a USD that none is rounded."""
-    rates = [[getattr(segment.rates, name) for segment in segments] for name in pricing.PARTS]
-    unit = math.lcm(*(rate.denominator for part in rates for rate in part))
-    read = ", ".join(f"unnest(?::VARCHAR[])::HUGEINT AS {name}_rate" for name in pricing.PARTS)
-    whole = [[str(rate * unit) for rate in part] for part in rates]
-    connection.execute(f"CREATE TEMP TABLE rates AS SELECT unnest(?::INTEGER[]) AS seg, {read}", [list(range(len(segments))), *whole])
-    amounts = " + ".join(f"({tokens}) * {name}_rate" for name, tokens in zip(pricing.PARTS, pricing.COUNTED, strict=True))
-    query = (
-        f'SELECT u."user" FROM {join} LEFT JOIN rates USING (seg) GROUP BY u."user"'
-        f' ORDER BY coalesce(sum({amounts}), 0) DESC, u."user" NULLS LAST LIMIT {TOP_USERS}'
-    )
-    return [name for (name,) in duck.rows(connection, query)]
+def _user(rows: Iterable[tuple[Any, ...]], prices: _Prices) -> _Running:
+    found = _Running()
+    for _, seg, *sums in rows:
+        found.add([int(each) for each in sums], prices.of(seg))
+    return found
 
 
 def _unpriced(found: Mapping[str | None, Sum]) -> list[figures.Unpriced]:

@@ -1,12 +1,15 @@
 """usage_load: any log that is understood becomes one Parquet file with the same columns, or nothing does.
 
-Its columns: time (UTC, microseconds), model, user, input_tokens (all of it), cached_input_tokens, cache_write_tokens and
-cache_write_1h_tokens (parts of it), output_tokens, requests; tier_tokens is the input of one request, by which tiers are chosen,
-and single says that the row is one request.
+Its columns: time (UTC, microseconds), span (the microseconds a row stands for; null: nobody knows), model, user, context (how it was
+processed: `values.CONTEXTS`), input_tokens (all of it), cached_input_tokens, cache_write_tokens, cache_write_1h_tokens, input_audio_tokens
+(not from a cache) and cached_audio_tokens (parts of it), output_tokens, output_audio_tokens (a part of it), web_searches, requests;
+tier_tokens is the input of one request, by which tiers are chosen, and single says that the row is one request.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,8 +18,8 @@ from pathlib import Path
 import duckdb
 
 from netra import errors
-from services.dispatcher.tools.spend import columns, duck, faults, figures, query, reading
-from services.dispatcher.tools.spend.columns import Mapped, Role
+from services.dispatcher.tools.spend import columns, duck, faults, figures, query, reading, values
+from services.dispatcher.tools.spend.columns import Column, Mapped, Role
 
 USAGE = "usage.parquet"
 MAX_MODELS = 10_000
@@ -44,7 +47,10 @@ class Found:
     zoned: int
     without_model: int
     sums: int
-    late: tuple[Role, ...]
+    days: int
+    late: int
+    processed: Mapping[str, int]
+    tiers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,11 @@ class Log:
     layout: reading.Layout
     mapped: Mapped
     wanted: Wanted
+    later: tuple[Column, ...] = ()
 
     def raw(self) -> str:
         """The SQL of its rows as text."""
-        return query.raw(self.file, self.layout, self.mapped)
+        return query.raw(self.file, self.layout, self.mapped, self.later)
 
     def part(self) -> Path:
         """Where it is written until all of it is checked: beside the file it comes from."""
@@ -72,10 +79,12 @@ def load(folder: Path, path: Path, name: str, *, model: str = "", named: Mapping
         file = reading.plain(path, name)
         with duck.opened(folder) as connection:
             wanted = Wanted(model.strip(), named or {}, _zone(connection, zone))
-            layout = reading.layout(connection, file)
-            log = Log(path, file, layout, columns.mapped(layout.columns, wanted.columns, late=file.format == "jsonl"), wanted)
-            found = _read(connection, log)
+            log = _mapped(path, file, reading.layout(connection, file), wanted)
+            log, found = _read(connection, log)
+            if found.late:
+                log, found = _read(connection, _mapped(path, log.file, _with_late(connection, log), wanted, again=True))
             _check(connection, log, found)
+            found = _named_tiers(connection, log, found)
         log.part().replace(folder / USAGE)
     finally:
         for left in path.parent.glob(f"{path.name}.*"):
@@ -83,32 +92,62 @@ def load(folder: Path, path: Path, name: str, *, model: str = "", named: Mapping
     return _loaded(log, found)
 
 
-def _read(connection: duckdb.DuckDBPyConnection, log: Log) -> Found:
+def _mapped(path: Path, file: reading.Plain, layout: reading.Layout, wanted: Wanted, *, again: bool = False) -> Log:
+    line = {"csv": layout.skip, "jsonl": 1, "parquet": 0}[file.format]
+    mapped = columns.mapped(layout.columns, wanted.columns, line=line)
+    later = columns.later(layout.columns, mapped) if file.format == "jsonl" and not again else ()
+    return Log(path, file, layout, mapped, wanted, later)
+
+
+def _with_late(connection: duckdb.DuckDBPyConnection, log: Log) -> reading.Layout:
+    """The columns of the first rows and those that only later ones have: what the rows mean is decided once more."""
+    came = duck.row(connection, query.came(log.file, log.later))
+    return replace(log.layout, columns=(*log.layout.columns, *itertools.compress(log.later, came)))
+
+
+def _read(connection: duckdb.DuckDBPyConnection, log: Log) -> tuple[Log, Found]:
     try:
-        return _written(connection, log)
+        return log, _written(connection, log)
     except duckdb.Error as error:
         if log.file.format == "parquet" and not isinstance(error, _NOT_THE_FILE):
             raise _damaged(log) from None
         if not isinstance(error, _UNREADABLE):
             raise
         # its own words speak of its options, and name paths
-        faults.raise_first(log.file, log.layout, log.mapped, mixed=False)
+        return _read_again(connection, log)
+
+
+def _read_again(connection: duckdb.DuckDBPyConnection, log: Log) -> tuple[Log, Found]:
+    """Raise for what is wrong in a text file, or read it in a plainer form: mixed ends of lines, very long lines."""
+    if log.file.format == "csv" and (plain := reading.with_same_ends(log.file)):
+        log = replace(log, file=plain)
+        with contextlib.suppress(*_UNREADABLE):
+            return log, _written(connection, log)
+    faults.raise_first(log.file, log.layout, log.mapped, mixed=False)
     if log.file.format != "csv":
         raise _damaged(log)
-    # right, but not as DuckDB likes it: mixed ends of lines, very long lines
     file, layout = faults.rewritten(log.file, log.layout, log.mapped)
-    return _written(connection, replace(log, file=file, layout=layout))
+    return log, _written(connection, replace(log, file=file, layout=layout))
 
 
 def _written(connection: duckdb.DuckDBPyConnection, log: Log) -> Found:
     target = duck.text(str(log.part()))
     rows = query.usage(log.raw(), log.mapped, log.wanted.model, log.wanted.zone)
     connection.execute(f"COPY ({rows}) TO {target} (FORMAT parquet, COMPRESSION snappy)")
-    late = query.unseen(log.mapped)
-    counts = ["fault", "zoned", "filled", "NOT single", *(f"late_{role}" for role in late)]
+    counts = ("fault", "zoned", "filled", "NOT single", "bare", "late", *(f"context = '{context}'" for context in values.CONTEXTS[1:]))
     counted = ", ".join(f"count(*) FILTER ({condition})" for condition in counts)
-    rows_, faulty, zoned, without_model, sums, *came = duck.row(connection, f"SELECT count(*), {counted} FROM read_parquet({target})")
-    return Found(rows_, faulty, zoned, without_model, sums, tuple(role for role, count in zip(late, came, strict=True) if count))
+    rows_, faulty, zoned, filled, sums, days, late, *processed = duck.row(
+        connection, f"SELECT count(*), {counted} FROM read_parquet({target})"
+    )
+    how = {context: count for context, count in zip(values.CONTEXTS[1:], processed, strict=True) if count}
+    return Found(rows_, faulty, zoned, filled, sums, days, late, how)
+
+
+def _named_tiers(connection: duckdb.DuckDBPyConnection, log: Log, found: Found) -> Found:
+    if "other" not in found.processed:
+        return found
+    named = f"SELECT DISTINCT tier FROM read_parquet({duck.text(str(log.part()))}) WHERE tier IS NOT NULL ORDER BY tier LIMIT 5"
+    return replace(found, tiers=tuple(name for (name,) in duck.rows(connection, named)))
 
 
 def _check(connection: duckdb.DuckDBPyConnection, log: Log, found: Found) -> None:
@@ -137,8 +176,8 @@ def _raise_in_parquet(connection: duckdb.DuckDBPyConnection, log: Log, *, mixed:
         f"SELECT row, {', '.join(f'text_{role}' for role in log.mapped.roles)} FROM ({marked}) WHERE row = 1 OR fault OR zoned <> {first}"
     )
     zones: faults.Zones | None = None
-    for number, *values in duck.rows(connection, f"{wrong} ORDER BY row LIMIT 2"):
-        place, row = faults.Place("row", number), dict(zip(log.mapped.roles, values, strict=True))
+    for number, *texts_ in duck.rows(connection, f"{wrong} ORDER BY row LIMIT 2"):
+        place, row = faults.Place("row", number), dict(zip(log.mapped.roles, texts_, strict=True))
         faults.check(log.file.name, log.mapped, place, row)
         zones = faults.agreed(log.file.name, log.mapped, zones, place, row) if mixed else None
 
@@ -162,7 +201,7 @@ def _loaded(log: Log, found: Found) -> figures.Loaded:
         compression=file.compression,
         bytes=file.bytes,
         rows=found.rows,
-        columns=log.mapped.named(late=found.late),
+        columns=log.mapped.named(),
         recognised_as=log.mapped.style,
         timezone=_said_zone(log, found),
         model=f"{log.wanted.model} (given)" if log.wanted.model else None,
@@ -184,15 +223,10 @@ def _assumptions(log: Log, found: Found) -> Iterator[str]:
         yield "Times without a zone are taken as UTC."
     if wanted.model:
         yield f"{found.without_model:,} of {found.rows:,} rows name no model and are taken as {wanted.model}, as given."
-    cached = [
-        columns_[0].name for role, columns_ in mapped.roles.items() if role is Role.CACHED and (columns_[0].seen or role in found.late)
-    ]
-    if cached:
-        yield f"Cached tokens ({cached[0]}) are a part of the input tokens."
-    if Role.CACHE_READ in mapped.roles or Role.CACHE_WRITE in mapped.roles or Role.CACHE_WRITE_5M in mapped.roles:
-        yield "Tokens read from and written to the cache come on top of the counted input, and are added to it."
-    if Role.CACHE_WRITE in mapped.roles:
-        yield "Cache writes that do not say how long they last are taken as five minutes."
+    yield from _of_tokens(mapped)
+    yield from _of_prices(found)
+    if found.days:
+        yield f"{found.days:,} rows have a day and no time: each is the sum of that day."
     if found.sums and Role.REQUESTS in mapped.roles:
         yield (
             f"{found.sums:,} rows are not one request each: percentiles are of rows, and prices that depend on the length of a prompt"
@@ -200,6 +234,29 @@ def _assumptions(log: Log, found: Found) -> Iterator[str]:
         )
     elif found.sums:
         yield "Rows are sums of an unknown number of requests: each counts as one, and is priced as if its prompts were short."
+    if found.sums:
+        yield "A sum counts at the time it begins: the busiest minute and hour are those in which most of it begins."
+
+
+def _of_tokens(mapped: Mapped) -> Iterator[str]:
+    for role, what in ((Role.CACHED, "Cached tokens"), (Role.WRITTEN, "Tokens written to a cache")):
+        if role in mapped.roles:
+            yield f"{what} ({' or '.join(column.name for column in mapped.roles[role])}) are a part of the input tokens."
+    if any(role in mapped.roles for role in columns.BESIDE):
+        yield "Tokens read from and written to the cache come on top of the counted input, and are added to it."
+    if Role.CACHE_WRITE in mapped.roles or Role.WRITTEN in mapped.roles:
+        yield "Cache writes that do not say how long they last are taken as five minutes."
+    if Role.INPUT_AUDIO in mapped.roles or Role.OUTPUT_AUDIO in mapped.roles:
+        yield "Audio tokens are a part of the input and output tokens."
+
+
+def _of_prices(found: Found) -> Iterator[str]:
+    named = {context: count for context, count in found.processed.items() if context != "other"}
+    if named:
+        counts = ", ".join(f"{count:,} as {context}" for context, count in named.items())
+        yield f"Of {found.rows:,} rows these were not processed as usual: {counts}. They have the list's price for that, where it has one."
+    if other := found.processed.get("other"):
+        yield f"{other:,} rows have a service tier that the list has no price for ({', '.join(found.tiers)}): they are priced as usual."
 
 
 def _damaged(log: Log) -> errors.InvalidPayload:

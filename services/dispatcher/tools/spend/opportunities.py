@@ -9,11 +9,14 @@ from typing import Literal
 
 import duckdb
 
-from services.dispatcher.tools.spend import cost, duck, figures, profile, whatif
+from services.dispatcher.tools.spend import cost, figures, pricing, profile, whatif
 from services.dispatcher.tools.spend.figures import Kind, Opportunity
 
 _SINGLE = "Single savings touch the same requests and do not add up; the combined saving applies them one after another:"
-_SUMS = "Rows that are sums of several requests are left out of cheaper_model, prompt_cache and output_cap."
+_SUMS = (
+    "Rows that are sums of several requests are left out of cheaper_model, prompt_cache and output_cap, and no peak_shaving is told: nobody"
+    " knows in which minute they were made."
+)
 
 
 def spend_opportunities(connection: duckdb.DuckDBPyConnection, usage: str) -> figures.Opportunities:
@@ -23,12 +26,14 @@ def spend_opportunities(connection: duckdb.DuckDBPyConnection, usage: str) -> fi
     offered = [kind for kind in figures.KINDS if savings[kind] > 0]
     found = [_MAKERS[kind](log, savings[kind], window, [other for other in offered if other != kind]) for kind in offered]
     combined = log.saving(offered)
-    (sums,) = duck.row(connection, f"SELECT count(*) FROM {usage} WHERE NOT single")
+    sums = profile.sums(connection, usage)
+    # the busiest minute of sums is that in which most of them begin: it says nothing about rate limits
+    peaks = [] if sums else [_peak_shaving(connection, usage, window)]
     return figures.Opportunities(
-        opportunities=[*sorted(found, key=lambda one: -one["monthly_saving"]), _peak_shaving(connection, usage, window)],
+        opportunities=[*sorted(found, key=lambda one: -one["monthly_saving"]), *peaks],
         combined_monthly_saving=figures.usd(cost.in_a_month(combined, window)),
         combined_window_saving=figures.usd(combined),
-        notes=list(_notes(log, offered, sums)),
+        notes=[*_notes(log, offered, sums), *pricing.gaps(connection, usage, log.segments)],
     )
 
 

@@ -14,28 +14,41 @@ import duckdb
 import genai_prices
 from genai_prices import data_snapshot, types
 
-from services.dispatcher.tools.spend import figures
+from services.dispatcher.tools.spend import duck, figures, values
 
 SOURCE = "genai-prices"
 NOTE = (
     "List prices for pay-per-token use. Each request is priced at its own time; where the list has no price for that time,"
-    " its earliest one is taken. Discounts and committed use are not in it."
+    " its earliest one is taken. What was processed as a batch or in a service tier has the price for that from the day on which the list"
+    " has one. Discounts and committed use are not in it."
 )
-# what a price is of, and the SQL of how much of it a row of a normalised log has
-PARTS = ("request", "input", "cached", "cache_write", "cache_write_1h", "output")
+# what a price is of, and the SQL of how much of it a row of a normalised log has; audio tokens are parts of the others
+SHOWN = ("request", "input", "cached", "cache_write", "cache_write_1h", "output")
+PARTS = (*SHOWN, "input_audio", "cached_audio", "output_audio", "web_search")
 COUNTED = (
     "requests", "input_tokens - cached_input_tokens - cache_write_tokens", "cached_input_tokens",
     "cache_write_tokens - cache_write_1h_tokens", "cache_write_1h_tokens", "output_tokens",
+    "input_audio_tokens", "cached_audio_tokens", "output_audio_tokens", "web_searches",
 )  # fmt: skip
+# what the list calls the ways in which a request is processed
+_CONTEXTS: Mapping[str, Mapping[str, str]] = {
+    "batch": {"processing": "batch"}, "flex": {"service_tier": "flex"}, "priority": {"service_tier": "priority"},
+    "fast": {"service_tier": "fast", "speed": "fast"},
+}  # fmt: skip
+# what else may stand before the `/` of a model's name: the names of gateways for the providers of the list
+ALIASES = {
+    "amazon": "aws", "azure_ai": "azure", "azure_openai": "azure", "bedrock": "aws", "fireworks_ai": "fireworks", "gemini": "google",
+    "github_copilot": "github-copilot", "mistralai": "mistral", "models": "google", "moonshot": "moonshotai", "together_ai": "together",
+    "vertex_ai": "google", "voyage": "voyageai", "xai": "x-ai",
+}  # fmt: skip
 _DAY_US = 86_400_000_000
 _FAR = 2**62
-_BATCH = {"processing": "batch"}
 _ONE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """USD of one token of each class, and of one request."""
+    """USD of one token of each class, of one request and one search; of audio what a token costs more than other ones of its class."""
 
     input: Fraction
     cached: Fraction
@@ -43,12 +56,22 @@ class Rates:
     cache_write_1h: Fraction
     output: Fraction
     request: Fraction
+    input_audio: Fraction = Fraction()
+    cached_audio: Fraction = Fraction()
+    output_audio: Fraction = Fraction()
+    web_search: Fraction = Fraction()
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """When a price holds: days, a time of day (microseconds of it) and a length of the prompt; ends are exclusive but for `up_to`."""
+    """When a price holds: days, a time of day (microseconds of it) and a length of the prompt; ends are exclusive but for `up_to`.
 
+    And for what: `contexts` of `values.CONTEXTS`. `own` says that their price is not the usual one, `lacks` which parts have none.
+    """
+
+    contexts: tuple[str, ...]
+    own: bool
+    lacks: frozenset[str]
     since: date | None
     until: date | None
     day_from: int
@@ -72,7 +95,7 @@ class Priced:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What was used, summed. `input` is that which neither came from a cache nor went to one."""
+    """What was used, summed. `input` is that which neither came from a cache nor went to one; audio is a part of the others."""
 
     requests: int = 0
     input: int = 0
@@ -80,6 +103,10 @@ class Tokens:
     cache_write: int = 0
     cache_write_1h: int = 0
     output: int = 0
+    input_audio: int = 0
+    cached_audio: int = 0
+    output_audio: int = 0
+    web_searches: int = 0
 
     def all_input(self) -> int:
         """Every input token."""
@@ -89,6 +116,8 @@ class Tokens:
         return Tokens(
             self.requests + other.requests, self.input + other.input, self.cached + other.cached,
             self.cache_write + other.cache_write, self.cache_write_1h + other.cache_write_1h, self.output + other.output,
+            self.input_audio + other.input_audio, self.cached_audio + other.cached_audio, self.output_audio + other.output_audio,
+            self.web_searches + other.web_searches,
         )  # fmt: skip
 
 
@@ -117,12 +146,12 @@ class Cost:
 def cost(tokens: Tokens, rates: Rates) -> Cost:
     """What these tokens cost at these rates."""
     return Cost(
-        tokens.input * rates.input,
-        tokens.cached * rates.cached,
+        tokens.input * rates.input + tokens.input_audio * rates.input_audio,
+        tokens.cached * rates.cached + tokens.cached_audio * rates.cached_audio,
         tokens.cache_write * rates.cache_write,
         tokens.cache_write_1h * rates.cache_write_1h,
-        tokens.output * rates.output,
-        tokens.requests * rates.request,
+        tokens.output * rates.output + tokens.output_audio * rates.output_audio,
+        tokens.requests * rates.request + tokens.web_searches * rates.web_search,
     )
 
 
@@ -137,12 +166,7 @@ def find(reference: str) -> Priced | None:
     found = _found(reference)
     if found is None:
         return None
-    provider, model = found
-    segments = tuple(_segments(model))
-    if not segments:
-        return None
-    has_output = any(segment.rates.output for segment in segments)
-    return Priced(model.id, provider.id, segments, _batch(model), has_output, next(iter(provider.pricing_urls or ()), ""))
+    return _priced(*found)
 
 
 def sibling(reference: str, model_id: str) -> Priced | None:
@@ -152,55 +176,111 @@ def sibling(reference: str, model_id: str) -> Priced | None:
         return None
     provider = found[0]
     model = provider.find_model(model_id, all_providers=data_snapshot.get_snapshot().providers)
-    if model is None or model.id != model_id or not (segments := tuple(_segments(model))):
+    return _priced(provider, model) if model is not None and model.id == model_id else None
+
+
+def _priced(provider: types.Provider, model: types.ModelInfo) -> Priced | None:
+    segments = tuple(_segments(provider, model))
+    if not segments:
         return None
-    return Priced(model.id, provider.id, segments, _batch(model), True, next(iter(provider.pricing_urls or ()), ""))
+    has_output = any(segment.rates.output for segment in segments)
+    return Priced(model.id, provider.id, segments, _batch(provider, model), has_output, next(iter(provider.pricing_urls or ()), ""))
 
 
 def tabled(connection: duckdb.DuckDBPyConnection, table: str, models: Mapping[str, Priced]) -> list[Segment]:
     """Make a table of the segments of these models, to join a log with by `joined`. `seg` is the place in the list returned."""
-    rows = [(name, segment) for name, priced in models.items() for segment in priced.segments]
+    rows = [(name, context, segment) for name, priced in models.items() for segment in priced.segments for context in segment.contexts]
+    segments = [segment for *_, segment in rows]
     columns: Sequence[Sequence[object]] = [
         list(range(len(rows))),
-        [name for name, _ in rows],
-        [datetime.combine(segment.since or date(1, 1, 1), time()) for _, segment in rows],
-        [datetime.combine(segment.until or date(9999, 1, 1), time()) for _, segment in rows],
-        *([getattr(segment, field) for _, segment in rows] for field in ("day_from", "day_until", "above", "up_to")),
+        [name for name, *_ in rows],
+        [context for _, context, _ in rows],
+        [datetime.combine(segment.since or date(1, 1, 1), time()) for segment in segments],
+        [datetime.combine(segment.until or date(9999, 1, 1), time()) for segment in segments],
+        *([getattr(segment, field) for segment in segments] for field in ("day_from", "day_until", "above", "up_to")),
     ]
-    kinds = ("INTEGER", "VARCHAR", "TIMESTAMP", "TIMESTAMP", "BIGINT", "BIGINT", "BIGINT", "BIGINT")
-    names = ("seg", "model", "since", "until", "day_from", "day_until", "above", "up_to")
-    read = ", ".join(f"unnest(?::{kind}[]) AS {name}" for kind, name in zip(kinds, names, strict=True))
+    kinds = ("INTEGER", "VARCHAR", "VARCHAR", "TIMESTAMP", "TIMESTAMP", "BIGINT", "BIGINT", "BIGINT", "BIGINT")
+    names = ("seg", "model", "context", "since", "until", "day_from", "day_until", "above", "up_to")
+    read = ", ".join(f"unnest(?::{kind}[]) AS {name}" for name, kind in zip(names, kinds, strict=True))
     connection.execute(f"CREATE TEMP TABLE {table} AS SELECT {read}", columns)
-    return [segment for _, segment in rows]
+    return segments
 
 
 def joined(usage: str, table: str) -> str:
     """The condition under which a row of `usage` has the price of a row of `table`."""
     moment = f"(epoch_us({usage}.time) % {_DAY_US})"
     return (
-        f"{usage}.model = {table}.model AND {usage}.time >= {table}.since AND {usage}.time < {table}.until"
+        f"{usage}.model = {table}.model AND {usage}.context = {table}.context"
+        f" AND {usage}.time >= {table}.since AND {usage}.time < {table}.until"
         f" AND {moment} >= {table}.day_from AND {moment} < {table}.day_until"
         f" AND {usage}.tier_tokens > {table}.above AND {usage}.tier_tokens <= {table}.up_to"
     )
 
 
+def gaps(connection: duckdb.DuckDBPyConnection, usage: str, segments: Sequence[Segment]) -> Iterator[str]:
+    """What of a log the list has no price of its own for, in words; `segments` are those of the table of that name."""
+    audio = "input_audio_tokens + cached_audio_tokens"
+    found: dict[str, tuple[int, set[str]]] = {}
+    query = (
+        f"SELECT u.model, u.context, seg, sum(requests), sum({audio}), sum(output_audio_tokens), sum(web_searches) FROM {usage} u"
+        f" JOIN segments ON {joined('u', 'segments')}"
+        f" WHERE u.context NOT IN ('', 'other') OR {audio} > 0 OR output_audio_tokens > 0 OR web_searches > 0 GROUP BY ALL"
+    )
+    for model, context, seg, requests, *counts in duck.rows(connection, query):
+        lacks = [(context, requests)] if context not in ("", "other") and not segments[seg].own else []
+        lacks += [(part, count) for part, count in zip(_SAID, counts, strict=True) if count and part in segments[seg].lacks]
+        for what, count in lacks:
+            before, models = found.get(what, (0, set()))
+            found[what] = (before + int(count), models | {model})
+    for what, (count, models) in sorted(found.items()):
+        yield f"{count:,} {_SAID.get(what, _USUAL.format(what))} ({', '.join(sorted(models)[:10])})."
+
+
+_USUAL = "requests were processed as {}, for which the list has no price at their time: they are priced as usual"
+_SAID = {
+    "input_audio": "audio tokens of the input have no price of their own: they are priced as text",
+    "output_audio": "audio tokens of the output have no price of their own: they are priced as text",
+    "web_search": "web searches have no price in the list: they are not in total_cost",
+}
+
+
 def _found(reference: str) -> tuple[types.Provider, types.ModelInfo] | None:
+    """What stands before a `/` must be a provider, by its id or an alias; or the list itself writes the name with it."""
     snapshot = data_snapshot.get_snapshot()
-    provider, separator, rest = reference.partition("/")
-    for name, provider_id in ((reference, None), (rest, provider)):
-        if name and (name == reference or separator):
-            try:
-                return snapshot.find_provider_model(name, None, provider_id, None)
-            except LookupError:
-                continue
-    return None
+    before, separator, rest = reference.partition("/")
+    known = {provider.id for provider in snapshot.providers}
+    provider_id = next((name for name in (before.lower(), ALIASES.get(before.lower(), "")) if name in known), None) if separator else None
+    try:
+        if provider_id is not None:
+            return snapshot.find_provider_model(rest, None, provider_id, None) if rest else None
+        provider, model = snapshot.find_provider_model(reference, None, None, None)
+    except LookupError:
+        return None
+    return None if separator and "/" not in model.id else (provider, model)
 
 
-def _segments(model: types.ModelInfo) -> Iterator[Segment]:
+def _segments(provider: types.Provider, model: types.ModelInfo) -> Iterator[Segment]:
     """Constraints are days and times of day: within the boundaries of all of them the list's answer does not change."""
     if not model.prices:
         return
-    conditions = [] if isinstance(model.prices, types.ModelPrice) else [price.constraint for price in model.prices]
+    variants = {context: _variants(provider, model, context) for context in values.CONTEXTS}
+    yield from _spans(model, tuple(context for context, found in variants.items() if not found), ())
+    for context, found in variants.items():
+        if found:
+            yield from _spans(model, (context,), found)
+
+
+def _variants(provider: types.Provider, model: types.ModelInfo, context: str) -> Sequence[types.PriceVariant]:
+    """What the list has for this context; models that a provider takes over from another one have nothing."""
+    if not any(model is own for own in provider.models):
+        return ()
+    price_context = _CONTEXTS.get(context, {})
+    return [one for one in model.price_variants or () if all(price_context.get(key) == value for key, value in one.when.items())]
+
+
+def _spans(model: types.ModelInfo, contexts: tuple[str, ...], variants: Sequence[types.PriceVariant]) -> Iterator[Segment]:
+    usual = [] if isinstance(model.prices, types.ModelPrice) else [price.constraint for price in model.prices]
+    conditions = [*usual, *(variant.constraint for variant in variants)]
     days = sorted({condition.start_date for condition in conditions if isinstance(condition, types.StartDateConstraint)})
     clock = {0, _DAY_US}
     for condition in conditions:
@@ -211,8 +291,14 @@ def _segments(model: types.ModelInfo) -> Iterator[Segment]:
         day = since or (until - timedelta(days=1) if until else date(2000, 1, 1))
         for begin, end in itertools.pairwise(sorted(clock)):
             moment = datetime.combine(day, time(), UTC) + timedelta(microseconds=begin)
-            for above, up_to, rates in _tiers(model.get_prices(moment)):
-                yield Segment(since, until, begin, end, above, up_to, rates)
+            prices = model.get_prices(moment, _CONTEXTS[contexts[0]] if variants else None)
+            own = prices != model.get_prices(moment)
+            lacks = frozenset(part for part, field in _FIELDS.items() if getattr(prices, field) is None)
+            for above, up_to, rates in _tiers(prices):
+                yield Segment(contexts, own, lacks, since, until, begin, end, above, up_to, rates)
+
+
+_FIELDS = {"input_audio": "input_audio_mtok", "output_audio": "output_audio_mtok", "web_search": "web_searches_kcount"}
 
 
 def _us(moment: time) -> int:
@@ -232,18 +318,26 @@ def _tiers(prices: types.ModelPrice) -> Iterator[tuple[int, int, Rates]]:
 
 def _rates(prices: types.ModelPrice, length: int) -> Rates:
     """A class of tokens without a price of its own costs what the class it is a part of does."""
-    whole = _price(prices.input_mtok, length) or Fraction()
-    read, write = _price(prices.cache_read_mtok, length), _price(prices.cache_write_mtok, length)
-    stays = _price(prices.cache_write_1h_mtok, length)
-    written = whole if write is None else write
+    whole, output = (_price(price, length) or Fraction() for price in (prices.input_mtok, prices.output_mtok))
+    read, write, heard = (_price(price, length) for price in (prices.cache_read_mtok, prices.cache_write_mtok, prices.input_audio_mtok))
+    cached, written = whole if read is None else read, whole if write is None else write
+    recalled = heard if heard is not None and read is None else cached
     return Rates(
         input=whole / _ONE,
-        cached=(whole if read is None else read) / _ONE,
+        cached=cached / _ONE,
         cache_write=written / _ONE,
-        cache_write_1h=(written if stays is None else stays) / _ONE,
-        output=(_price(prices.output_mtok, length) or Fraction()) / _ONE,
-        request=(_price(prices.requests_kcount, length) or Fraction()) / 1000,
+        cache_write_1h=_or(_price(prices.cache_write_1h_mtok, length), written) / _ONE,
+        output=output / _ONE,
+        request=_or(_price(prices.requests_kcount, length), Fraction()) / 1000,
+        input_audio=(_or(heard, whole) - whole) / _ONE,
+        cached_audio=(_or(_price(prices.cache_audio_read_mtok, length), recalled) - cached) / _ONE,
+        output_audio=(_or(_price(prices.output_audio_mtok, length), output) - output) / _ONE,
+        web_search=_or(_price(prices.web_searches_kcount, length), Fraction()) / 1000,
     )
+
+
+def _or(price: Fraction | None, otherwise: Fraction) -> Fraction:
+    return otherwise if price is None else price
 
 
 def _price(price: Decimal | types.TieredPrices | None, length: int) -> Fraction | None:
@@ -252,16 +346,16 @@ def _price(price: Decimal | types.TieredPrices | None, length: int) -> Fraction 
     return None if price is None else Fraction(price)
 
 
-def _batch(model: types.ModelInfo) -> Rates | None:
-    """Batch prices as parts of the standard ones; None where the list has none."""
+def _batch(provider: types.Provider, model: types.ModelInfo) -> Rates | None:
+    """Batch prices as parts of the standard ones; None where the list has none. Audio and searches are left as they are."""
+    if not _variants(provider, model, "batch"):
+        return None
     latest = datetime(9999, 1, 1, tzinfo=UTC)
-    plain, batched = (
-        next((rates for *_, rates in _tiers(prices)), None) for prices in (model.get_prices(latest), model.get_prices(latest, _BATCH))
-    )
+    usual, batch = model.get_prices(latest), model.get_prices(latest, _CONTEXTS["batch"])
+    plain, batched = (next((rates for *_, rates in _tiers(prices)), None) for prices in (usual, batch))
     if plain is None or batched is None or plain == batched:
         return None
-    parts = {name: _part(getattr(batched, name), getattr(plain, name)) for name in PARTS}
-    return Rates(**parts)
+    return Rates(**{name: _part(getattr(batched, name), getattr(plain, name)) for name in SHOWN})
 
 
 def _part(part: Fraction, whole: Fraction) -> Fraction:

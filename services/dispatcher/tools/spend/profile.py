@@ -47,18 +47,28 @@ def nearest_rank(connection: duckdb.DuckDBPyConnection, usage: str, column: str,
 
 
 def window(connection: duckdb.DuckDBPyConnection, usage: str) -> timedelta:
-    """The time a log covers: from its first to its last request, at least a minute.
+    """The time a log covers: from its first request to the end of what its last row stands for, at least a minute.
 
-    Where rows are sums, the last one stands for a time of its own: the smallest step between two rows, or a day.
+    A sum that does not say how long it took goes on for the smallest step between two rows, or a day.
     """
-    begin, end, single = duck.row(connection, f"SELECT min(time), max(time), bool_and(single) FROM {usage}")
-    step = timedelta()
-    if not single:
-        steps = f"SELECT time - lag(time) OVER (ORDER BY time) AS step FROM (SELECT time FROM {usage} GROUP BY time)"
-        (smallest,) = duck.row(connection, f"SELECT min(step) FROM ({steps})")
-        step = smallest or timedelta(days=1)
-    covered: timedelta = end - begin + step
+    ends = "max(time + to_microseconds(span)), max(time) FILTER (span IS NULL)"
+    begin, end, unsure = duck.row(connection, f"SELECT min(time), {ends} FROM {usage}")
+    if unsure is not None:
+        end = max(end or begin, unsure + _step(connection, usage))
+    covered: timedelta = end - begin
     return max(covered, timedelta(minutes=1))
+
+
+def sums(connection: duckdb.DuckDBPyConnection, usage: str) -> int:
+    """How many rows are sums of requests."""
+    (found,) = duck.row(connection, f"SELECT count(*) FROM {usage} WHERE NOT single")
+    return int(found)
+
+
+def _step(connection: duckdb.DuckDBPyConnection, usage: str) -> timedelta:
+    steps = f"SELECT time - lag(time) OVER (ORDER BY time) AS step FROM (SELECT time FROM {usage} GROUP BY time)"
+    (smallest,) = duck.row(connection, f"SELECT min(step) FROM ({steps})")
+    return smallest or timedelta(days=1)
 
 
 def moment(time: datetime) -> str:

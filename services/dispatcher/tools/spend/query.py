@@ -2,61 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from services.dispatcher.tools.spend import duck, reading, values
-from services.dispatcher.tools.spend.columns import COUNTS, Column, Mapped, Role
+from services.dispatcher.tools.spend.columns import COUNTS, TEXTS, Column, Mapped, Role
 
-_NOTHING = "CAST(NULL AS VARCHAR)"
+_USUAL = ("standard", "default", "auto", "on_demand", "none", "null")
+_BATCH = "true|t|yes|y|1|batch.*"
+_NOTHING, _ZERO, _ONE = "CAST(NULL AS VARCHAR)", "CAST(0 AS BIGINT)", "CAST(1 AS BIGINT)"
+# what was written to a cache and is not counted as input: the total, or what the parts by their time come to
+_BESIDE = "CASE WHEN n_cache_write > 0 THEN n_cache_write WHEN n_written > 0 THEN 0 ELSE n_cache_write_5m + n_cache_write_1h END"
+_DAY_US = 86_400_000_000
 # the whole of a time with its zone; the parts of an offset are groups
 _OFFSET = "([+-])([0-9]{2}):?([0-9]{2})?$"
 
 
-def raw(file: reading.Plain, layout: reading.Layout, mapped: Mapped) -> str:
-    """Each row as text, one column per role; null is empty. Rows of a Parquet file have their number as `row`, from 1."""
+def raw(file: reading.Plain, layout: reading.Layout, mapped: Mapped, later: Sequence[Column] = ()) -> str:
+    """Each row as text, one column per role; null is empty. `late` says that a row has one of the columns `later`.
+
+    Rows of a Parquet file have their number as `row`, from 1.
+    """
     path = duck.text(str(file.path))
     if file.format == "csv":
-        return f"SELECT {_roles(mapped, _csv_value)} FROM {_csv(path, layout)}"
+        return f"SELECT {_roles(mapped, _csv_value)}, false AS late FROM {_csv(path, layout)}"
     if file.format == "parquet":
-        source = f"read_parquet({path}, file_row_number = true)"
-        return f"SELECT {_roles(mapped, _parquet_value)}, file_row_number + 1 AS row FROM {source}"
-    paths = list(dict.fromkeys(column.path for columns in mapped.roles.values() for column in columns))
-    wanted = ", ".join(duck.text(_pointer(keys)) for keys in paths)
-    source = f"read_ndjson_objects({path}, maximum_object_size = {reading.MAX_LINE_BYTES})"
-    inner = f"SELECT json_extract_string(json, [{wanted}]) AS found FROM {source}"
-    return f"SELECT {_roles(mapped, lambda column: f'found[{paths.index(column.path) + 1}]')} FROM ({inner})"
+        number, source = _numbered(path, layout)
+        return f"SELECT {_roles(mapped, _parquet_value)}, false AS late, {number} AS row FROM {source}"
+    read = list(dict.fromkeys(column.path for columns in mapped.roles.values() for column in columns))
+    places = [f"found[{len(read) + place}]" for place in range(1, len(later) + 1)]
+    late = f"coalesce({', '.join(places)}) IS NOT NULL" if places else "false"
+    found = f"SELECT {_extracted([*read, *(column.path for column in later)])} AS found FROM {_objects(path)}"
+    return f"SELECT {_roles(mapped, lambda column: f'found[{read.index(column.path) + 1}]')}, {late} AS late FROM ({found})"
+
+
+def came(file: reading.Plain, later: Sequence[Column]) -> str:
+    """For each of these columns of a JSONL file whether any row has it."""
+    found = f"SELECT {_extracted([column.path for column in later])} AS found FROM {_objects(duck.text(str(file.path)))}"
+    return f"SELECT {', '.join(f'bool_or(found[{place}] IS NOT NULL)' for place in range(1, len(later) + 1))} FROM ({found})"
 
 
 def usage(rows: str, mapped: Mapped, model: str, zone: str, *, more: str = "") -> str:
-    """The normalised rows of `rows`, with `fault`, `zoned`, `filled` (the model was given) and a `late_ROLE` per unseen role."""
-    number: dict[Role, str] = {role: f"n_{role}" if role in mapped.roles else "0" for role in COUNTS}
-    counts = ", ".join(f"{_count(role)} AS n_{role}" for role in COUNTS if role in mapped.roles)
-    texts = ", ".join(
-        f"trim({duck.name(role)}) AS {role}_name" if role in mapped.roles else f"{_NOTHING} AS {role}_name"
-        for role in (Role.MODEL, Role.USER)
-    )
-    late = "".join(f", {duck.name(role)} IS NOT NULL AS late_{role}" for role in unseen(mapped))
-    typed = f"SELECT *, regexp_full_match(time, {duck.text(values.LOCAL)}) AS local, {counts}, {texts}{late} FROM ({rows})"
-    timed = f"SELECT * EXCLUDE (time), {_moment(zone)} AS time FROM ({typed})"
-    parts = _sum(number, Role.CACHE_WRITE_5M, Role.CACHE_WRITE_1H)
-    write = f"CASE WHEN {number[Role.CACHE_WRITE]} = 0 THEN {parts} ELSE {number[Role.CACHE_WRITE]} END"
-    read = _sum(number, Role.CACHED, Role.CACHE_READ)
-    requests = "n_requests" if Role.REQUESTS in mapped.roles else "1"
-    single = f"{requests} = 1" if mapped.one_request_per_row or Role.REQUESTS in mapped.roles else "false"
-    whole = f"SELECT *, {number[Role.INPUT]} + {number[Role.CACHE_READ]} + ({write}) AS total FROM ({timed})"
+    """The normalised rows of `rows`, with what only the loading of a log needs.
+
+    `fault`, `zoned`, `bare` (a day, not a time), `filled` (the model was given), `tier` (that of context `other`) and `late`.
+    """
+    heard = "least(read, greatest(n_cached_audio, n_input_audio - (total - read - put)))" if Role.INPUT_AUDIO in mapped.roles else _ZERO
+    known = f"SELECT *, {heard} AS heard, {_context(mapped)} AS context FROM ({_summed(_typed(rows, mapped), mapped, zone)})"
     given = f"coalesce(nullif(model_name, ''), {duck.text(model)})" if model else "nullif(model_name, '')"
     return (
-        f"SELECT time, {given} AS model, nullif(user_name, '') AS user, total AS input_tokens, {read} AS cached_input_tokens,"
-        f" ({write}) AS cache_write_tokens, {number[Role.CACHE_WRITE_1H]} AS cache_write_1h_tokens, n_output AS output_tokens,"
-        f" {requests} AS requests, {single} AS single, {_tier_tokens(mapped, single, requests)} AS tier_tokens,"
-        f" NOT local AS zoned, nullif(model_name, '') IS NULL AS filled, ({_fault(mapped, number)}) AS fault"
-        f"{''.join(f', late_{role}' for role in unseen(mapped))}{more} FROM ({whole})"
+        f"SELECT moment AS time, {_span(zone)} AS span, {given} AS model, nullif(user_name, '') AS user, context,"
+        " total AS input_tokens, read AS cached_input_tokens, put AS cache_write_tokens, n_cache_write_1h AS cache_write_1h_tokens,"
+        " n_output AS output_tokens, least(n_input_audio - heard, total - read - put) AS input_audio_tokens,"
+        " heard AS cached_audio_tokens, n_output_audio AS output_audio_tokens, n_web_searches AS web_searches,"
+        f" n_requests AS requests, single, {_tier_tokens(mapped)} AS tier_tokens, NOT local AS zoned, bare,"
+        " nullif(model_name, '') IS NULL AS filled, CASE WHEN context = 'other' THEN lower(service_tier_name) END AS tier,"
+        f" ({' OR '.join(_faults(mapped))}) AS fault, late{more} FROM ({known})"
     )
 
 
-def unseen(mapped: Mapped) -> list[Role]:
-    """Roles that only later rows may have."""
-    return [role for role, columns in mapped.roles.items() if not columns[0].seen]
+def _typed(rows: str, mapped: Mapped) -> str:
+    """With the number of each count as `n_ROLE`, the text of each name as `ROLE_name`, and what kind of time there is."""
+    absent = {role: _ONE if role is Role.REQUESTS else _ZERO for role in COUNTS}
+    counts = ", ".join(f"{_count(role) if role in mapped.roles else absent[role]} AS n_{role}" for role in COUNTS)
+    texts = ", ".join(f"{f'trim({duck.name(role)})' if role in mapped.roles else _NOTHING} AS {role}_name" for role in TEXTS)
+    local = _matches("time", values.LOCAL)
+    return f"SELECT *, {local} AS local, local AND length(time) = 10 AS bare, {counts}, {texts} FROM ({rows})"
+
+
+def _summed(typed: str, mapped: Mapped, zone: str) -> str:
+    """With the moments, all of the input, and what of it was read from and put into a cache."""
+    until = _moment("end", zone) if Role.END in mapped.roles else "CAST(NULL AS TIMESTAMP)"
+    timed = f"SELECT *, {_moment('time', zone)} AS moment, {until} AS until, {_BESIDE} AS beside FROM ({typed})"
+    parts = "n_cached + n_cache_read AS read, n_written + beside AS put, n_input + n_cache_read + beside AS total"
+    return f"SELECT *, {parts}, {_single(mapped)} AS single FROM ({timed})"
 
 
 def _roles(mapped: Mapped, value: Callable[[Column], str]) -> str:
@@ -81,8 +99,25 @@ def _csv_value(column: Column) -> str:
     return column.path[0]
 
 
+def _numbered(path: str, layout: reading.Layout) -> tuple[str, str]:
+    """The number of a row of a Parquet file, and the rows."""
+    if any(column.path[0].lower() == "file_row_number" for column in layout.columns):
+        # the reader's own numbers would have the same name; these are slower, but in the order of the file too
+        return "row_number() OVER ()", f"read_parquet({path})"
+    return "file_row_number + 1", f"read_parquet({path}, file_row_number = true)"
+
+
 def _parquet_value(column: Column) -> str:
-    return f"CAST({'.'.join(duck.name(key) for key in column.path)} AS VARCHAR)"
+    text = f"CAST({'.'.join(duck.name(key) for key in column.path)} AS VARCHAR)"
+    return f"regexp_replace({text}, '\\.0+$', '')" if column.kind.startswith("DECIMAL") else text
+
+
+def _objects(path: str) -> str:
+    return f"read_ndjson_objects({path}, maximum_object_size = {reading.MAX_LINE_BYTES})"
+
+
+def _extracted(paths: Sequence[Sequence[str]]) -> str:
+    return f"json_extract_string(json, [{', '.join(duck.text(_pointer(keys)) for keys in paths)}])"
 
 
 def _pointer(path: Sequence[str]) -> str:
@@ -97,17 +132,22 @@ def _count(role: Role) -> str:
     return f"CASE WHEN {column} IS NULL THEN {nothing} WHEN regexp_full_match({column}, {duck.text(values.COUNT)}) THEN {read} ELSE -1 END"
 
 
-def _moment(zone: str) -> str:
+def _moment(column: str, zone: str) -> str:
     """The moment in UTC, cut to microseconds; null for what is no time."""
-    clock = f"TRY_CAST(regexp_replace(time, {duck.text(values.ZONE + '$')}, '') AS TIMESTAMP)"
+    text = duck.name(column)
+    clock = f"TRY_CAST(regexp_replace({text}, {duck.text(values.ZONE + '$')}, '') AS TIMESTAMP)"
     cases = [
-        ("local", _in_utc("TRY_CAST(time AS TIMESTAMP)", zone)),
+        ("local" if column == "time" else _matches(text, values.LOCAL), _in_utc(f"TRY_CAST({text} AS TIMESTAMP)", zone)),
         # most logs with a zone are written like this; looking for an offset takes several times as long
-        (f"regexp_full_match(time, {duck.text(values.LOCAL + 'Z')})", "TRY_CAST(left(time, length(time) - 1) AS TIMESTAMP)"),
-        (f"regexp_full_match(time, {duck.text(values.ZONED)})", f"{clock} - {_offset()}"),
-        (f"regexp_full_match(time, {duck.text(values.EPOCH)})", f"make_timestamp({_epoch_us()})"),
+        (_matches(text, values.IN_UTC), f"TRY_CAST(left({text}, length({text}) - 1) AS TIMESTAMP)"),
+        (_matches(text, values.ZONED), f"{clock} - {_offset(text)}"),
+        (_matches(text, values.EPOCH), _since_1970(text)),
     ]
     return f"CASE {' '.join(f'WHEN {condition} THEN {moment}' for condition, moment in cases)} END"
+
+
+def _matches(text: str, pattern: str) -> str:
+    return f"regexp_full_match({text}, {duck.text(pattern)})"
 
 
 def _in_utc(local: str, zone: str) -> str:
@@ -119,42 +159,74 @@ def _in_utc(local: str, zone: str) -> str:
     return f"timezone('UTC', timezone({duck.text(zone)}, {local}))"
 
 
-def _offset() -> str:
-    hours, minutes = (f"coalesce(TRY_CAST(regexp_extract(time, '{_OFFSET}', {group}) AS INTEGER), 0)" for group in (2, 3))
-    sign = f"CASE WHEN regexp_extract(time, '{_OFFSET}', 1) = '-' THEN -1 ELSE 1 END"
+def _offset(text: str) -> str:
+    hours, minutes = (f"coalesce(TRY_CAST(regexp_extract({text}, '{_OFFSET}', {group}) AS INTEGER), 0)" for group in (2, 3))
+    sign = f"CASE WHEN regexp_extract({text}, '{_OFFSET}', 1) = '-' THEN -1 ELSE 1 END"
     return f"to_minutes(CAST({sign} * ({hours} * 60 + {minutes}) AS BIGINT))"
 
 
-def _epoch_us() -> str:
-    whole = "length(split_part(time, '.', 1))"
-    number = "TRY_CAST(time AS DECIMAL(38, 9))"
-    # nobody logs the year 5000 or 1973: the digits tell seconds from milliseconds, microseconds and nanoseconds
-    us = (
-        f"CASE WHEN {whole} < 12 THEN {number} * 1000000 WHEN {whole} < 15 THEN {number} * 1000"
-        f" WHEN {whole} < 18 THEN {number} ELSE {number} / 1000 END"
-    )
-    return f"CAST(floor({us}) AS BIGINT)"
+def _since_1970(text: str) -> str:
+    """In whole numbers throughout: a double rounds up to the next second, hour or day."""
+    whole, part = f"split_part({text}, '.', 1)", f"rpad(split_part({text}, '.', 2), 9, '0')"
+    divisor = " ".join(f"WHEN length({whole}) < {digits} THEN {billionths}" for digits, _, billionths in values.UNITS)
+    us = f"TRY_CAST({whole} || {part} AS HUGEINT) // CASE {divisor} END"
+    begin, end = values.EPOCH_US
+    return f"CASE WHEN {us} >= {begin} AND {us} < {end} THEN make_timestamp(CAST({us} AS BIGINT)) END"
 
 
-def _sum(number: Mapping[Role, str], *roles: Role) -> str:
-    return "(" + " + ".join(dict.fromkeys(number[role] for role in roles)) + ")"
+def _single(mapped: Mapped) -> str:
+    return "NOT bare AND n_requests = 1" if mapped.one_request_per_row else "false"
 
 
-def _tier_tokens(mapped: Mapped, single: str, requests: str) -> str:
+def _span(zone: str) -> str:
+    """The microseconds that a row stands for; 0 for one request, null for a sum of which nobody knows."""
+    day = str(_DAY_US)
+    if zone and zone[0] not in "+-":  # the clocks may change on it
+        day = f"epoch_us({_in_utc('TRY_CAST(time AS TIMESTAMP) + INTERVAL 1 DAY', zone)}) - epoch_us(moment)"
+    return f"CASE WHEN until >= moment THEN epoch_us(until) - epoch_us(moment) WHEN bare THEN {day} WHEN single THEN 0 END"
+
+
+def _context(mapped: Mapped) -> str:
+    """One of `values.CONTEXTS`."""
+    cases = []
+    if Role.BATCH_ID in mapped.roles:
+        cases.append(f"WHEN {Role.BATCH_ID} IS NOT NULL THEN 'batch'")
+    if Role.BATCH in mapped.roles:
+        cases.append(f"WHEN {_matches('lower(trim(batch))', _BATCH)} THEN 'batch'")
+    if Role.TIER in mapped.roles:
+        cases.append(f"WHEN {_matches('lower(service_tier_name)', 'batch.*')} THEN 'batch'")
+    if Role.SPEED in mapped.roles:
+        cases.append("WHEN lower(trim(speed)) = 'fast' THEN 'fast'")
+    if Role.TIER in mapped.roles:
+        usual, known = (", ".join(duck.text(name) for name in names) for names in (_USUAL, values.CONTEXTS))
+        cases.append(f"WHEN lower(service_tier_name) IN ({known}) THEN lower(service_tier_name)")
+        cases.append(f"WHEN lower(service_tier_name) NOT IN ({usual}) THEN 'other'")
+    return f"CASE {' '.join(cases)} ELSE '' END" if cases else "''"
+
+
+def _tier_tokens(mapped: Mapped) -> str:
     """The input tokens of one request: of several the mean, rounded up; 0, where nobody knows how many there were."""
-    if Role.REQUESTS not in mapped.roles:
-        return "total" if mapped.one_request_per_row else "0"
-    return f"CASE WHEN {single} OR {requests} <= 0 THEN total ELSE (total + {requests} - 1) // {requests} END"
+    if Role.REQUESTS in mapped.roles:
+        return "CASE WHEN n_requests <= 1 THEN total ELSE (total + n_requests - 1) // n_requests END"
+    return "CASE WHEN bare THEN 0 ELSE total END" if mapped.one_request_per_row else _ZERO
 
 
-def _fault(mapped: Mapped, number: Mapping[Role, str]) -> str:
-    wrong = ["time IS NULL", *(f"n_{role} < 0" for role in COUNTS if role in mapped.roles)]
-    if Role.CACHED in mapped.roles:
-        wrong.append("n_cached > n_input")
-    if Role.CACHE_WRITE in mapped.roles:
-        wrong.append(f"(n_cache_write > 0 AND {number[Role.CACHE_WRITE_1H]} > n_cache_write)")
-    for role in (Role.MODEL, Role.USER):
+def _faults(mapped: Mapped) -> Iterator[str]:
+    yield "moment IS NULL"
+    yield from (f"n_{role} < 0" for role in COUNTS if role in mapped.roles)
+    if Role.END in mapped.roles:
+        yield f"({duck.name(Role.END)} IS NOT NULL AND until IS NULL)"
+    if Role.CACHED in mapped.roles or Role.WRITTEN in mapped.roles:
+        yield "n_cached + n_written > n_input"
+    if Role.CACHE_WRITE_5M in mapped.roles or Role.CACHE_WRITE_1H in mapped.roles:
+        yield "n_cache_write_5m + n_cache_write_1h > put"
+    if Role.INPUT_AUDIO in mapped.roles:
+        yield "n_input_audio > total"
+    if Role.CACHED_AUDIO in mapped.roles:
+        yield "n_cached_audio > least(n_input_audio, read)"
+    if Role.OUTPUT_AUDIO in mapped.roles:
+        yield "n_output_audio > n_output"
+    for role in TEXTS:
         if role in mapped.roles:
             text = f"{role}_name"
-            wrong.append(f"coalesce(length({text}) > {values.MAX_TEXT} OR regexp_matches({text}, {duck.text(values.CONTROL)}), false)")
-    return " OR ".join(wrong)
+            yield f"coalesce(length({text}) > {values.MAX_TEXT} OR regexp_matches({text}, {duck.text(values.CONTROL)}), false)"

@@ -8,7 +8,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -138,9 +138,43 @@ def _counted(file: Plain) -> Iterator[tuple[int, str]]:
 
 
 def _lines(raw: BinaryIO) -> Iterator[bytes]:
-    """Lines with their ends, at most a byte longer than a line may be."""
-    while line := raw.readline(MAX_LINE_BYTES + 1):
-        yield from line.splitlines(keepends=True) if b"\r" in line[:-2] else (line,)
+    """Lines with their ends, at most about twice as long as a line may be."""
+    begun = b""
+    while part := raw.readline(MAX_LINE_BYTES + 1):
+        part = begun + part if begun else part
+        if b"\r" not in part[:-2] and part.endswith(b"\n"):
+            begun = b""
+            yield part
+            continue
+        # ends of CR alone, and what a long line was cut at: its last part goes on, unless it is too long to be a line
+        *whole, begun = part.splitlines(keepends=True)
+        yield from whole
+        if begun.endswith(b"\n") or len(begun) > MAX_LINE_BYTES:
+            yield begun
+            begun = b""
+    if begun:
+        yield begun
+
+
+def with_same_ends(file: Plain) -> Plain | None:
+    """The same text with a line feed after each line, also of those within quotes; None where none has another end."""
+    with file.path.open("rb") as raw:
+        if not any(b"\r" in part for part in _parts(raw)):
+            return None
+    target = file.path.with_name(file.path.name + ".ends")
+    with file.path.open("rb") as raw, target.open("wb") as out:
+        held = b""
+        for part in _parts(raw):
+            text = held + part
+            held = b"\r" if text.endswith(b"\r") else b""
+            out.write(text.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+        out.write(held.replace(b"\r", b"\n"))
+    return replace(file, path=target)
+
+
+def _parts(raw: BinaryIO) -> Iterator[bytes]:
+    while part := raw.read(_PART_BYTES):
+        yield part
 
 
 def _unpacked(path: Path, name: str, limit: int) -> Path:
@@ -187,14 +221,17 @@ def _format(head: bytes, name: str) -> Format:
         return "parquet"
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
-            raise _unreadable(name, f"it is {what}")
+            raise _unreadable(name, f"it is {what}", line=1)
     if not (text := head.removeprefix(_MARK).lstrip()):
         raise _unreadable(name, "it is empty", line=1)
     if b"\0" in head:
         line = head[: head.index(b"\0")].count(b"\n") + 1
-        raise _unreadable(name, f"line {line} holds binary data. Give a CSV, a JSONL or a Parquet file", line=line)
+        raise _unreadable(name, "it holds binary data. Give a CSV, a JSONL or a Parquet file", line=line)
     if text.startswith(b"["):
-        raise _unreadable(name, "it is one JSON array. Write one JSON object per line (JSONL)", line=1)
+        raise _unreadable(name, "it is one JSON array. Write one JSON object per line: jq -c '.[]' log.json > log.jsonl", line=1)
+    if text.split(b"\n")[0].strip() == b"{":
+        how = columns.PAGE if b'"results"' in text else "jq -c . log.json > log.jsonl"
+        raise _unreadable(name, f"it is JSON over several lines. Write one object per line: {how}", line=1)
     return "jsonl" if text.startswith(b"{") else "csv"
 
 
@@ -250,8 +287,9 @@ def _flattened(kind: Any, path: tuple[str, ...]) -> Iterator[columns.Column]:
 
 
 def _unreadable(name: str, what: str, *, line: int = 0) -> errors.InvalidPayload:
-    message = f"{name} cannot be analysed: {what}."
-    return errors.InvalidPayload(message, line=line, field="artifact_id") if line else errors.InvalidPayload(message, field="artifact_id")
+    if line:
+        return errors.InvalidPayload(f"{name}, line {line}: {what}.", line=line, field="artifact_id")
+    return errors.InvalidPayload(f"{name} cannot be analysed: {what}.", field="artifact_id")
 
 
 def _broken(name: str, line: int, what: str) -> errors.InvalidPayload:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import duckdb
 
 from services.dispatcher.tools.spend import cost, duck, figures, pricing, profile, siblings
-from services.dispatcher.tools.spend.pricing import Cost, Priced, Rates, Tokens
+from services.dispatcher.tools.spend.pricing import Cost, Priced, Rates, Segment, Tokens
 
 CACHE_FROM_TOKENS = 1024
 CACHE_SHARE = Fraction(1, 2)
 CACHE_READ_SHARE = Fraction(9, 10)
 BATCH_SHARE = Fraction(1, 4)
 CAP_PERCENTILE = 95
+_NO_AUDIO = "input_audio_tokens + cached_audio_tokens + output_audio_tokens = 0"
+# one request of text alone: what it would cost otherwise can be told
+_PLAIN = f"single AND web_searches = 0 AND {_NO_AUDIO}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Requests that have everything in common that matters: model, prices, whether they are simple, and whether a cache takes them."""
+    """Requests that have everything in common that matters: model, prices, whether they are simple, a cache takes them, they can wait."""
 
     model: str
     rates: Rates
@@ -55,12 +58,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log as the what-ifs see it. `cap` is null where no row is a single request."""
+    """A log as the what-ifs see it. `cap` is null where no row is a single request; `segments` are those of the table of that name."""
 
     cells: tuple[Cell, ...]
     models: Mapping[str, Priced]
     limits: Mapping[str, Limits]
     cap: int | None
+    segments: Sequence[Segment]
 
     def saving(self, kinds: Collection[figures.Kind]) -> Fraction:
         """What all these changes together would have saved."""
@@ -75,32 +79,41 @@ def read(connection: duckdb.DuckDBPyConnection, usage: str) -> Log:
     segments = pricing.tabled(connection, "segments", models)
     cheaper = pricing.tabled(connection, "cheaper", {name: limit.cheaper for name, limit in limits.items()})
     _table_limits(connection, limits)
-    over = f"CASE WHEN single THEN greatest(output_tokens - {cap}, 0) ELSE 0 END" if cap is not None else "0"
-    simple = "single AND input_tokens <= most_input AND output_tokens <= most_output"
+    cells = list(_cells(connection, usage, segments, models, limits, cheaper, cap))
+    kept = _without_losses(cells)
+    return Log(tuple(kept), models, {name: limits[name] for name in {cell.model for cell in kept if cell.cheaper}}, cap, segments)
+
+
+def _cells(
+    connection: duckdb.DuckDBPyConnection,
+    usage: str,
+    segments: Sequence[Segment],
+    models: Mapping[str, Priced],
+    limits: Mapping[str, Limits],
+    cheaper: Sequence[Segment],
+    cap: int | None,
+) -> Iterator[Cell]:
+    over = f"CASE WHEN {_PLAIN} THEN greatest(output_tokens - {cap}, 0) ELSE 0 END" if cap is not None else "0"
+    simple = f"{_PLAIN} AND input_tokens <= most_input AND output_tokens <= most_output"
     marked = f"SELECT *, {over} AS over, coalesce({simple}, false) AS simple FROM {usage} LEFT JOIN limits USING (model)"
     query = (
-        f"SELECT u.model, segments.seg, cheaper.seg, single AND input_tokens >= {CACHE_FROM_TOKENS}, {cost.SUMS}, sum(over),"
-        f" count(*) FILTER (over > 0) FROM ({marked}) u JOIN segments ON {pricing.joined('u', 'segments')}"
+        f"SELECT u.model, segments.seg, cheaper.seg, {_PLAIN} AND input_tokens >= {CACHE_FROM_TOKENS}, u.context = '' AND {_NO_AUDIO},"
+        f" {cost.SUMS}, sum(over), count(*) FILTER (over > 0) FROM ({marked}) u JOIN segments ON {pricing.joined('u', 'segments')}"
         f" LEFT JOIN cheaper ON u.simple AND {pricing.joined('u', 'cheaper')} GROUP BY ALL"
     )
-    cells = []
-    for model, seg, other, cacheable, *sums, above, requests in duck.rows(connection, query):
+    for model, seg, other, cacheable, may_wait, *sums, above, requests in duck.rows(connection, query):
         there = limits[model].cheaper if other is not None else None
-        cells.append(
-            Cell(
-                model=model,
-                rates=segments[seg].rates,
-                batch=models[model].batch,
-                cheaper=cheaper[other].rates if other is not None else None,
-                cheaper_batch=there.batch if there else None,
-                cacheable=cacheable,
-                tokens=Tokens(*map(int, sums)),
-                above_cap=int(above),
-                requests_above_cap=int(requests),
-            )
+        yield Cell(
+            model=model,
+            rates=segments[seg].rates,
+            batch=models[model].batch if may_wait else None,
+            cheaper=cheaper[other].rates if other is not None else None,
+            cheaper_batch=there.batch if there and may_wait else None,
+            cacheable=cacheable,
+            tokens=Tokens(*map(int, sums)),
+            above_cap=int(above),
+            requests_above_cap=int(requests),
         )
-    kept = _without_losses(cells)
-    return Log(tuple(kept), models, {name: limits[name] for name in {cell.model for cell in kept if cell.cheaper}}, cap)
 
 
 def caches(rates: Rates) -> bool:
@@ -126,8 +139,7 @@ def _cached(spent: Cost, shared: Fraction, rates: Rates) -> Cost:
 
 
 def _discount(spent: Cost, batch: Rates) -> Fraction:
-    parts = ("input", "cached", "cache_write", "cache_write_1h", "output", "request")
-    return sum((getattr(spent, part) * (1 - getattr(batch, part)) for part in parts), Fraction())
+    return sum((getattr(spent, part) * (1 - getattr(batch, part)) for part in pricing.SHOWN), Fraction())
 
 
 def _limits(connection: duckdb.DuckDBPyConnection, usage: str, models: Mapping[str, Priced]) -> dict[str, Limits]:

@@ -19,7 +19,13 @@ from tests.unit.dispatcher.spend.logs import Request
 
 CHEAPER = {
     "gpt-4o": "gpt-4o-mini", "gemini-2.5-pro": "gemini-2.5-flash", "claude-sonnet-4-5": "claude-haiku-4-5",
-    "claude-opus-4-1": "claude-sonnet-4-0", "o3": "o4-mini",
+    "claude-opus-4-1": "claude-sonnet-4-0", "o3": "o4-mini", "gemini-2.5-flash": "gemini-2.5-flash-lite",
+    "claude-opus-5": "claude-sonnet-5",
+}  # fmt: skip
+# how the list is asked for what was processed otherwise
+CONTEXTS = {
+    "batch": {"processing": "batch"}, "flex": {"service_tier": "flex"}, "priority": {"service_tier": "priority"},
+    "fast": {"service_tier": "fast", "speed": "fast"},
 }  # fmt: skip
 # digits enough for anything; whatever does not fit is an error, never a rounded figure
 _EXACT = Context(prec=200, traps=[Inexact])
@@ -107,10 +113,9 @@ def costs(rows: Sequence[Request]) -> dict[str, Any]:
 def window(rows: Sequence[Request]) -> int:
     """Microseconds."""
     times = sorted({row.time for row in rows})
-    step = timedelta()
-    if not all(row.single for row in rows):
-        step = min((later - earlier for earlier, later in itertools.pairwise(times)), default=timedelta(days=1))
-    return max((times[-1] - times[0] + step) // timedelta(microseconds=1), 60_000_000)
+    step = min((later - earlier for earlier, later in itertools.pairwise(times)), default=timedelta(days=1))
+    end = max(row.time + (step if row.span is None else row.span) for row in rows)
+    return max((end - times[0]) // timedelta(microseconds=1), 60_000_000)
 
 
 def monthly(rows: Sequence[Request], amount: Decimal) -> Fraction:
@@ -119,68 +124,92 @@ def monthly(rows: Sequence[Request], amount: Decimal) -> Fraction:
 
 
 @functools.lru_cache(maxsize=200_000)
-def charge(row: Request, model: str | None, context: tuple[tuple[str, str], ...] = ()) -> Mapping[str, Decimal] | None:
+def charge(row: Request, model: str | None) -> Mapping[str, Decimal] | None:
     """What a request costs, by part; None without a price."""
     if model is None or (found := _model(model)) is None:
         return None
     provider, info = found
-    prices = info.get_prices(row.time, dict(context))
+    context = _context(provider, info, row.context) if row.context else {}
+    prices = info.get_prices(row.time, context)
     if not prices.__dict__:
         return None
-    units = _units(prices, _length(row))
+    units = _units(prices, _length(row)) if context else _listed(prices, _length(row))
     parts = {
-        "input": (row.input - row.cached - row.written) * units["input"],
-        "cached": row.cached * units["cached"],
+        "input": (row.input - row.cached - row.written - row.audio) * units["input"] + row.audio * units["audio"],
+        "cached": (row.cached - row.audio_cached) * units["cached"] + row.audio_cached * units["audio_cached"],
         "written": (row.written - row.written_1h) * units["written"],
         "written_1h": row.written_1h * units["written_1h"],
-        "output": row.output * units["output"],
-        "request": row.requests * units["request"],
+        "output": (row.output - row.audio_output) * units["output"] + row.audio_output * units["audio_output"],
+        "request": row.requests * units["request"] + row.searches * units["search"],
     }
-    if row.single and not context and (row.cached or row.input % 8 == 0):  # not each: it takes longer than all the rest
+    if row.single and (row.input % 8 == 0 or row.cached % 8 == 1):  # not each: it takes longer than all the rest
         _agree(row, provider, info, sum(parts.values(), Decimal()))
     return parts
 
 
+def _context(provider: types.Provider, info: types.ModelInfo, context: str) -> dict[str, str]:
+    """A model that a provider takes over from another one has no such prices there."""
+    return CONTEXTS.get(context, {}) if any(info is own for own in provider.models) else {}
+
+
+_LISTED: dict[tuple[int, Fraction], dict[str, Decimal]] = {}
+
+
+def _listed(prices: types.ModelPrice, length: Fraction) -> dict[str, Decimal]:
+    """The same for prices of the list itself, which stay where they are: each is computed once."""
+    tiered = any(isinstance(price, types.TieredPrices) for price in prices.__dict__.values())
+    key = (id(prices), length if tiered else Fraction())
+    if key not in _LISTED:
+        _LISTED[key] = _units(prices, length)
+    return _LISTED[key]
+
+
 def _units(prices: types.ModelPrice, length: Fraction) -> dict[str, Decimal]:
-    """The price of one token, and of one request."""
-    whole = _price(prices.input_mtok, length) or Decimal()
-    read, write, stays = (_price(price, length) for price in (prices.cache_read_mtok, prices.cache_write_mtok, prices.cache_write_1h_mtok))
-    written = whole if write is None else write
-    return {
-        "input": whole / 10**6,
-        "cached": (whole if read is None else read) / 10**6,
-        "written": written / 10**6,
-        "written_1h": (written if stays is None else stays) / 10**6,
-        "output": (_price(prices.output_mtok, length) or Decimal()) / 10**6,
-        "request": (_price(prices.requests_kcount, length) or Decimal()) / 1000,
-    }
+    """The price of one token, of one request and of one search."""
+    stated = prices.__dict__
+
+    def price(name: str, *others: Decimal | None) -> Decimal | None:
+        found = _price(stated.get(name), length)
+        return next((other for other in others if other is not None), None) if found is None else found
+
+    whole, output, heard = price("input_mtok", Decimal()), price("output_mtok", Decimal()), price("input_audio_mtok")
+    read, write = price("cache_read_mtok"), price("cache_write_mtok", whole)
+    tokens = {
+        "input": whole, "cached": read if read is not None else whole, "written": write, "output": output,
+        "written_1h": price("cache_write_1h_mtok", write), "audio": heard if heard is not None else whole,
+        "audio_cached": price("cache_audio_read_mtok", read, heard, whole), "audio_output": price("output_audio_mtok", output),
+    }  # fmt: skip
+    counts = {"request": price("requests_kcount", Decimal()), "search": price("web_searches_kcount", Decimal())}
+    return {name: unit / per for units, per in ((tokens, 10**6), (counts, 1000)) for name, unit in units.items() if unit is not None}
+
+
+def usage(row: Request) -> Usage:
+    """A request as the price list's own calculation takes it."""
+    return Usage(
+        input_tokens=row.input, cache_read_tokens=row.cached, cache_write_tokens=row.written, cache_write_1h_tokens=row.written_1h,
+        output_tokens=row.output, input_audio_tokens=row.audio + row.audio_cached, cache_audio_read_tokens=row.audio_cached,
+        output_audio_tokens=row.audio_output, web_searches=row.searches,
+    )  # fmt: skip
 
 
 def _agree(row: Request, provider: types.Provider, info: types.ModelInfo, total: Decimal) -> None:
     """The price list's own calculation says the same."""
-    usage = Usage(
-        input_tokens=row.input, cache_read_tokens=row.cached, cache_write_tokens=row.written, cache_write_1h_tokens=row.written_1h,
-        output_tokens=row.output,
-    )  # fmt: skip
-    theirs = info.calc_price(usage, provider, genai_request_timestamp=row.time).total_price
-    assert theirs == total, (row, info.id)
-    if row.model is not None and row.model == info.id:
-        assert calc_price(usage, row.model, genai_request_timestamp=row.time).total_price == theirs
+    context = CONTEXTS.get(row.context)
+    if row.model == info.id:
+        theirs = calc_price(usage(row), row.model, genai_request_timestamp=row.time, price_context=context)
+    else:
+        theirs = info.calc_price(usage(row), provider, genai_request_timestamp=row.time, price_context=context)
+    assert theirs.total_price == total, (row, info.id)
 
 
 @functools.lru_cache
 def _model(name: str) -> tuple[types.Provider, types.ModelInfo] | None:
     snapshot = data_snapshot.get_snapshot()
-    tries: list[tuple[str, str | None]] = [(name, None)]
-    if "/" in name:
-        provider, rest = name.split("/", 1)
-        tries.append((rest, provider))
-    for reference, provider_id in tries:
-        try:
-            return snapshot.find_provider_model(reference, None, provider_id, None)
-        except LookupError:
-            continue
-    return None
+    provider, separator, rest = name.partition("/")
+    try:
+        return snapshot.find_provider_model(rest if separator else name, None, provider if separator else None, None)
+    except LookupError:
+        return None
 
 
 def _length(row: Request) -> Fraction:
@@ -278,7 +307,7 @@ def savings(rows: Sequence[Request]) -> dict[str, Decimal]:
     }  # fmt: skip
     moves: dict[str, list[Request]] = defaultdict(list)
     for row in priced:
-        if row.single and row.model in medians and row.input <= medians[row.model][0] and row.output <= medians[row.model][1]:
+        if _plain(row) and row.model in medians and row.input <= medians[row.model][0] and row.output <= medians[row.model][1]:
             moves[row.model].append(row)
     gains = {model: sum((_cost(row) - _cost(row, as_model=cheaper[model]) for row in group), Decimal()) for model, group in moves.items()}
     moved = {id(row): cheaper[model] for model, group in moves.items() if gains[model] > 0 for row in group}
@@ -290,9 +319,18 @@ def savings(rows: Sequence[Request]) -> dict[str, Decimal]:
             cache="prompt_cache" in made, batch="batch_window" in made,
         )  # fmt: skip
 
-    alone = {kind: sum((_cost(row) - after(row, kind) for row in priced), Decimal()) for kind in kinds}
+    before = sum((_cost(row) for row in priced), Decimal())
+    alone = {kind: before - sum((after(row, kind) for row in priced), Decimal()) for kind in kinds}
     offered = [kind for kind in kinds if alone[kind] > 0]
-    return {**{kind: alone[kind] for kind in offered}, "combined": sum((_cost(row) - after(row, *offered) for row in priced), Decimal())}
+    return {**{kind: alone[kind] for kind in offered}, "combined": before - sum((after(row, *offered) for row in priced), Decimal())}
+
+
+def _plain(row: Request) -> bool:
+    return row.single and not (row.searches or _heard(row))
+
+
+def _heard(row: Request) -> bool:
+    return row.audio + row.audio_cached + row.audio_output > 0
 
 
 def _cheaper(model: str) -> str | None:
@@ -309,12 +347,12 @@ def _cost(row: Request, *, as_model: str | None = None, cap: int | None = None, 
     assert model is not None
     assert charged is not None
     parts = dict(charged)
-    if cap is not None and row.single and row.output > cap:
+    if cap is not None and _plain(row) and row.output > cap:
         parts["output"] = parts["output"] * cap / row.output
-    if cache and row.single and row.input >= 1024:
+    if cache and _plain(row) and row.input >= 1024:
         _share(row, model, parts)
     total = sum(parts.values(), Decimal())
-    if not batch:
+    if not batch or row.context or _heard(row):
         return total
     return total - sum((parts[name] * (1 - share) for name, share in _batch(model).items()), Decimal()) / 4
 
@@ -323,7 +361,9 @@ def _share(row: Request, model: str, parts: dict[str, Decimal]) -> None:
     """Half of the plain input from the cache; where writing has a price of its own, a tenth of that half is written."""
     found = _model(model)
     assert found is not None
-    one = _units(found[1].get_prices(row.time), _length(row))
+    context = _context(*found, row.context) if row.context else {}
+    prices = found[1].get_prices(row.time, context)
+    one = _units(prices, _length(row)) if context else _listed(prices, _length(row))
     has_write = one["written"] != one["input"]
     shared = one["cached"] * Decimal("0.9") + one["written"] / 10 if has_write else one["cached"]
     if shared < one["input"]:
@@ -340,7 +380,7 @@ def _batch(model: str) -> dict[str, Decimal]:
     assert found is not None
     time = datetime(9998, 1, 1, tzinfo=UTC)
     unit = Request(time, 6, 1, cached=2, written=3, written_1h=1)
-    plain, batched = charge(unit, model), charge(unit, model, (("processing", "batch"),))
+    plain, batched = charge(unit, model), charge(replace(unit, context="batch"), model)
     assert plain is not None
     assert batched is not None
     return {part: batched[part] / plain[part] if plain[part] else Decimal(1) for part in PARTS}

@@ -13,8 +13,9 @@ from netra import errors, ids
 from netra.context import UserExecutionContext
 from netra.tool import Artifact, ToolSpec
 from services.dispatcher.tools import registry
+from services.dispatcher.tools.sandbox import process
 from services.dispatcher.tools.spend import tools
-from tests.unit.dispatcher.spend import logs, recount
+from tests.unit.dispatcher.spend import bench, logs, recount
 
 ROWS = logs.requests(11, 200)
 
@@ -73,6 +74,18 @@ async def test_a_log_is_loaded_and_each_tool_computes_from_it(run: Run) -> None:
     assert run.left() == ["usage.parquet"]
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker answers in this process: starting one takes longer than all it does."""
+
+    async def run(worker: str, request: dict[str, Any], *, cwd: Path) -> Any:
+        assert worker == bench.WORKER
+        return bench.asked(cwd, request)
+
+    monkeypatch.setattr(process, "run", run)
+
+
+@pytest.mark.usefixtures("here")
 async def test_a_wrong_file_ends_the_call_with_its_line(run: Run) -> None:
     with pytest.raises(errors.InvalidPayload, match=r"^usage\.csv, line 2, column input: 'x' is not a number of tokens") as caught:
         await called(tools.usage_load, run, artifact_id="bad")
@@ -82,6 +95,7 @@ async def test_a_wrong_file_ends_the_call_with_its_line(run: Run) -> None:
     assert run.left() == []
 
 
+@pytest.mark.usefixtures("here")
 async def test_a_wrong_file_leaves_the_log_before_it_as_it_was(run: Run) -> None:
     await called(tools.usage_load, run, artifact_id="good")
     with pytest.raises(errors.InvalidPayload):
@@ -95,6 +109,7 @@ async def test_a_missing_file_is_said(run: Run) -> None:
 
 
 @pytest.mark.parametrize("tool", [tools.usage_profile, tools.cost_breakdown, tools.spend_opportunities], ids=lambda tool: tool.name)
+@pytest.mark.usefixtures("here")
 async def test_a_run_that_lost_its_folder_loads_the_log_again(tool: ToolSpec, run: Run) -> None:
     with pytest.raises(errors.FailedPrecondition, match="call usage_load first"):
         await called(tool, run)

@@ -10,6 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
+from netra import errors
+from services.dispatcher.tools.spend import faults, reading
 from tests.unit.dispatcher.spend import bench, logs
 
 ROW = "gpt-4o,10,5"
@@ -41,6 +43,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
         ("1743328800123.9", "2025-03-30 10:00:00.123900"),
         ("1743328800123456", "2025-03-30 10:00:00.123456"),
         ("1743328800123456789", "2025-03-30 10:00:00.123456"),
+        # a double would round these up, into the next hour
+        ("1699999199.9999999", "2023-11-14 21:59:59.999999"),
+        ("1699999199999.9999999", "2023-11-14 21:59:59.999999"),
+        ("1699999199999999.9", "2023-11-14 21:59:59.999999"),
+        ("1699999199999999999", "2023-11-14 21:59:59.999999"),
     ],
 )
 def test_times_are_read_to_the_microsecond(time: str, moment: str, tmp_path: Path) -> None:
@@ -60,6 +67,15 @@ def test_a_given_zone_is_that_of_times_without_one(zone: str, moment: str, tmp_p
     assert loaded["timezone"].lower() == f"utc (times without a zone are {zone}, as given)".lower()
 
 
+@pytest.mark.parametrize(
+    ("time", "moment"),
+    [("2025-03-30 02:30:00", "2025-03-30 01:30:00"), ("2025-10-26 02:30:00", "2025-10-26 01:30:00")], ids=["skipped", "twice"],
+)  # fmt: skip
+def test_a_time_that_a_clock_does_not_show_or_shows_twice_is_read_as_documented(time: str, moment: str, tmp_path: Path) -> None:
+    bench.load(tmp_path, f"time,model,input,output\n{time},{ROW}\n".encode(), zone="Europe/Berlin")
+    assert read(tmp_path)[0]["time"] == datetime.fromisoformat(moment)
+
+
 def test_a_zone_in_each_time_needs_no_assumption(tmp_path: Path) -> None:
     loaded = bench.load(tmp_path, f"time,model,input,output\n2025-07-01T10:00:00+02:00,{ROW}\n".encode())
     assert (loaded["timezone"], loaded["assumptions"]) == ("UTC (each time names its zone)", [])
@@ -75,6 +91,7 @@ def test_a_zone_in_each_time_needs_no_assumption(tmp_path: Path) -> None:
         '"time","model","input","output"\n"2025-01-01","gpt-4o","10","5"\n\n',
         "\n\ntime,model,input,output\n\n2025-01-01, gpt-4o , 10 ,5.0\n",
         "time,model,input,output\r2025-01-01,gpt-4o,10,5\r",
+        "time,model,input,output\n2025-01-01,gpt-4o,10.00,5.0000\n",
         "time,model,input,output,\n2025-01-01,gpt-4o,10,5,\n",
         '"time\nof day",model,input,output\n2025-01-01,gpt-4o,10,5\n',
         '{"time":"2025-01-01","model":"gpt-4o","input":10,"output":5}',
@@ -99,8 +116,40 @@ def test_a_csv_with_mixed_ends_and_very_long_lines_is_read(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "usage.parquet"]
 
 
+@pytest.mark.parametrize("mixed", ["\r\n{}\n{}\r\n", "\n{}\r\n{}\n", "\r\n{}\r{}\n"])
+def test_mixed_ends_of_lines_are_read_as_fast_as_others(mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "raise_first", None)  # what reads row by row
+    rows = '2025-01-01 10:00,"gpt-4o",1,1', '"2025-01-02 10:00","gpt-4o",2,"2"'
+    bench.load(tmp_path, f"time,model,input,output{mixed}".format(*rows).encode())
+    assert [row["input_tokens"] for row in read(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_lines_are_counted_across_the_blocks_that_a_file_is_read_in(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "log"
+    text = "".join(f"{number},{'x' * 331}{end}" for number in range(1, 41))
+    path.write_bytes(text.encode())
+    file = reading.Plain(path, "a.csv", "csv", "none", 1)
+    assert [(line, int(record[0])) for line, record in reading.records(file, ",")] == [(number, number) for number in range(1, 41)]
+    path.write_bytes(f"{text}{'x' * 1001}{end}y{end}".encode())
+    with pytest.raises(errors.TooLarge, match="line 41: longer than 1,000 bytes"):
+        list(reading.records(file, ","))
+
+
+def test_a_parquet_file_may_have_any_column(tmp_path: Path) -> None:
+    kinds = {"time": "VARCHAR", "input_tokens": "DECIMAL(18,3)", "output_tokens": "BIGINT", "file_row_number": "BIGINT", "row": "BIGINT"}
+    good = logs.parquet(kinds, [["2025-01-01 10:00"] * 3, [12, 1000, 100], [1, 2, 3], [7, 7, 7], [8, 8, 8]])
+    bench.load(tmp_path, good)
+    assert sorted(row["input_tokens"] for row in read(tmp_path)) == [12, 100, 1000]
+    bad = logs.parquet(kinds, [["2025-01-01 10:00"] * 6000, [1] * 6000, [1] * 5000 + [-1] * 1000, [7] * 6000, [8] * 6000])
+    with pytest.raises(errors.InvalidPayload) as caught:
+        bench.load(tmp_path, bad)
+    assert (caught.value.details["row"], caught.value.details["column"]) == ("5001", "output_tokens")
+
+
 def test_columns_that_are_not_recognised_can_be_named(tmp_path: Path) -> None:
-    text = "when,who,time,in,out,from_cache\n2025-01-01,ann,3.5,10,5,4\n"
+    text = "when,who,time,in,out,from_cache\n2025-01-01 00:00,ann,3.5,10,5,4\n"
     given = {"time": "when", "user": "WHO", "input_tokens": "in", "output": "out", "cached": "from_cache"}
     loaded = bench.load(tmp_path, text.encode(), named=given, model="gpt-4o")
     (row,) = read(tmp_path)

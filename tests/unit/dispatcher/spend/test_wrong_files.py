@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from netra import errors
-from services.dispatcher.tools.spend import normal, reading
+from services.dispatcher.tools.spend import columns, normal, reading
 from tests.unit.dispatcher.spend import bench, logs
 
 HEAD = "time,model,input_tokens,output_tokens,cached_tokens,user\n"
@@ -38,15 +38,17 @@ def row(
 @pytest.mark.parametrize(
     ("content", "line", "said"),
     [
-        (b"", "1", "it is empty"),
+        (b"", "1", "my.log, line 1: it is empty"),
         (b" \n\n\t\n", "1", "it is empty"),
         (HEAD.encode(), "2", "no rows"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "3", "line 3 holds binary data"),
-        (b"PK\x03\x04\x14\0", None, "save the sheet as CSV"),
-        (b"%PDF-1.7\n", None, "it is a PDF"),
-        (b"\x28\xb5\x2f\xfd\0", None, "zstd; use gzip"),
-        ("time,input,output\n1,2,3\n".encode("utf-16"), None, "UTF-16; save it as UTF-8"),
-        (b'[{"time":1}]', "1", "one JSON object per line"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "3", "line 3: it holds binary data"),
+        (b"PK\x03\x04\x14\0", "1", "save the sheet as CSV"),
+        (b"%PDF-1.7\n", "1", "it is a PDF"),
+        (b"\x28\xb5\x2f\xfd\0", "1", "zstd; use gzip"),
+        ("time,input,output\n1,2,3\n".encode("utf-16"), "1", "UTF-16; save it as UTF-8"),
+        (b'[{"time":1}]', "1", "one JSON object per line: jq -c '.[]' log.json > log.jsonl"),
+        (b'{\n  "time": 1\n}\n', "1", "JSON over several lines. Write one object per line: jq -c . log.json > log.jsonl"),
+        (b'{\n  "data": [{"results": []}]\n}\n', "1", columns.PAGE),
         (b"PAR1 and then nothing of the sort", None, "may be truncated"),
         ((HEAD + GOOD * 3).encode() + "2025-01-01,gpt-4o,1,1,0,Zoé\n".encode("latin-1"), "5", "line 5, byte 27: not UTF-8"),
     ],
@@ -73,6 +75,8 @@ def test_what_is_no_log_at_all(content: bytes, line: str | None, said: str, tmp_
         (row(outputs="1234567890123"), "output_tokens", "output_tokens", "at most 12 digits"),
         (row(outputs="٣"), "output_tokens", "output_tokens", "must be written"),
         (row(outputs="1\x01"), "output_tokens", "output_tokens", "is not a number"),
+        (row(inputs="12.000", outputs="1.000"), "input_tokens", "input_tokens", "'12.000' may be thousands or a fraction"),
+        (row(inputs="1.234.000"), "input_tokens", "input_tokens", "'1.234.000' is not a number"),
         (row(cached="x"), "cached_tokens", "cached_input_tokens", "'x' is not a number"),
         (row(cached="11"), "cached_tokens", "cached_input_tokens", "11 cached tokens are more than the 10 input tokens"),
         (row(time=""), "time", "time", "is empty"),
@@ -84,6 +88,10 @@ def test_what_is_no_log_at_all(content: bytes, line: str | None, said: str, tmp_
         (row(time="20250101"), "time", "time", "cannot be read"),
         (row(time="1969-12-31T23:59:59Z"), "time", "time", "cannot be read"),
         (row(time="infinity"), "time", "time", "cannot be read"),
+        (row(time="2025-01-01Z"), "time", "time", "cannot be read"),
+        (row(time="20240501120000"), "time", "time", "would be milliseconds since 1970, in the year 2611; write ISO 8601, such as 2024"),
+        (row(time="100000000"), "time", "time", "would be seconds since 1970, in the year 1973"),
+        (row(time="99999999999999999"), "time", "time", "would be microseconds since 1970, in the year 5138"),
         (row(time="2025-01-01T10:00:00"), "time", "time", "has no time zone, line 2 has one; say the zone"),
         (row(model="m\x07"), "model", "model", "has control characters"),
         (row(model="m" * 513), "model", "model", "longer than 512 characters"),
@@ -160,6 +168,18 @@ def test_a_line_of_json_is_named(bad: str, details: dict[str, str], said: str, b
         ("a,b\n1,2\n", {"field": "columns.time", "line": "1"}, "none of them says time or input or output. Found a, b."),
         ("time,input_tokens\n1,2\n", {"field": "columns.output", "line": "1"}, "none of them says output"),
         ("time,ts,input,output\n1,1,1,1\n", {"field": "columns.time", "column": "time"}, "'time' and 'ts' could each be the time"),
+        (
+            "TIMESTAMP,ContextTokens,GeneratedTokens,context_tokens\n1,1,1,1\n",
+            {"field": "columns.input", "column": "ContextTokens"},
+            "'ContextTokens' and 'context_tokens' could each be the input",
+        ),
+        (
+            '{"start_time":1730419200,"end_time":1730505600,"results":[{"input_tokens":1}]}\n',
+            {"field": "columns.input", "line": "1"},
+            "this is a page of a usage interface. Write one of its results on each line: jq",
+        ),
+        ('{"object":"page","data":[],"has_more":false}\n', {"field": "columns.time", "line": "1"}, columns.PAGE),
+        ("\n\na,b\n1,2\n", {"field": "columns.time", "line": "3"}, "none of them says time"),
         ("time,Model,model,input,output\n1,,,1,1\n", {"field": "columns.model", "column": "Model"}, "inputs.columns = {'model': 'NAME'}"),
     ],
 )
@@ -231,13 +251,13 @@ PARQUET = {"time": "VARCHAR", "input_tokens": "DOUBLE", "output_tokens": "BIGINT
     ],
 )
 def test_a_row_of_parquet_is_named(time: str, inputs: float, outputs: int | None, column: str, said: str, tmp_path: Path) -> None:
-    columns: Sequence[Sequence[object]] = [
+    cells: Sequence[Sequence[object]] = [
         ["2025-01-01T10:00:00Z"] * 5000 + [time],
         [1.0] * 5000 + [inputs],
         [1] * 5000 + [outputs],
         ["gpt-4o"] * 5001,
     ]
-    error = refused(tmp_path, logs.parquet(PARQUET, columns))
+    error = refused(tmp_path, logs.parquet(PARQUET, cells))
     assert (error.details["row"], error.details["column"]) == ("5001", column)
     assert said in error.message
 

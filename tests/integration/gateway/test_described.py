@@ -1,0 +1,158 @@
+"""GET /openapi.json is true: every route is called as it says, and answers what it says."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema_rs
+import pytest
+
+from gateway import rpc
+from netra import ids
+from tests.fixtures import oidc
+from tests.fixtures.storage import Services
+from tests.fixtures.users import User
+from tests.integration.gateway.conftest import bearer
+
+_PAGE = "https://app.netra.example/signed-in"
+# what a gateway says that is about to stop or has lost a service
+_NOT_CALLED = {("GET /readyz", "503")}
+
+
+@dataclass(slots=True)
+class Client:
+    """Calls routes, and holds each call and its answer against the description."""
+
+    http: httpx.AsyncClient
+    described: dict[str, Any]
+    user: User
+    seen: set[tuple[str, str]] = field(default_factory=set)
+    kinds: set[tuple[str, str]] = field(default_factory=set)
+
+    async def call(self, name: str, *, path: dict[str, str] | None = None, signed: bool = True, **more: Any) -> httpx.Response:
+        """Call a route by its name in the table."""
+        method, _, address = name.partition(" ")
+        told = self.described["paths"][address][method.lower()]
+        assert signed == (told.get("security") != []), name
+        self._asked_as_told(name, told, path or {}, more)
+        headers = more.pop("headers", {}) | (bearer(self.user) if signed else {})
+        answer = await self.http.request(method, address.format(**(path or {})), headers=headers, **more)
+        self._answered_as_told(name, told, answer)
+        return answer
+
+    def _asked_as_told(self, name: str, told: dict[str, Any], path: dict[str, str], more: dict[str, Any]) -> None:
+        given = {("path", one) for one in path} | {("query", one) for one in more.get("params", {})}
+        given |= {("header", one) for one in more.get("headers", {}) if one not in ("Accept", "Content-Type")}
+        known = {(one["in"], one["name"]): one for one in told.get("parameters", ())}
+        assert given <= set(known), name
+        assert {where for where, one in known.items() if one["required"]} <= given, name
+        if "json" in more:
+            self._fits(told["requestBody"]["content"]["application/json"]["schema"], more["json"])
+        elif "data" in more:
+            self._fits(told["requestBody"]["content"]["application/x-www-form-urlencoded"]["schema"], more["data"])
+        else:
+            assert ("content" in more) == ("requestBody" in told), name
+
+    def _answered_as_told(self, name: str, told: dict[str, Any], answer: httpx.Response) -> None:
+        status = str(answer.status_code)
+        assert status in told["responses"], (name, status, answer.text)
+        self.seen.add((name, status))
+        kinds = told["responses"][status].get("content", {})
+        kind = answer.headers.get("content-type", "").partition(";")[0]
+        assert bool(kinds) == bool(answer.content), (name, status)
+        if kinds:
+            assert {kind, "*/*"} & set(kinds), (name, kind)
+            self.kinds.add((name, kind))
+        if kind == "application/json" and kind in kinds:
+            self._fits(kinds[kind]["schema"], answer.json())
+
+    def _fits(self, schema: dict[str, Any], value: Any) -> None:
+        jsonschema_rs.validate({**schema, "components": self.described["components"]}, value)
+
+
+@pytest.fixture
+async def client(services: Services, tmp_path: Path) -> AsyncIterator[tuple[Client, str]]:
+    """The whole of Netra in this process, and an outside provider that knows it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    base = f"http://127.0.0.1:{port}"
+    with oidc.provider(f"{base}/auth/oidc/callback") as provider:
+        entries = {"corp": provider.entry(create_users=True, redirects=[_PAGE])}
+        await services.auth(oidc_providers=oidc.write(tmp_path / "oidc.json", **entries))
+        await services.context()
+        await services.events()
+        await services.dispatcher()
+        await services.gateway(port=port)
+        async with httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as http:
+            described = (await http.get("/openapi.json")).json()
+            yield Client(http, described, await services.user()), f"{base}/auth/oidc/callback"
+
+
+async def _open_to_all(client: Client) -> None:
+    for name in ("GET /", "GET /healthz", "GET /readyz", "GET /metrics", "GET /.well-known/jwks.json", "GET /openapi.json"):
+        await client.call(name, signed=False)
+
+
+async def _runs(client: Client) -> None:
+    key = {"Idempotency-Key": ids.uuid7()}
+    body = {"agent": "text-analyst", "user_request": "Some text.", "inputs": {}, "on_busy": "enqueue", "deadline_s": 20.5}
+    run = (await client.call("POST /v1/runs", json=body, headers=key)).json()
+    mine, events = {"run_id": run["run_id"]}, "GET /v1/runs/{run_id}/events"
+    await client.call(events, path=mine, headers={"Accept": "text/event-stream", "Last-Event-ID": "0"})
+    await client.call(events, path=mine, params={"after": 1, "limit": 3})
+    await client.call("GET /v1/runs/{run_id}", path=mine)
+    await client.call("POST /v1/runs/{run_id}:cancel", path=mine)
+    await client.call("GET /v1/runs", params={"page_size": 1, "thread_id": run["thread_id"], "state": "completed"})
+    await client.call("GET /v1/threads", params={"page_size": 1, "page_token": ""})
+    await client.call("GET /v1/threads/{thread_id}/messages", path={"thread_id": run["thread_id"]}, params={"page_size": 5})
+    await client.call("GET /v1/tools", params={"text": "words", "tag": ""})
+    await client.call("GET /v1/agents")
+    await client.call("GET /v1/me")
+
+
+async def _artifacts(client: Client) -> None:
+    key = {"Idempotency-Key": ids.uuid7(), "Content-Type": "text/csv"}
+    kept = (await client.call("POST /v1/artifacts", params={"name": "a.csv"}, content=b"a,b\n1,2\n", headers=key)).json()
+    mine = {"artifact_id": kept["artifact_id"]}
+    await client.call("GET /v1/artifacts", params={"page_size": 1})
+    assert (await client.call("GET /v1/artifacts/{artifact_id}", path=mine)).content == b"a,b\n1,2\n"
+    part = await client.call("GET /v1/artifacts/{artifact_id}", path=mine, headers={"Range": "bytes=4-", "If-Range": f'"{kept["sha256"]}"'})
+    assert (part.status_code, part.content) == (206, b"1,2\n")
+    await client.call("DELETE /v1/artifacts/{artifact_id}", path=mine)
+
+
+async def _outside(client: Client, callback: str) -> None:
+    for redirect in ({"redirect_uri": _PAGE}, {}):
+        began = await client.call("GET /auth/oidc/start", signed=False, params={"provider": "corp", **redirect})
+        back = await oidc.sign_in(began.headers["location"], "ada", callback)
+        await client.call("GET /auth/oidc/callback", signed=False, params=back)
+
+
+async def _sign_in_and_out(client: Client) -> None:
+    body = {"email": client.user.email, "password": client.user.password}
+    tokens = (await client.call("POST /auth/login", signed=False, json=body)).json()
+    tokens = (await client.call("POST /auth/refresh", signed=False, json={"refresh_token": tokens["refresh_token"]})).json()
+    form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+    await client.call("POST /auth/token", signed=False, data=form)
+    await client.call("POST /auth/logout")
+
+
+async def test_every_route_answers_what_is_said_of_it(client: tuple[Client, str]) -> None:
+    one, callback = client
+    await _outside(one, callback)
+    for step in (_open_to_all, _runs, _artifacts, _sign_in_and_out):
+        await step(one)
+    remote = {method.path for method in rpc.methods()}
+    routes = {f"{method.upper()} {path}": told for path, found in one.described["paths"].items() for method, told in found.items()}
+    said = {(name, status) for name, told in routes.items() for status in told["responses"]}
+    said = {(name, status) for name, status in said if status != "default" and name.partition(" ")[2] not in remote}
+    # nothing is said that no call saw, and the other way round
+    assert one.seen == said - _NOT_CALLED
+    events = {kind for name, kind in one.kinds if name == "GET /v1/runs/{run_id}/events"}
+    assert events == {"application/json", "text/event-stream"}
