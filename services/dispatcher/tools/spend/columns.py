@@ -280,7 +280,7 @@ def _fill(roles: dict[Role, tuple[Column, ...]], role: Role, columns: tuple[Colu
         if Role.CACHE_READ in roles and Role.CACHE_READ not in given and _key(columns[0].name) in certain:
             raise _twice(roles[Role.CACHE_READ][0], columns[0])
     elif role is Role.WRITTEN and beside:
-        if not {Role.CACHE_WRITE, Role.CACHE_WRITE_5M, Role.CACHE_WRITE_1H} & roles.keys():
+        if not {Role.CACHE_WRITE, Role.CACHE_WRITE_5M, Role.CACHE_WRITE_1H} & {*roles, *given}:
             roles[Role.CACHE_WRITE] = columns
     else:
         roles[role] = columns
