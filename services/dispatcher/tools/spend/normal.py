@@ -240,7 +240,8 @@ def _of_tokens(mapped: Mapped) -> Iterator[str]:
     for role, what in ((Role.CACHED, "Cached tokens"), (Role.WRITTEN, "Tokens written to a cache")):
         if role in mapped.roles:
             yield f"{what} ({' or '.join(column.name for column in mapped.roles[role])}) are a part of the input tokens."
-    if any(role in mapped.roles for role in columns.BESIDE):
+    lasting = Role.WRITTEN not in mapped.roles and {Role.CACHE_WRITE_5M, Role.CACHE_WRITE_1H} & mapped.roles.keys()
+    if lasting or {Role.CACHE_READ, Role.CACHE_WRITE} & mapped.roles.keys():
         yield "Tokens read from and written to the cache come on top of the counted input, and are added to it."
     if Role.CACHE_WRITE in mapped.roles or Role.WRITTEN in mapped.roles:
         yield "Cache writes that do not say how long they last are taken as five minutes."

@@ -216,6 +216,21 @@ def test_the_caller_says_whether_writes_are_counted(tmp_path: Path) -> None:
     assert cost(tmp_path, text, named=named)[1] == price("claude-sonnet-4-5", uncounted)
 
 
+def test_what_is_assumed_of_the_cache_is_said_as_it_is_read(tmp_path: Path) -> None:
+    beside = "Tokens read from and written to the cache come on top of the counted input, and are added to it."
+    usage = {"prompt_tokens": 1400, "completion_tokens": 0, "cache_creation_input_tokens": 400, **HOUR}
+    litellm, _ = cost(tmp_path, lines([CLAUDE | {"usage": usage}]))
+    assert beside not in litellm["assumptions"]
+    assert "Tokens written to a cache (usage.cache_creation_input_tokens) are a part of the input tokens." in litellm["assumptions"]
+    assert beside in cost(tmp_path, lines([REPORT | HOUR]))[0]["assumptions"]
+
+
+def test_cached_tokens_beside_writes_that_come_on_top_are_read(tmp_path: Path) -> None:
+    row = _flat(cached_tokens=600, cache_creation_input_tokens=400)
+    wanted = {"input_tokens": 1400, "output_tokens": 5, "cache_read_tokens": 600, "cache_write_tokens": 400}
+    assert cost(tmp_path, lines([row]))[1] == price("claude-sonnet-4-5", wanted)
+
+
 def test_a_late_column_that_makes_a_log_ambiguous_is_refused_as_an_early_one_is(tmp_path: Path) -> None:
     rows = [_flat(cached_tokens=1)] * 1100 + [_flat(cache_read_input_tokens=1)]
     with pytest.raises(errors.InvalidPayload, match="both tell of tokens from a cache"):

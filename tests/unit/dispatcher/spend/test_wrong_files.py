@@ -273,3 +273,5 @@ def test_a_parquet_file_that_is_cut_or_damaged(tmp_path: Path) -> None:
     assert "it may be damaged" in refused(tmp_path, bytes(damaged)).message
     empty = logs.parquet({"time": "VARCHAR", "input": "BIGINT", "output": "BIGINT"}, [[], [], []])
     assert "it has no rows" in refused(tmp_path, empty).message
+    unknown = logs.parquet({"a": "VARCHAR"}, [["x"]])
+    assert refused(tmp_path, unknown).details == {"field": "columns.time"}  # no line of it names the columns
