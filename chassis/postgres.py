@@ -22,6 +22,8 @@ _TRANSIENT = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNow
 _AWAY = (
     OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError,
     asyncpg.InsufficientResourcesError, asyncpg.TransactionRollbackError, asyncpg.ReadOnlySQLTransactionError,
+    # a connection that was lost between two statements
+    asyncpg.InternalClientError,
 )  # fmt: skip
 _UNFIT = (asyncpg.DataError, asyncpg.exceptions._base.DataError, asyncpg.IntegrityConstraintViolationError)
 

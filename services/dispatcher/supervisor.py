@@ -203,7 +203,8 @@ class Supervisor:
             self._woken.clear()
             if not await self._claim():
                 try:
-                    await asyncio.wait_for(self._woken.wait(), self._limits.poll_s)
+                    async with asyncio.timeout(self._limits.poll_s):
+                        await self._woken.wait()
                 except TimeoutError:
                     continue
 
@@ -301,7 +302,8 @@ class Supervisor:
         while self._running and time.monotonic() < deadline:
             self._woken.clear()
             try:
-                await asyncio.wait_for(self._woken.wait(), 0.1)
+                async with asyncio.timeout(0.1):
+                    await self._woken.wait()
             except TimeoutError:
                 continue
         await self._tasks.close()
