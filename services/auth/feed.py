@@ -55,7 +55,8 @@ class Watcher:
     async def _next(self) -> auth_pb2.WatchTrustResponse | None:
         while True:
             try:
-                return await asyncio.wait_for(self._waiting.get(), self._heartbeat_s)
+                async with asyncio.timeout(self._heartbeat_s):
+                    return await self._waiting.get()
             except TimeoutError:
                 # silence where nobody knows whether anything changed: followers become careful
                 if self._current():

@@ -193,7 +193,9 @@ async def _follow(told: feed.Feed, signing: keys.Keys, woken: asyncio.Event) -> 
     """Notice what other replicas did, rotate keys when it is time."""
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(woken.wait(), _POLL_S)
+            # not `wait_for`: Python 3.11's can lose a cancel that comes with what it waits for
+            async with asyncio.timeout(_POLL_S):
+                await woken.wait()
         woken.clear()
         try:
             await signing.rotate_if_due()

@@ -126,5 +126,6 @@ async def _swept(system: SystemStore, left_over: asyncio.Event) -> None:
         except errors.NetraError as error:
             _log.warning("left-over files could not be removed yet", code=error.code)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(left_over.wait(), _SWEEP_S)
+            async with asyncio.timeout(_SWEEP_S):
+                await left_over.wait()
         left_over.clear()

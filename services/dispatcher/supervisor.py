@@ -203,7 +203,6 @@ class Supervisor:
         while True:
             self._woken.clear()
             if not await self._claim():
-                # not wait_for: before Python 3.12 that loses a cancel that comes together with the event
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._limits.poll_s):
                         await self._woken.wait()

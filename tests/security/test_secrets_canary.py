@@ -104,8 +104,7 @@ async def _lived(did: traffic.Traffic, wrong: dict[str, dict[str, str]]) -> dict
         await did.outside()
         await did.without_stores(token, refresh_token)
         await did.refreshing(token, refresh_token)
-        # what was refused is told once a second
-        await asyncio.sleep(1.5)
+        await did.told()
         places = {"audit": await asyncio.to_thread(did.audit), **await did.metrics()}
         places |= await canaries.tables(did.system.database_url)
         places |= await canaries.keys(did.system.valkey_admin_url)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fixtures import sockets
-from tests.fixtures.stack import Standalone, System, gateway_url
+from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser
 
 LOG = """time,model,user,input_tokens,output_tokens
@@ -107,12 +107,13 @@ def test_artifacts_are_listed_downloaded_and_deleted(command: Command, log: str,
     assert command("artifacts", "delete", kept["artifact_id"]).returncode == 1
 
 
-def test_the_trace_of_a_run_is_drawn(command: Command, system: System, log: str) -> None:
-    if not isinstance(system, Standalone):
-        pytest.skip("the traces of the containers are in a volume of theirs")
+def test_the_trace_of_a_run_is_drawn(command: Command, system: System, log: str, tmp_path: Path) -> None:
     last = frames(command("run", "triage", "--file", log, "--json"))[-1]
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    (traces / "all.jsonl").write_text("\n".join(system.trace_lines()))
     for name in (last["correlation_id"], last["run_id"], last["trace_id"]):
-        done = command("trace", name, "--dir", str(system.folder / "traces"))
+        done = command("trace", name, "--dir", str(traces))
         assert done.returncode == 0, done.stderr
         for span in ("ws START_AGENT", "run triage", "tool usage_load", "ContextService/GetArtifact"):
             assert re.search(rf"{span}.*█.*ok", done.stdout), span

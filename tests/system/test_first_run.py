@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from tests.fixtures import sockets
-from tests.fixtures.stack import System, gateway_url
+from tests.fixtures.stack import System, gateway_url, spans_of
 from tests.fixtures.users import NewUser
 
 TEXT = "Rivers carry water. Water carries boats, and boats carry people."
@@ -122,7 +122,7 @@ async def test_one_request_is_one_trace_through_every_part(system: System, new_u
     tools = {"tool text_statistics", "tool text_keywords"}
     async with asyncio.timeout(20):
         while True:
-            spans = [span for span in await asyncio.to_thread(system.spans) if span["traceId"] == trace_id]
+            spans = [span for span in await asyncio.to_thread(spans_of, system) if span["traceId"] == trace_id]
             names = {span["name"] for span in spans}
             if {span["service"] for span in spans} >= wanted and names >= tools and any(name.startswith("run ") for name in names):
                 break

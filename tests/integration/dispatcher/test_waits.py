@@ -49,11 +49,12 @@ async def brief() -> str:
     return "done"
 
 
-@tool(timeout_s=30)
-async def long() -> str:
-    """Takes its time."""
-    await asyncio.sleep(4)
-    return "done"
+@tool(timeout_s=60)
+async def linger(mark: str) -> str:
+    """Takes as long as the test wants."""
+    BEGAN[mark].set()
+    await RELEASED[mark].wait()
+    return mark
 
 
 @agent("held")
@@ -63,7 +64,7 @@ async def held(turn: Turn) -> None:
     await asyncio.Event().wait()
 
 
-MORE: dict[str, Any] = {"agents": [held], "tools": [occupy, brief, long], "tool_processes": 1}
+MORE: dict[str, Any] = {"agents": [held], "tools": [occupy, brief, linger], "tool_processes": 1}
 
 
 async def call(runs: Runs, user: User, name: str, **arguments: object) -> dispatcher_pb2.ExecuteToolResponse:
@@ -76,18 +77,16 @@ async def test_a_call_that_waits_longer_than_its_tool_may_take_is_not_taken_for_
     services: Services, stores: Standalone, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # its lease without renewal: the tool's time and this
-    monkeypatch.setattr(supervisor, "_TOOL_GRACE_S", 3.0)
-    await services.all(**MORE)
+    monkeypatch.setattr(supervisor, "_TOOL_GRACE_S", 12.0)
+    await services.all(**MORE, lease_s=12.0)
     runs, user, mark = Runs(services), await services.user(), new_mark()
-    # another process that would take over
-    await services.dispatcher(**MORE)
     url = prepare.on_database(stores.postgres_admin_url, database)
-    query = "SELECT count(*) FROM dispatcher.runs WHERE agent = 'brief' AND created_at < now() - interval '4 seconds'"
+    query = "SELECT count(*) FROM dispatcher.runs WHERE agent = 'brief' AND lease_until > created_at + interval '13 seconds'"
     async with asyncio.TaskGroup() as group, asyncio.timeout(50), postgres.connection(url) as admin:
         first = group.create_task(call(runs, user, "occupy", mark=mark))
         await BEGAN[mark].wait()
         second = group.create_task(call(runs, user, "brief"))
-        while not await admin.value(query):  # noqa: ASYNC110 - time itself is waited for
+        while not await admin.value(query):  # noqa: ASYNC110 - what PostgreSQL says is waited for
             await asyncio.sleep(0.05)
         RELEASED[mark].set()
     assert (first.result().status, second.result().status) == ("success", "success")
@@ -146,11 +145,16 @@ async def test_a_cancel_of_a_run_elsewhere_is_answered_while_valkey_hangs(servic
 
 async def test_over_http_a_tool_has_its_own_time_and_not_that_of_other_calls(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     await services.all(**MORE)
-    user, gateway = await services.user(), await services.gateway()
-    body = {"request_id": ids.uuid7(), "tool_name": "long", "arguments": base64.b64encode(b"{}").decode()}
-    # what any other call may take: less than this tool does
-    monkeypatch.setattr(channel, "DEFAULT_TIMEOUT_S", 2.0)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", timeout=60) as http:
-        path = "/rpc/netra.dispatcher.v1.DispatcherService/ExecuteTool"
-        answer = await http.post(path, json=body, headers={"Authorization": f"Bearer {user.token}"})
-    assert (answer.status_code, answer.json().get("status")) == (200, "success")
+    user, gateway, mark = await services.user(), await services.gateway(), new_mark()
+    given = base64.b64encode(json.dumps({"mark": mark}).encode()).decode()
+    body = {"request_id": ids.uuid7(), "tool_name": "linger", "arguments": given}
+    # what any other call may take
+    monkeypatch.setattr(channel, "DEFAULT_TIMEOUT_S", 1.0)
+    path, headers = "/rpc/netra.dispatcher.v1.DispatcherService/ExecuteTool", {"Authorization": f"Bearer {user.token}"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", timeout=60) as http, asyncio.TaskGroup() as group:
+        answer = group.create_task(http.post(path, json=body, headers=headers))
+        await asyncio.wait_for(BEGAN[mark].wait(), 20)
+        # another call has all the time of other calls, from here on, and ends with it
+        assert not (await asyncio.wait({answer}, timeout=channel.DEFAULT_TIMEOUT_S * 2))[0]
+        RELEASED[mark].set()
+    assert (answer.result().status_code, answer.result().json().get("status")) == (200, "success")

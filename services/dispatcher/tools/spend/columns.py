@@ -275,12 +275,12 @@ def _generic(role: Role, free: Mapping[str, list[Column]], home: str) -> tuple[C
 def _fill(roles: dict[Role, tuple[Column, ...]], role: Role, columns: tuple[Column, ...], given: Collection[Role]) -> None:
     """Take what any log may call a role, unless it would be counted twice: a log counts its cache beside the input or in it, not both."""
     beside = [other for other in BESIDE if other in roles]
-    if role is Role.CACHED and beside:
+    if role is Role.CACHED and Role.CACHE_READ in roles:
         certain = {_key(name) for name in GENERIC[role][0]}
-        if Role.CACHE_READ in roles and Role.CACHE_READ not in given and _key(columns[0].name) in certain:
+        if Role.CACHE_READ not in given and _key(columns[0].name) in certain:
             raise _twice(roles[Role.CACHE_READ][0], columns[0])
     elif role is Role.WRITTEN and beside:
-        if not {Role.CACHE_WRITE, Role.CACHE_WRITE_5M, Role.CACHE_WRITE_1H} & roles.keys():
+        if not {Role.CACHE_WRITE, Role.CACHE_WRITE_5M, Role.CACHE_WRITE_1H} & {*roles, *given}:
             roles[Role.CACHE_WRITE] = columns
     else:
         roles[role] = columns

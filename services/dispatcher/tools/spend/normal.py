@@ -81,8 +81,8 @@ def load(folder: Path, path: Path, name: str, *, model: str = "", named: Mapping
             wanted = Wanted(model.strip(), named or {}, _zone(connection, zone))
             log = _mapped(path, file, reading.layout(connection, file), wanted)
             log, found = _read(connection, log)
-            if found.late:
-                log, found = _read(connection, _mapped(path, log.file, _with_late(connection, log), wanted, again=True))
+            if found.late and (came := _came(connection, log)):
+                log, found = _read(connection, _mapped(path, log.file, replace(log.layout, columns=(*log.layout.columns, *came)), wanted))
             _check(connection, log, found)
             found = _named_tiers(connection, log, found)
         log.part().replace(folder / USAGE)
@@ -92,17 +92,15 @@ def load(folder: Path, path: Path, name: str, *, model: str = "", named: Mapping
     return _loaded(log, found)
 
 
-def _mapped(path: Path, file: reading.Plain, layout: reading.Layout, wanted: Wanted, *, again: bool = False) -> Log:
+def _mapped(path: Path, file: reading.Plain, layout: reading.Layout, wanted: Wanted) -> Log:
     line = {"csv": layout.skip, "jsonl": 1, "parquet": 0}[file.format]
     mapped = columns.mapped(layout.columns, wanted.columns, line=line)
-    later = columns.later(layout.columns, mapped) if file.format == "jsonl" and not again else ()
-    return Log(path, file, layout, mapped, wanted, later)
+    return Log(path, file, layout, mapped, wanted, columns.later(layout.columns, mapped) if file.format == "jsonl" else ())
 
 
-def _with_late(connection: duckdb.DuckDBPyConnection, log: Log) -> reading.Layout:
-    """The columns of the first rows and those that only later ones have: what the rows mean is decided once more."""
-    came = duck.row(connection, query.came(log.file, log.later))
-    return replace(log.layout, columns=(*log.layout.columns, *itertools.compress(log.later, came)))
+def _came(connection: duckdb.DuckDBPyConnection, log: Log) -> list[Column]:
+    """Columns that only later rows have: what the rows mean is decided once more with them."""
+    return list(itertools.compress(log.later, duck.row(connection, query.came(log.file, log.later))))
 
 
 def _read(connection: duckdb.DuckDBPyConnection, log: Log) -> tuple[Log, Found]:
@@ -242,7 +240,8 @@ def _of_tokens(mapped: Mapped) -> Iterator[str]:
     for role, what in ((Role.CACHED, "Cached tokens"), (Role.WRITTEN, "Tokens written to a cache")):
         if role in mapped.roles:
             yield f"{what} ({' or '.join(column.name for column in mapped.roles[role])}) are a part of the input tokens."
-    if any(role in mapped.roles for role in columns.BESIDE):
+    lasting = Role.WRITTEN not in mapped.roles and {Role.CACHE_WRITE_5M, Role.CACHE_WRITE_1H} & mapped.roles.keys()
+    if lasting or {Role.CACHE_READ, Role.CACHE_WRITE} & mapped.roles.keys():
         yield "Tokens read from and written to the cache come on top of the counted input, and are added to it."
     if Role.CACHE_WRITE in mapped.roles or Role.WRITTEN in mapped.roles:
         yield "Cache writes that do not say how long they last are taken as five minutes."

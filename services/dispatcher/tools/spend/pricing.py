@@ -37,9 +37,10 @@ _CONTEXTS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 # what else may stand before the `/` of a model's name: the names of gateways for the providers of the list
 ALIASES = {
-    "amazon": "aws", "azure_ai": "azure", "azure_openai": "azure", "bedrock": "aws", "fireworks_ai": "fireworks", "gemini": "google",
-    "github_copilot": "github-copilot", "mistralai": "mistral", "models": "google", "moonshot": "moonshotai", "together_ai": "together",
-    "vertex_ai": "google", "voyage": "voyageai", "xai": "x-ai",
+    "amazon": "aws", "amazon-bedrock": "aws", "azure-openai": "azure", "azure_ai": "azure", "azure_openai": "azure", "bedrock": "aws",
+    "cohere_chat": "cohere", "fireworks_ai": "fireworks", "gemini": "google", "github_copilot": "github-copilot",
+    "google-ai-studio": "google", "google-vertex": "google", "mistralai": "mistral", "models": "google", "moonshot": "moonshotai",
+    "together_ai": "together", "vertex": "google", "vertex_ai": "google", "voyage": "voyageai", "xai": "x-ai",
 }  # fmt: skip
 _DAY_US = 86_400_000_000
 _FAR = 2**62

@@ -22,8 +22,9 @@ Columns = Annotated[
     dict[str, str] | None,
     Field(
         max_length=32,
-        description="Columns that are not recognised: role to name. Roles are time, model, user, input, output, cached, cache_read,"
-        " cache_write, requests; an empty name says that there is none.",
+        description="Columns that are not recognised: role to name. Roles are time, end, model, user, input, output, cached,"
+        " written, cache_read, cache_write, cache_write_5m, cache_write_1h, input_audio, cached_audio, output_audio, web_searches,"
+        " requests, service_tier, batch, speed, batch_id; an empty name says that there is none.",
     ),
 ]
 Timezone = Annotated[str, Field(max_length=64, description="The zone of times that name none, such as Europe/Berlin or +02:00.")]

@@ -12,6 +12,7 @@ import pytest
 from genai_prices import Usage, calc_price
 
 from netra import errors
+from services.dispatcher.tools.spend import reading
 from tests.unit.dispatcher.spend import bench, recount
 
 TIME = datetime(2025, 10, 1, tzinfo=UTC)
@@ -186,14 +187,48 @@ PLAIN = {"input_tokens": 1000, "output_tokens": 5}
     ids=["wrapped", "flat read", "flat write", "flat openai", "mixed", "generic read", "generic write"],
 )
 def test_columns_that_only_later_rows_have_mean_what_they_would_have_meant_at_once(
-    make: Callable[..., dict[str, Any]], late: dict[str, Any], usage: dict[str, int], model: str, tmp_path: Path
+    make: Callable[..., dict[str, Any]],
+    late: dict[str, Any],
+    usage: dict[str, int],
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = make()
-    with_late = make(**late)
-    for rows in ([first] * 1100 + [with_late], [with_late] + [first] * 1100):
-        loaded, total = cost(tmp_path, lines(rows))
-        assert total == price(model, usage, *[PLAIN] * 1100)
-    assert loaded["rows"] == 1101
+    monkeypatch.setattr(reading, "_SAMPLE_ROWS", 2)
+    for rows in ([make(), make(), make(**late)], [make(**late), make(), make()]):
+        assert cost(tmp_path, lines(rows))[1] == price(model, usage, PLAIN, PLAIN)
+
+
+def test_a_name_in_a_text_is_no_late_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_SAMPLE_ROWS", 1)
+    late = {**_flat(), "prompt": '{"cache_read_input_tokens": 5}', "service_tier": None, "other": {"cached_tokens": 7}}
+    loaded, total = cost(tmp_path, lines([_flat(), late]))
+    assert total == price("claude-sonnet-4-5", PLAIN, PLAIN)
+    assert set(loaded["columns"]) == {"time", "input_tokens", "output_tokens", "model"}
+
+
+def test_the_caller_says_whether_writes_are_counted(tmp_path: Path) -> None:
+    text = "time,model,input,output,from_cache,cache_write_tokens\n2025-10-01T00:00:00Z,claude-sonnet-4-5,1000,5,300,400\n"
+    beside = {"input_tokens": 1700, "output_tokens": 5, "cache_read_tokens": 300, "cache_write_tokens": 400}
+    assert cost(tmp_path, text, named={"cache_read": "from_cache"})[1] == price("claude-sonnet-4-5", beside)
+    uncounted = {"input_tokens": 1300, "output_tokens": 5, "cache_read_tokens": 300}
+    named = {"cache_read": "from_cache", "cache_write": ""}
+    assert cost(tmp_path, text, named=named)[1] == price("claude-sonnet-4-5", uncounted)
+
+
+def test_what_is_assumed_of_the_cache_is_said_as_it_is_read(tmp_path: Path) -> None:
+    beside = "Tokens read from and written to the cache come on top of the counted input, and are added to it."
+    usage = {"prompt_tokens": 1400, "completion_tokens": 0, "cache_creation_input_tokens": 400, **HOUR}
+    litellm, _ = cost(tmp_path, lines([CLAUDE | {"usage": usage}]))
+    assert beside not in litellm["assumptions"]
+    assert "Tokens written to a cache (usage.cache_creation_input_tokens) are a part of the input tokens." in litellm["assumptions"]
+    assert beside in cost(tmp_path, lines([REPORT | HOUR]))[0]["assumptions"]
+
+
+def test_cached_tokens_beside_writes_that_come_on_top_are_read(tmp_path: Path) -> None:
+    row = _flat(cached_tokens=600, cache_creation_input_tokens=400)
+    wanted = {"input_tokens": 1400, "output_tokens": 5, "cache_read_tokens": 600, "cache_write_tokens": 400}
+    assert cost(tmp_path, lines([row]))[1] == price("claude-sonnet-4-5", wanted)
 
 
 def test_a_late_column_that_makes_a_log_ambiguous_is_refused_as_an_early_one_is(tmp_path: Path) -> None:

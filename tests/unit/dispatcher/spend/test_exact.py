@@ -182,7 +182,7 @@ LOGS: dict[str, tuple[logs.Writer, Truth, dict[str, Any], str]] = {
 @pytest.mark.parametrize("log", LOGS)
 def test_a_log_of_any_kind_is_analysed_exactly(log: str, tmp_path: Path) -> None:
     write, truth, given_, style = LOGS[log]
-    rows = logs.requests(len(log), 600, models=[*logs.MODELS, None], users=[*logs.USERS, None], writes=True, more=True)
+    rows = logs.requests(len(log), 300, models=[*logs.MODELS, None], users=[*logs.USERS, None], writes=True, more=True)
     told = truth(rows)
     if not any(row.written for row in told):  # what a log cannot tell, is not in it
         rows = [replace(row, written=0, written_1h=0) for row in rows]
@@ -190,7 +190,7 @@ def test_a_log_of_any_kind_is_analysed_exactly(log: str, tmp_path: Path) -> None
         rows = [replace(row, requests=number % 3 + 1) for number, row in enumerate(rows)]
     content, packed = write(rows), len(log) % 2 == 0  # half of them as a gzip
     loaded = bench.load(tmp_path, logs.zipped(content) if packed else content, **given_)
-    assert (loaded["recognised_as"], loaded["rows"], loaded["compression"]) == (style, 600, "gzip" if packed else "none")
+    assert (loaded["recognised_as"], loaded["rows"], loaded["compression"]) == (style, 300, "gzip" if packed else "none")
     assert loaded["format"] == log.split()[-1]
     same(tmp_path, truth(rows))
 
