@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import problems, wire, wiring
+from gateway import envelope, problems, wire, wiring
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
 from tests.integration.gateway.conftest import until
@@ -139,7 +139,7 @@ async def test_a_ping_at_a_bad_moment_is_answered_when_there_is_room(edge: wirin
         (line,) = wires(edge)
         # as events would: more than the peer takes
         while line.writable.is_set():
-            line.put(b'"' + b"x" * 65_000 + b'"')
+            line.put(envelope.text(b'"' + b"x" * 65_000 + b'"'))
         peer.send(_PING, b"mine")
         await until(lambda: line._pong)
         while (found := await peer.frame())[0] == _TEXT:
