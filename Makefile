@@ -47,8 +47,8 @@ check: bootstrap ## format, lint, types, import rules, protos
 protos: bootstrap ## regenerate the stubs
 	scripts/protos.sh
 
-bench: bootstrap ## measurements, with the peers
-	@for file in bench/*.py; do [ -e "$$file" ] || continue; $(PY) $$file || exit 1; done
+bench: bootstrap ## measurements, with the peers; at the end a table of them all
+	@$(PY) -m bench.harness.every bench/*.py
 
 image: ## the one image
 	docker build --tag $(IMAGE) .

@@ -8,9 +8,8 @@ One server, a process of its own, sends the same live events through the queue o
 from __future__ import annotations
 
 import asyncio
-import csv
+import functools
 import json
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -22,7 +21,7 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.harness import gateway
+from bench.harness import child, report
 from chassis import lifecycle
 from netra import ids
 from netra.events.v1 import events_pb2, events_pb2_grpc
@@ -55,14 +54,18 @@ class Both(events_pb2_grpc.EventsServiceServicer):
         stream = self._stream("batches")
         yield events_pb2.TailResponse()
         async for events in stream.batches():
-            yield events_pb2.TailResponse(events=[servicer._event(event) for event in events])
+            answer = events_pb2.TailResponse()
+            servicer.fill(answer.events, events)
+            yield answer
 
     async def Subscribe(self, request: Any, context: Any) -> AsyncIterator[events_pb2.SubscribeResponse]:
         stream = self._stream("single")
         yield events_pb2.SubscribeResponse()
         async for events in stream.batches():
             for event in events:
-                yield events_pb2.SubscribeResponse(events=[servicer._event(event)])
+                one = events_pb2.SubscribeResponse()
+                servicer.fill(one.events, [event])
+                yield one
 
     async def offer(self, way: str, many: int) -> None:
         """So many events, as they come from Valkey: some at a time."""
@@ -81,17 +84,23 @@ class Both(events_pb2_grpc.EventsServiceServicer):
                 await asyncio.sleep(0.005)
 
 
+def _both() -> Both:
+    # the other methods are not called
+    return Both()  # type: ignore[abstract]
+
+
 async def _serve() -> None:
-    both, server = Both(), grpc.aio.server(options=WINDOWS)
+    both, server = _both(), grpc.aio.server(options=WINDOWS)
     events_pb2_grpc.add_EventsServiceServicer_to_server(both, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print(json.dumps({"port": port}), flush=True)
-    while word := (await asyncio.to_thread(sys.stdin.readline)).strip():
+
+    async def offer(word: str) -> None:
         way, _, many = word.partition(" ")
         if many:
             await both.offer(way, int(many))
-        print(time.process_time() - both.made_s, flush=True)
+
+    await child.answer({"port": port}, offer, apart=lambda: both.made_s)
     await server.stop(None)
 
 
@@ -100,23 +109,22 @@ async def _taken(call: Any, many: int) -> None:
         many -= len((await call.read()).events)
 
 
+async def _sent(server: child.Child, name: str, call: Any, events: int) -> float:
+    """Microseconds of the server's CPU per event."""
+    before = await asyncio.to_thread(server.ask)
+    await asyncio.gather(asyncio.to_thread(server.ask, f"{name} {events}"), _taken(call, events))
+    return (await asyncio.to_thread(server.ask) - before) / events * 1e6
+
+
 async def _measured(rounds: int, events: int) -> dict[str, list[float]]:
-    """Microseconds of the server's CPU per event, by round."""
-    found: dict[str, list[float]] = {"batches": [], "single": []}
-    server = await asyncio.to_thread(gateway.Child, __file__, "--serve")
+    server = await asyncio.to_thread(child.Child, __file__, "--serve")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.told['port']}", options=WINDOWS) as channel:
         stub: Any = events_pb2_grpc.EventsServiceStub(channel)
         calls = {"batches": stub.Tail(), "single": stub.Subscribe(events_pb2.SubscribeRequest())}
         for call in calls.values():
             await call.read()
-        for number in range(-1, rounds):
-            for name, call in calls.items():
-                before = await asyncio.to_thread(server.ask)
-                asked = asyncio.gather(asyncio.to_thread(server.ask, f"{name} {events}"), _taken(call, events))
-                await asked
-                after = await asyncio.to_thread(server.ask)
-                if number >= 0:  # the first one warms up
-                    found[name].append((after - before) / events * 1e6)
+        ways = {name: functools.partial(_sent, server, name, call, events) for name, call in calls.items()}
+        found = await report.in_turn(ways, rounds)
         for call in calls.values():
             call.cancel()
     await asyncio.to_thread(server.close)
@@ -126,15 +134,9 @@ async def _measured(rounds: int, events: int) -> dict[str, list[float]]:
 def main(rounds: int = ROUNDS, events: int = EVENTS) -> int:
     """Returns the exit code: 1 when batches gain less than the goal."""
     found = uvloop.run(_measured(rounds, events))
-    table = csv.writer(sys.stdout)
-    table.writerow(("way", "cpu_us_per_event_median", "lowest", "highest"))
-    for name, each in found.items():
-        table.writerow((name, *(f"{value:.1f}" for value in (statistics.median(each), min(each), max(each)))))
-    ratio = statistics.median(one / many for one, many in zip(found["single"], found["batches"], strict=True))
-    print(
-        json.dumps({"bench": "delivery", "ratio": round(ratio, 2), "goal": GOAL, "ok": ratio >= GOAL, "rounds": rounds, "events": events})
-    )
-    return 0 if ratio >= GOAL else 1
+    report.table(("way", "cpu_us_per_event_median", "lowest", "highest"), ((name, *report.spread(each)) for name, each in found.items()))
+    ratio = report.ratio(found["single"], found["batches"])
+    return report.verdict("delivery", ratio >= GOAL, f">= {GOAL:g} x", f"{ratio:.2f} x", rounds=rounds, events=events)
 
 
 if __name__ == "__main__":

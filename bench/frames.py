@@ -9,11 +9,10 @@ as many sockets and calls `send` for each frame. Both are processes of their own
 from __future__ import annotations
 
 import asyncio
-import csv
+import functools
 import json
-import statistics
 import sys
-import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import websockets
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.harness import gateway
+from bench.harness import child, gateway, report
 
 GOALS = {1: 2.0, 10: 1.3}
 ROUNDS, EVENTS, SOCKETS = 6, 160, 40
@@ -39,13 +38,13 @@ async def _bare() -> None:
         open_.append(connection)
         await connection.wait_closed()
 
+    async def send(word: str) -> None:
+        for _ in range(int(word) if word.isdigit() else 0):
+            for connection in open_:
+                await connection.send(FRAME, text=True)
+
     async with websockets.serve(keep, "127.0.0.1", 0, compression=None, subprotocols=["netra.v1"], ping_interval=None) as server:  # type: ignore[list-item]
-        print(json.dumps({"port": next(iter(server.sockets)).getsockname()[1]}), flush=True)
-        while word := (await asyncio.to_thread(sys.stdin.readline)).strip():
-            for _ in range(int(word) if word.isdigit() else 0):
-                for connection in open_:
-                    await connection.send(FRAME, text=True)
-            print(time.process_time(), flush=True)
+        await child.answer({"port": next(iter(server.sockets)).getsockname()[1]}, send)
 
 
 async def _delivered(place: gateway.Place, users: list[str], sockets: list[gateway.Socket], events: int) -> float:
@@ -60,7 +59,7 @@ async def _delivered(place: gateway.Place, users: list[str], sockets: list[gatew
     return (place.gateway.ask() - before) / (events * len(sockets)) * 1e6
 
 
-async def _sent(peer: gateway.Child, sockets: list[gateway.Socket], events: int) -> float:
+async def _sent(peer: child.Child, sockets: list[gateway.Socket], events: int) -> float:
     before = peer.ask()
     wanted = [one.received + events * _size() for one in sockets]
     waiting = asyncio.gather(*(one.reached(due) for one, due in zip(sockets, wanted, strict=True)))
@@ -74,22 +73,18 @@ def _size() -> int:
 
 
 async def _measured(rounds: int, events: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"bare": [], **{f"fan-out {fan}": [] for fan in GOALS}}
-    peer = gateway.Child(__file__, "--bare")
+    peer = child.Child(__file__, "--bare")
     bare = [await gateway.Socket.open(peer.told["port"], greeted=False) for _ in range(SOCKETS)]
     async with gateway.place(__file__) as place:
-        known: dict[int, tuple[list[str], list[gateway.Socket]]] = {}
+        ways: dict[str, Callable[[], Awaitable[float]]] = {"bare": functools.partial(_sent, peer, bare, events)}
+        mine: list[gateway.Socket] = []
         for fan in GOALS:
             users = [place.user() for _ in range(SOCKETS // fan)]
             sockets = [await gateway.Socket.open(place.gateway.told["port"], token) for _, token in users for _ in range(fan)]
-            known[fan] = [user_id for user_id, _ in users], sockets
-        for number in range(-1, rounds):
-            each = {f"fan-out {fan}": await _delivered(place, *known[fan], events) for fan in GOALS}
-            each["bare"] = await _sent(peer, bare, events)
-            for name, cpu in each.items():
-                if number >= 0:  # the first one warms up
-                    found[name].append(cpu)
-        for one in (*bare, *(socket for _, sockets in known.values() for socket in sockets)):
+            ways[f"fan-out {fan}"] = functools.partial(_delivered, place, [user_id for user_id, _ in users], sockets, events)
+            mine += sockets
+        found = await report.in_turn(ways, rounds)
+        for one in (*bare, *mine):
             one.close()
     peer.close()
     return found
@@ -98,16 +93,17 @@ async def _measured(rounds: int, events: int) -> dict[str, list[float]]:
 def main(rounds: int = ROUNDS, events: int = EVENTS) -> int:
     """Returns the exit code: 1 when a frame costs more than the goal."""
     found = uvloop.run(_measured(rounds, events))
-    table = csv.writer(sys.stdout)
-    table.writerow(("server", "cpu_us_per_frame_median", "lowest", "highest"))
-    for name, each in found.items():
-        table.writerow((name, *(f"{value:.1f}" for value in (statistics.median(each), min(each), max(each)))))
-    ratios = {fan: round(statistics.median(a / b for a, b in zip(found[f"fan-out {fan}"], found["bare"], strict=True)), 3) for fan in GOALS}
+    report.table(("server", "cpu_us_per_frame_median", "lowest", "highest"), ((name, *report.spread(each)) for name, each in found.items()))
+    ratios = {fan: round(report.ratio(found[f"fan-out {fan}"], found["bare"]), 3) for fan in GOALS}
     good = all(ratios[fan] <= goal for fan, goal in GOALS.items())
-    print(
-        json.dumps({"bench": "frames", "ratio": ratios, "goal": GOALS, "ok": good, "rounds": rounds, "frames_per_round": events * SOCKETS})
+    return report.verdict(
+        "frames",
+        good,
+        ", ".join(f"<= {goal} x at {fan}" for fan, goal in GOALS.items()),
+        ", ".join(f"{ratio} x at {fan}" for fan, ratio in ratios.items()),
+        rounds=rounds,
+        frames_per_round=events * SOCKETS,
     )
-    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ followed in the tail.
 from __future__ import annotations
 
 import asyncio
-import csv
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.harness import gateway
+from bench.harness import gateway, report
 
 GOAL_KIB, GOAL_CYCLE_KIB = 48.0, 1.0
 SOCKETS, CYCLES, WARM_UP, AT_ONCE, SAMPLES = 5000, 4000, 1500, 50, 20
@@ -66,20 +64,15 @@ async def _measured(sockets: int, cycles: int) -> tuple[list[float], dict[str, f
 def main(sockets: int = SOCKETS, cycles: int = CYCLES) -> int:
     """Returns the exit code: 1 when a socket costs more than the goal, or leaves something behind."""
     samples, found = uvloop.run(_measured(sockets, cycles))
-    table = csv.writer(sys.stdout)
-    table.writerow(("state", "rss_kib"))
-    for name, rss in found.items():
-        table.writerow((name, f"{rss:.0f}"))
+    report.table(("state", "rss_kib"), ((name, f"{rss:.0f}") for name, rss in found.items()))
     per_socket = (found["idle"] - found["before"]) / sockets
     # a line through the samples: single ones move with the collector of garbage
     per_cycle = statistics.linear_regression(range(SAMPLES), samples).slope / (cycles // SAMPLES)
     good = per_socket <= GOAL_KIB and per_cycle <= GOAL_CYCLE_KIB
-    told = {
-        "bench": "sockets", "kib_per_idle_socket": round(per_socket, 1), "goal": GOAL_KIB, "sockets": sockets,
-        "kib_per_cycle": round(per_cycle, 2), "goal_cycle": GOAL_CYCLE_KIB, "cycles": cycles, "ok": good,
-    }  # fmt: skip
-    print(json.dumps(told))
-    return 0 if good else 1
+    return report.verdict(
+        "sockets", good, f"<= {GOAL_KIB:g} KiB idle, <= {GOAL_CYCLE_KIB:g} KiB a cycle",
+        f"{per_socket:.1f} KiB idle, {per_cycle:.2f} KiB a cycle", sockets=sockets, cycles=cycles,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

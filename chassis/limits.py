@@ -241,8 +241,8 @@ def _now() -> int:
     return time.monotonic_ns() // 1000
 
 
-# `ARGV[2]` is what the names of earlier holders begin with whose places this one takes. Answers whether there was a place, and who
-# lost theirs.
+# `ARGV[2]` is what the names of earlier holders begin with whose places this one takes. Answers 1 and who lost theirs, 0 when there
+# is no place, -1 when a later holder has it.
 _LEASE = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -251,6 +251,9 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 local others, replaced = 0, {}
 for _, one in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   if group ~= '' and one ~= holder and string.sub(one, 1, #group) == group then
+    if one > holder then
+      return {-1, {}}
+    end
     replaced[#replaced + 1] = one
   elseif one ~= holder then
     others = others + 1
@@ -266,16 +269,30 @@ redis.call('ZADD', KEYS[1], now + lasts, holder)
 redis.call('PEXPIRE', KEYS[1], lasts)
 return {1, replaced}
 """
+# each key with the holder at the same place
+_RENEWAL = """
+local clock = redis.call('TIME')
+local until_ms = clock[1] * 1000 + math.floor(clock[2] / 1000) + tonumber(ARGV[#ARGV])
+for at, key in ipairs(KEYS) do
+  redis.call('ZADD', key, until_ms, ARGV[at])
+  redis.call('PEXPIRE', key, ARGV[#ARGV])
+end
+return 0
+"""
 _LEASE_DIGEST = hashlib.sha1(_LEASE.encode(), usedforsecurity=False).hexdigest()
 _AT_ONCE = 500
 _T = TypeVar("_T")
 Held = Sequence[tuple[str, str]]
 
 
+class Superseded(Exception):
+    """A later holder of the same group has the place."""
+
+
 class Leases:
     """At most so many holders of a key at a time, in all processes together. A lease ends when it is given back, or not renewed."""
 
-    def __init__(self, dsn: str, service: str, namespace: str = "", *, lasts_s: float = 40.0, patience_s: float = 0.25) -> None:
+    def __init__(self, dsn: str, service: str, namespace: str = "", *, lasts_s: float = 8.0, patience_s: float = 0.25) -> None:
         self._prefix = f"{service}:{namespace}:lease:" if namespace else f"{service}:lease:"
         self._lasts_ms, self._patience_s = math.ceil(lasts_s * 1000), patience_s
         self._redis = _connected(dsn, patience_s)
@@ -283,10 +300,12 @@ class Leases:
 
     async def take(self, key: str, holder: str, most: int, group: str = "") -> list[str] | None:
         """A place among `most` for a holder; None when all are taken. Holders whose names begin with `group` lose theirs to this one,
-        and are returned. Raises `Unavailable`: then nobody counts for all processes.
+        and are returned; raises `Superseded` when one of them is later by its name. Raises `Unavailable`: then nobody counts for all.
         """
         arguments = (self._prefix + key, holder, group, most, self._lasts_ms)
         given, replaced = await self._patiently(lambda: self._run(arguments))
+        if given < 0:
+            raise Superseded
         return [one.decode() for one in replaced] if given else None
 
     async def renew(self, held: Held) -> None:
@@ -323,13 +342,9 @@ class Leases:
         return int(answer[0]), list(answer[1])
 
     async def _renew(self, held: Held) -> None:
-        seconds, micros = await self._redis.time()
-        until = seconds * 1000 + micros // 1000 + self._lasts_ms
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for key, holder in held:
-                pipeline.zadd(self._prefix + key, {holder: until})
-                pipeline.pexpire(self._prefix + key, self._lasts_ms)
-            await pipeline.execute()
+        # one command for all: a process renews thousands of them every few seconds
+        keys, holders = ([self._prefix + key for key, _ in held], [holder for _, holder in held])
+        await self._redis.eval(_RENEWAL, len(keys), *keys, *holders, self._lasts_ms)
 
     async def _release(self, held: Held) -> None:
         async with self._redis.pipeline(transaction=False) as pipeline:

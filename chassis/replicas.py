@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,6 +25,8 @@ SILENCE_S = 5.0
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 Stub = TypeVar("Stub")
 _T = TypeVar("_T")
+# by target: how many may ask one at a time
+Rooms = Mapping[str, contextlib.AbstractAsyncContextManager[object]]
 
 
 @dataclass(slots=True)
@@ -66,6 +70,16 @@ class Replicas:
         for_s = _FIRST_S if before is None else min(before.for_s * 2, _LONGEST_S)
         self._away[target] = _Away(self._clock() + for_s, for_s)
 
+    def tried(self, target: str) -> bool:
+        """Whether to ask it now. One that is away is left alone; one that was is asked by one caller, until it is known how it is."""
+        found = self._away.get(target)
+        if found is None:
+            return True
+        if self._is_away(target, self._clock()):
+            return False
+        found.until = self._clock() + SILENCE_S
+        return True
+
     def heard(self, target: str) -> None:
         """It answered."""
         self._away.pop(target, None)
@@ -101,37 +115,50 @@ class Replicas:
 
 
 class Each(Generic[Stub]):
-    """A stub per replica, made when it is first needed."""
+    """A stub per replica, made when it is first needed and kept for as long as there is the replica."""
 
     def __init__(self, replicas: Replicas, make: Callable[[str], Stub]) -> None:
         self.replicas, self._make = replicas, make
         self._stubs: dict[str, Stub] = {}
+        self._known = replicas.targets
 
     def of(self, target: str) -> Stub:
         """The stub of one replica."""
+        if self._known is not self.replicas.targets:
+            # a call that still goes on keeps its connection until it ends
+            self._known = self.replicas.targets
+            self._stubs = {known: stub for known, stub in self._stubs.items() if known in self._known}
         if target not in self._stubs:
             self._stubs[target] = self._make(target)
         return self._stubs[target]
 
-    async def ask(self, key: str, call: Callable[[Stub], Awaitable[_T]]) -> _T:
+    async def ask(self, key: str, call: Callable[[Stub], Awaitable[_T]], rooms: Rooms | None = None) -> _T:
         """What the first replica says that says something, in the order of the key. For calls that may come twice.
 
-        Raises what `call` raises; `Unavailable` or `DeadlineExceeded` only when every replica is away.
+        Each is asked in its room, when there are `rooms`. Raises what `call` raises; `Unavailable` or `DeadlineExceeded` only when
+        every replica is away.
         """
-        ranked = self.replicas.ranked(key)
-        for target in ranked:
-            try:
-                answer = await call(self.of(target))
-            except _AWAY:
-                self.replicas.away(target)
-                if target == ranked[-1]:
+        left, put_off = deque(self.replicas.ranked(key)), set[str]()
+        while left:
+            target = left.popleft()
+            async with rooms[target] if rooms is not None else contextlib.nullcontext():
+                if target not in put_off and not self.replicas.tried(target):
+                    # those that are away come last, also when that was found out while there was no room
+                    put_off.add(target)
+                    left.append(target)
+                    continue
+                try:
+                    answer = await call(self.of(target))
+                except _AWAY:
+                    self.replicas.away(target)
+                    if not left:
+                        raise
+                except errors.NetraError:
+                    self.replicas.heard(target)
                     raise
-            except errors.NetraError:
-                self.replicas.heard(target)
-                raise
-            else:
-                self.replicas.heard(target)
-                return answer
+                else:
+                    self.replicas.heard(target)
+                    return answer
         raise errors.Unavailable
 
 

@@ -32,7 +32,7 @@ _OPTIONS = (
     ("grpc.http2.lookahead_bytes", 65536),
     ("grpc.http2.bdp_probe", 0),
     # both ends of keepalive are set, or eager clients get GOAWAY
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_500),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 _seconds = telemetry.meter.create_histogram("netra.rpc.server.duration", unit="s", description="Calls by method and code.")

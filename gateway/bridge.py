@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from chassis import channel, identity, status, telemetry
+from chassis import identity, status, telemetry
 from gateway import delivery, entitlements, frames, router, subscriptions
 from netra import errors, ids
 
@@ -29,7 +29,7 @@ class Method:
 
     permission: str
     read: Callable[[dict[str, Any]], Message]
-    call: Any
+    call: Callable[[identity.Principal, Message], Any]
     show: Callable[[Message], dict[str, Any]]
 
 
@@ -113,10 +113,12 @@ class Bridge:
         fields = frame.fields.get("request", {})
         if not isinstance(fields, dict):
             raise frames.wrong("payload.request", "must be an object")
-        call = method.call(method.read(fields), metadata=channel.bearer(who.token))
+        call = method.call(who, method.read(fields))
         stream = _Open(ids.uuid7(), method, call, owed, who.expires_at, telemetry.correlation_id())
         self._open[stream.stream_id] = stream
         stream.task = self._start(f"stream {stream.stream_id}", self._read(stream))
+        # also when it is ended before it begins
+        stream.task.add_done_callback(lambda _: call.cancel())
         return {"stream_id": stream.stream_id}
 
     def _cancel(self, frame: frames.Frame) -> dict[str, Any]:
@@ -128,7 +130,6 @@ class Bridge:
 
     def _stop(self, stream: _Open, error: errors.NetraError) -> None:
         del self._open[stream.stream_id]
-        stream.call.cancel()
         if stream.task is not None:
             stream.task.cancel()
         stream.end(error)
@@ -142,7 +143,6 @@ class Bridge:
         except Exception as problem:
             error = status.as_netra(problem)
         finally:
-            stream.call.cancel()
             known = self._open.pop(stream.stream_id, None)
         if known is not None:
             stream.end(error)

@@ -30,11 +30,12 @@ class Event(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A stretch of the record: events in order, and the bounds of the record when it was read."""
+    """A stretch of the record: events in order, and its bounds and generation when it was read."""
 
     events: tuple[Event, ...]
     last: int
     oldest: int
+    epoch: str = ""
 
 
 def event(found: events_pb2.Event) -> Event:
@@ -147,17 +148,30 @@ class Delivery:
             self.tail = cursor
         if self.behind or self.closed or cursor <= self.last:
             return
-        full = len(self._events) >= self._max_events or self._bytes + len(event.wire) > self._max_bytes
-        if cursor != self.last + 1 or (full and self._events):
+        if cursor != self.last + 1 or not self._room_for(event):
             self._fall_behind()
         else:
             self._pass(event)
 
-    def hint(self, event: Event) -> None:
-        """Something that is not in the record, for those who watch: dropped when the socket does not keep up."""
+    def hint(self, event: Event, after: int) -> None:
+        """Something that is not in the record, for who has all of it up to `after` and nothing that follows.
+
+        Dropped when the socket does not keep up: what follows contains its sum.
+        """
         busy = len(self._events) * 2 >= self._max_events or (self._bytes + len(event.wire)) * 2 > self._max_bytes
-        if not (busy or self.behind or self.closed) and self.filter.wants(event.run_id, event.thread_id, event.type):
+        here = after == self.last and not (self.behind or self.closed)
+        if here and not busy and self.filter.wants(event.run_id, event.thread_id, event.type):
             self._queue(event)
+
+    def _room_for(self, event: Event) -> bool:
+        """Whether it may be queued; what is not in the record makes room for it."""
+        if self._full(event):
+            self._events = deque(queued for queued in self._events if queued.cursor)
+            self._bytes = sum(len(queued.wire) for queued in self._events)
+        return not self._events or not self._full(event)
+
+    def _full(self, event: Event) -> bool:
+        return len(self._events) >= self._max_events or self._bytes + len(event.wire) > self._max_bytes
 
     def notice(self, cursor: int) -> None:
         """The record is known to reach up to `cursor`."""

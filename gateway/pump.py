@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -23,8 +24,6 @@ _MEND_S = 1.0
 _PATIENCE_S = 5.0
 _REFUSED_S = 5.0
 _TICK_S = 5.0
-# runs of one user whose last seq is remembered
-_RUNS = 256
 
 
 class Sink(Protocol):
@@ -48,12 +47,11 @@ class Feed:
     joined: bool = False
     refusal: str = ""
     refused: dict[str, float] = field(default_factory=dict)
-    token: str = ""
     token_ends: float = 0.0
     asked_at: float = 0.0
+    asking: bool = False
     waiting: list[identity.Principal] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
-    seqs: dict[str, int] = field(default_factory=dict)
     changed: asyncio.Event | None = None
 
     def refuses(self, token: str) -> bool:
@@ -63,9 +61,16 @@ class Feed:
     def credential(self) -> identity.Principal | None:
         """The longest-lived token of a listener that was not refused just now."""
         now = time.time()
-        known = [sink.principal for sink in self.sinks] + self.waiting
-        usable = [one for one in known if one.expires_at > now and not self.refuses(one.token)]
+        usable = [one for one in self._listeners() if one.expires_at > now and not self.refuses(one.token)]
         return max(usable, key=lambda one: one.expires_at, default=None)
+
+    def refuse(self, join_id: str, reason: str) -> None:
+        """A join was refused: the token that it was made with is not used for a while."""
+        self.refusal = reason
+        self.refused |= {one.token: time.time() for one in self._listeners() if _join_id(one.token) == join_id}
+
+    def _listeners(self) -> list[identity.Principal]:
+        return [sink.principal for sink in self.sinks] + self.waiting
 
     async def answered(self, token: str) -> None:
         """Returns when the user is followed, or the token was refused."""
@@ -78,19 +83,6 @@ class Feed:
         if self.changed is not None:
             self.changed.set()
             self.changed = None
-
-    def passed(self, event: delivery.Event) -> None:
-        """An event of the record was given to the sinks."""
-        self.cursor = max(self.cursor, event.cursor)
-        self.seqs.pop(event.run_id, None)
-        if event.type not in delivery.ENDS:
-            self.seqs[event.run_id] = event.seq
-            if len(self.seqs) > _RUNS:
-                del self.seqs[next(iter(self.seqs))]
-
-    def late(self, transient: delivery.Event) -> bool:
-        """Whether an event that came after it, and contains its sum, was given to the sinks already."""
-        return self.seqs.get(transient.run_id, 0) > transient.seq
 
 
 class Pump:
@@ -200,7 +192,7 @@ class Pump:
         self.connected = False
         _degraded.set(1)
         for feed in self._feeds.values():
-            feed.joined = False
+            feed.joined = feed.asking = False
 
     async def _tick(self) -> None:
         while True:
@@ -221,8 +213,9 @@ class Pump:
         credential = feed.credential()
         if credential is None:
             return
-        feed.token, feed.token_ends, feed.asked_at = credential.token, credential.expires_at, time.monotonic()
-        self._requests.put_nowait(events_pb2.TailRequest(join=events_pb2.JoinUser(access_token=credential.token)))
+        feed.token_ends, feed.asked_at, feed.asking = credential.expires_at, time.monotonic(), True
+        join = events_pb2.JoinUser(access_token=credential.token, join_id=_join_id(credential.token))
+        self._requests.put_nowait(events_pb2.TailRequest(join=join))
 
     def _tidy(self, feed: Feed) -> None:
         if not feed.sinks and not feed.waiting and self._feeds.get(feed.user_id) is feed:
@@ -236,14 +229,15 @@ class Pump:
             feed = self._feeds.get(found.user_id)
             if feed is not None and feed.joined:
                 event = delivery.event(found)
-                feed.passed(event)
+                feed.cursor = max(feed.cursor, event.cursor)
                 for sink in feed.sinks:
                     sink.delivery.offer(event)
         for passing in batch.transients:
             feed = self._feeds.get(passing.user_id)
-            if feed is not None and feed.joined and not feed.late(event := delivery.transient(passing)):
+            if feed is not None and feed.joined:
+                event = delivery.transient(passing)
                 for sink in feed.sinks:
-                    sink.delivery.hint(event)
+                    sink.delivery.hint(event, passing.after_cursor)
         if batch.events:
             _delivered.add(len(batch.events))
 
@@ -252,13 +246,15 @@ class Pump:
         if feed is None:
             return
         feed.joined = position.joined
+        if position.joined or position.join_id:
+            feed.asking = False
         self._placed(feed, position)
         feed.wake()
 
     def _placed(self, feed: Feed, position: events_pb2.TailPosition) -> None:
         if position.reason or not position.joined:
             # joined with a reason: one token was refused, the user is followed under another
-            self._refused(feed, position.reason)
+            self._refused(feed, position)
             return
         if feed.epoch and feed.epoch != position.epoch:
             feed.cursor = 0
@@ -269,12 +265,18 @@ class Pump:
         for sink in feed.sinks:
             sink.delivery.notice(position.cursor)
 
-    def _refused(self, feed: Feed, reason: str) -> None:
-        feed.refusal = reason
-        feed.refused[feed.token] = time.time()
+    def _refused(self, feed: Feed, position: events_pb2.TailPosition) -> None:
+        if position.join_id:
+            feed.refuse(position.join_id, position.reason)
         if not feed.joined:
-            _log.info("not following a user", user_id=feed.user_id, reason=reason)
-            self._ask(feed)
+            _log.info("not following a user", user_id=feed.user_id, reason=position.reason)
+            # what comes by itself is about tokens of before: a join that is on its way is answered on its own
+            if not feed.asking:
+                self._ask(feed)
+
+
+def _join_id(token: str) -> str:
+    return hashlib.blake2b(token.encode(), digest_size=16).hexdigest()
 
 
 async def _drawn_from(requests: asyncio.Queue[events_pb2.TailRequest | None]) -> AsyncIterator[events_pb2.TailRequest]:

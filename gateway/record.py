@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections import defaultdict
 from collections.abc import Callable
 
 from chassis import channel, identity, log, replicas, status
@@ -12,6 +13,7 @@ from netra import errors
 from netra.events.v1 import events_pb2, events_pb2_grpc
 
 _log = log.get(__name__)
+# of one replica: those who wait for one that is silent hold up nobody who asks another
 _AT_ONCE = 8
 _RETRY_S, _LONGEST_S = 0.2, 2.0
 
@@ -21,7 +23,7 @@ class Record:
 
     def __init__(self, events: upstreams.Events) -> None:
         self._events = events
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._rooms: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_ONCE))
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def page(self, who: identity.Principal, after: int, size: int) -> delivery.Page:
@@ -33,17 +35,18 @@ class Record:
                 return await stub.ListEvents(wanted, metadata=channel.bearer(who.token), timeout=replicas.SILENCE_S)
 
         turn = self._turns.setdefault(who.user_id, asyncio.Lock())
-        async with turn, self._room:
-            answer = await self._events.ask(who.user_id, ask)
-        return delivery.Page(tuple(map(delivery.event, answer.events)), answer.last, max(answer.oldest, 1))
+        async with turn:
+            answer = await self._events.ask(who.user_id, ask, self._rooms)
+        return delivery.Page(tuple(map(delivery.event, answer.events)), answer.last, max(answer.oldest, 1), answer.epoch)
 
-    async def feed(self, owed: delivery.Delivery, who: Callable[[], identity.Principal], size: int) -> None:
-        """Bring a socket that is behind on by one page, however long that takes."""
+    async def feed(self, owed: delivery.Delivery, epoch: str, who: Callable[[], identity.Principal], size: int) -> None:
+        """Bring a socket that is behind on by one page, however long that takes; by none of another generation of the record."""
         pause_s = _RETRY_S
         while not owed.closed:
             generation = owed.generation
             try:
-                if owed.fill(generation, await self.page(who(), owed.last, size)):
+                page = await self.page(who(), owed.last, size)
+                if page.epoch == epoch and owed.fill(generation, page):
                     return
                 pause_s = _RETRY_S
             except errors.NetraError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response
 
-from chassis import channel, identity, status, telemetry
+from chassis import channel, identity, replicas, status, telemetry
 from gateway import bridge, callers, frames, problems, session, upstreams
 from netra import errors
 from netra.access.v1 import access_pb2
@@ -67,14 +69,26 @@ def streams() -> list[Method]:
     return [one for one in _marked() if one.descriptor.server_streaming and not one.descriptor.client_streaming and one.rule.permission]
 
 
-def streamed(channels: Mapping[str, grpc.aio.Channel]) -> dict[str, bridge.Method]:
-    """The same, by name, ready to be called."""
-    return {one.path.removeprefix(_PREFIX): _streamed(one, channels[one.service]) for one in streams()}
+def streamed(channels: Mapping[str, grpc.aio.Channel], events: replicas.Each[grpc.aio.Channel]) -> dict[str, bridge.Method]:
+    """The same, by name, ready to be called: the record at the replica of the user, as pages are."""
+
+    def to(service: str, user_id: str) -> grpc.aio.Channel:
+        return events.of(events.replicas.first(user_id)) if service == "events" else channels[service]
+
+    return {one.path.removeprefix(_PREFIX): _streamed(one, functools.partial(to, one.service)) for one in streams()}
 
 
-def _streamed(method: Method, to: grpc.aio.Channel) -> bridge.Method:
+def _streamed(method: Method, to: Callable[[str], grpc.aio.Channel]) -> bridge.Method:
     request, response = (message_factory.GetMessageClass(one) for one in (method.descriptor.input_type, method.descriptor.output_type))
-    call = to.unary_stream(method.path.removeprefix("/rpc"), request.SerializeToString, response.FromString)
+    # a channel keeps every method it was ever asked for
+    known: weakref.WeakKeyDictionary[grpc.aio.Channel, Any] = weakref.WeakKeyDictionary()
+
+    def call(who: identity.Principal, wanted: Message) -> Any:
+        there = to(who.user_id)
+        if there not in known:
+            known[there] = there.unary_stream(method.path.removeprefix("/rpc"), request.SerializeToString, response.FromString)
+        return known[there](wanted, metadata=channel.bearer(who.token))
+
     return bridge.Method(method.rule.permission, lambda fields: _message(request, fields), call, _json)
 
 
@@ -117,6 +131,9 @@ class Rpc:
             setattr(wanted, _ADDRESS, self._edge.callers.address(request))
         if isinstance(wanted, auth_pb2.IssueTokenRequest):
             wanted.device = callers.device(request, wanted.device)
+        if isinstance(wanted, dispatcher_pb2.StartRunRequest):
+            wanted.ClearField("received_at")
+            wanted.ClearField("validated_at")
         with status.translated():
             answer = await found.call(wanted, metadata=metadata, timeout=_PATIENCE_S.get(found.method.descriptor.name))
         return problems.answer(_json(answer))

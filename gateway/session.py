@@ -57,6 +57,7 @@ class Session:
         self._room = asyncio.Semaphore(_MAX_WAITING)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timers: list[asyncio.TimerHandle] = []
+        self._departure: asyncio.TimerHandle | None = None
         self._wire: wire.Wire | None = None
         self._writer: writer.Writer | None = None
         self._closing: close_codes.Close | None = None
@@ -86,7 +87,10 @@ class Session:
         """The last cursor known; the record itself is asked when a client has seen more than this gateway."""
         if wanted <= self._feed.cursor:
             return self._feed.cursor
-        return (await self._edge.reader.page(self.principal, wanted, 1)).last
+        page = await self._edge.reader.page(self.principal, wanted, 1)
+        if page.epoch != self._feed.epoch:
+            raise errors.Unavailable("The record is just being replaced. Connect again.", retry_after_ms=1000)
+        return page.last
 
     def _greeting(self, feed: pump.Feed) -> bytes:
         limits, entitled = self._edge.settings, self._edge.entitled
@@ -129,8 +133,9 @@ class Session:
 
     def leave(self) -> None:
         """Forget everything about the socket; once is enough."""
-        for timer in self._timers:
-            timer.cancel()
+        for timer in (*self._timers, self._departure):
+            if timer is not None:
+                timer.cancel()
         if self._writer is not None:
             self._writer.close()
         self._edge.tail.detach(self)
@@ -148,7 +153,7 @@ class Session:
         self._bridge.close(errors.Unavailable("This gateway is stopping. Open it again at another.", retry_after_ms=100))
         self.delivery.stop()
         loop, patience_s = asyncio.get_running_loop(), self._edge.settings.drain_s / 2
-        self._timers.append(loop.call_later(patience_s, self._depart, True))
+        self._departure = loop.call_later(patience_s, self._depart, True)
         self._depart()
 
     def _depart(self, late: bool = False) -> None:
@@ -322,7 +327,7 @@ class Session:
         """Read on from the record."""
         if "feeder" not in self._tasks and not self._over:
             size = min(self._edge.settings.queue_events, 1000)
-            self._start("feeder", self._edge.reader.feed(self.delivery, lambda: self.principal, size))
+            self._start("feeder", self._edge.reader.feed(self.delivery, self._feed.epoch, lambda: self.principal, size))
 
     def notified(self, event: delivery.Event) -> None:
         """The last event of a run was sent."""

@@ -164,6 +164,8 @@ class _Stream(Response):
                     for event in batch.events:
                         await self._put(send, _event(event))
                         self._after = max(self._after, event.cursor)
+                    for passing in batch.transients:
+                        await self._put(send, _passing(passing))
                 return
             except grpc.aio.AioRpcError as error:
                 known = status.from_rpc(error)
@@ -214,3 +216,8 @@ def _pauses() -> Iterator[float]:
 
 def _event(event: events_pb2.Event) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.cursor, event.type.encode(), event.frame)
+
+
+def _passing(shown: events_pb2.TransientEvent) -> bytes:
+    """What is not in the record: without an id, the client stands where it stood."""
+    return b"event: %s\ndata: %s\n\n" % (shown.type.encode(), shown.frame)

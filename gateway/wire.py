@@ -158,6 +158,8 @@ class HttpProtocol(H11Protocol):
     def _refuse(self, code: int, error: errors.NetraError, *more: tuple[bytes, bytes]) -> None:
         body = frames.dump({"status": code, "detail": error.message, **frames.described(error, "")})
         kind = b"application/problem+json"
+        if error.retry_after_ms is not None:
+            more = (*more, (b"retry-after", b"%d" % -(-error.retry_after_ms // 1000)))
         headers = [
             (b"content-type", kind),
             (b"content-length", b"%d" % len(body)),
@@ -228,6 +230,22 @@ class WireProtocol(WebSocketsSansIOProtocol):
         elif pongs:
             self._pong, self._untaken = pongs[-1], self.unwritten()
         self.heard()
+
+    def handle_close(self, event: Frame) -> None:
+        """Take the peer's word that it is done, and end, also when it takes nothing more."""
+        super().handle_close(event)
+        self._linger()
+
+    def handle_parser_exception(self) -> None:
+        """Say what cannot be read, and end, also when the peer takes nothing more."""
+        super().handle_parser_exception()
+        self._linger()
+
+    def _linger(self) -> None:
+        # a transport that closes waits until everything was taken, for ever
+        if self.close_timer is None and not self.disconnected and self.transport.get_write_buffer_size():
+            self.stop_keepalive()
+            self.close_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
 
     def handle_pong(self, event: Frame) -> None:
         """Take an answer; one that nobody asked for is a frame like others."""

@@ -107,7 +107,7 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
         open=manager,
         callers=callers.Callers(verifier, keys, entitled, settings.proxies),
         entitled=entitled,
-        streams=bridge.Streams(rpc.streamed(services.channels)),
+        streams=bridge.Streams(rpc.streamed(services.channels, services.each)),
     )
 
     async def noted(request: dispatcher_pb2.RecordStagesRequest) -> None:

@@ -6,11 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +17,7 @@ import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.duration_pb2 import Duration
 
+from bench.harness import child
 from chassis import identity, log, telemetry
 from gateway import wiring
 from gateway.settings import GatewaySettings
@@ -28,44 +25,7 @@ from netra import ids
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
 
-_PAGE = os.sysconf("SC_PAGESIZE")
 _PLENTY = 1_000_000_000
-
-
-class Child:
-    """A process that does nothing else; it tells its CPU time when asked."""
-
-    def __init__(self, *words: str) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - a file of this folder
-            [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.told: dict[str, Any] = json.loads(self._line())
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def ask(self, word: str = "cpu") -> float:
-        """Say a word; the seconds of CPU spent until it was answered."""
-        assert self._process.stdin is not None
-        print(word, file=self._process.stdin, flush=True)
-        return float(self._line())
-
-    def rss_kib(self) -> float:
-        """The memory it has now."""
-        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * _PAGE / 1024
-
-    def close(self) -> None:
-        """Let it end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-
-
-async def answer_cpu() -> None:
-    """The other side of `Child.ask`, until the parent is gone."""
-    while await asyncio.to_thread(sys.stdin.readline):
-        print(time.process_time(), flush=True)
 
 
 def serve(told: str) -> None:
@@ -74,8 +34,7 @@ def serve(told: str) -> None:
 
     async def run() -> None:
         async with wiring.build(settings) as service:
-            print(json.dumps({"port": service.port}), flush=True)
-            await answer_cpu()
+            await child.answer({"port": service.port})
 
     log.set_up("bench", settings)
     telemetry.set_up("bench", settings)
@@ -92,6 +51,11 @@ class _Auth(auth_pb2_grpc.AuthServiceServicer):
     async def WatchTrust(self, request: auth_pb2.WatchTrustRequest, context: Any) -> AsyncIterator[auth_pb2.WatchTrustResponse]:
         yield self._first
         await asyncio.Event().wait()
+
+
+def _auth(first: auth_pb2.WatchTrustResponse) -> _Auth:
+    # the other methods are not called
+    return _Auth(first)  # type: ignore[abstract]
 
 
 class _Events(events_pb2_grpc.EventsServiceServicer):
@@ -133,7 +97,7 @@ def _subject(token: str) -> str:
 class Place:
     """The gateway and what it talks to."""
 
-    gateway: Child
+    gateway: child.Child
     events: _Events
     key: Ed25519PrivateKey
     cursors: dict[str, int] = field(default_factory=dict)
@@ -161,8 +125,10 @@ async def place(script: str) -> AsyncIterator[Place]:
     tier = auth_pb2.TierLimits(tier="internal", sockets=_PLENTY, frames_per_minute=_PLENTY, requests_per_minute=_PLENTY)
     grants = [auth_pb2.Grant(role="user", tier="internal", permissions=["events:read"])]
     policy = auth_pb2.Policy(version=1, grants=grants, limits=[tier])
-    events, server = _Events(), grpc.aio.server()
-    auth_pb2_grpc.add_AuthServiceServicer_to_server(_Auth(auth_pb2.WatchTrustResponse(keys=[published], policy=policy)), server)
+    server = grpc.aio.server()
+    # its other methods are not called
+    events = _Events()  # type: ignore[abstract]
+    auth_pb2_grpc.add_AuthServiceServicer_to_server(_auth(auth_pb2.WatchTrustResponse(keys=[published], policy=policy)), server)
     events_pb2_grpc.add_EventsServiceServicer_to_server(events, server)
     target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
@@ -173,7 +139,7 @@ async def place(script: str) -> AsyncIterator[Place]:
             "port": 0, "secrets_dir": folder, "auth_target": target, "events_target": target, "context_target": target,
             "dispatcher_target": target, "valkey_url": "redis://127.0.0.1:1/0", "log_level": "error", "env": "test",
         }  # fmt: skip
-        gateway = await asyncio.to_thread(Child, script, "--gateway", json.dumps(told))
+        gateway = await asyncio.to_thread(child.Child, script, "--gateway", json.dumps(told))
         try:
             yield Place(gateway, events, key)
         finally:

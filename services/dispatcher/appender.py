@@ -40,14 +40,21 @@ class Health:
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """An append on its way. `sent_at` is when it was last given to a stream."""
+    """An append on its way. `sent_at` is when it was last given to a stream; `token` is what its context token is by then."""
 
     request: events_pb2.AppendRequest
     user_id: str
     committed: asyncio.Future[None]
     since: float
+    token: Callable[[], str] | None = None
     sent_at: float = 0.0
     refusals: int = 0
+
+    def as_sent(self) -> events_pb2.AppendRequest:
+        """The request as it goes out now: while it waited, its context token may have run out."""
+        if self.token is not None:
+            self.request.context_token = self.token()
+        return self.request
 
 
 class Appender:
@@ -65,15 +72,15 @@ class Appender:
         # a stream is opened by whichever run comes first, and is not that run's: neither its deadline nor its name may stick to it
         self._nobodys = contextvars.copy_context()
 
-    def append(self, request: events_pb2.AppendRequest, user_id: str) -> asyncio.Future[None]:
-        """Done when the append is committed; fails with the error it was refused with."""
+    def append(self, request: events_pb2.AppendRequest, user_id: str, token: Callable[[], str] | None = None) -> asyncio.Future[None]:
+        """Done when the append is committed; fails with the error it was refused with. `token` is asked each time it is sent."""
         request.append_id = next(self._numbers)
         committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if request.ByteSize() > _MAX_BYTES:
             # the stream would break on it, for every run, each time it is sent again
             committed.set_exception(errors.TooLarge(f"An append holds at most {_MAX_BYTES} bytes."))
             return committed
-        self._pending[request.append_id] = pending = _Pending(request, user_id, committed, time.monotonic())
+        self._pending[request.append_id] = pending = _Pending(request, user_id, committed, time.monotonic(), token)
         self._send(pending)
         return committed
 
@@ -111,6 +118,8 @@ class Appender:
         try:
             while True:
                 now = time.monotonic()
+                for target in self._streams.keys() - set(self._records.replicas.targets):
+                    self._leave(target)
                 for stream in tuple(self._streams.values()):
                     self._look_after(stream, now)
                 _waiting.set(len(self._pending))
@@ -118,6 +127,12 @@ class Appender:
                 await asyncio.sleep(min(_LOOK_S, self._silence_s / 4))
         finally:
             await self._tasks.close()
+
+    def _leave(self, target: str) -> None:
+        """What is on its way to a replica that is none any more goes to others."""
+        stream = self._streams.pop(target)
+        for pending in stream.end():
+            self._send(pending)
 
     def _look_after(self, stream: _Stream, now: float) -> None:
         late = [pending for pending in stream.pending.values() if now - pending.sent_at > self._silence_s]
@@ -139,7 +154,7 @@ class Appender:
     def _stream(self, target: str) -> _Stream:
         if target not in self._streams:
             self._streams[target] = stream = _Stream(target, self._records, self)
-            self._nobodys.run(self._tasks.spawn, stream.run(), name=f"append stream to {target}")
+            stream.task = self._nobodys.run(self._tasks.spawn, stream.run(), name=f"append stream to {target}")
         return self._streams[target]
 
     def broken(self, target: str, pending: list[_Pending]) -> None:
@@ -171,6 +186,7 @@ class _Stream:
         self._target, self._records, self._owner = target, records, owner
         self.pending: dict[int, _Pending] = {}
         self.heard_at = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
         self._outbox: asyncio.Queue[events_pb2.AppendRequest | None] | None = None
         self._wanted = asyncio.Event()
         self._call: grpc.aio.StreamStreamCall[events_pb2.AppendRequest, events_pb2.AppendResponse] | None = None
@@ -181,7 +197,7 @@ class _Stream:
         self.pending[pending.request.append_id] = pending
         self._wanted.set()
         if self._outbox is not None:
-            self._outbox.put_nowait(pending.request)
+            self._outbox.put_nowait(pending.as_sent())
 
     def show(self, request: events_pb2.AppendRequest) -> None:
         """Send what needs no answer, unless too much waits."""
@@ -192,6 +208,13 @@ class _Stream:
         """End the stream: nothing comes any more."""
         if self._call is not None:
             self._call.cancel()
+
+    def end(self) -> list[_Pending]:
+        """Close the stream for good; returns what it had not answered."""
+        unanswered, self.pending = list(self.pending.values()), {}
+        if self.task is not None:
+            self.task.cancel()
+        return unanswered
 
     async def run(self) -> None:
         """Keep the stream open, for ever."""
@@ -212,7 +235,7 @@ class _Stream:
         outbox: asyncio.Queue[events_pb2.AppendRequest | None] = asyncio.Queue()
         self._outbox = outbox
         for pending in self.pending.values():
-            outbox.put_nowait(pending.request)
+            outbox.put_nowait(pending.as_sent())
         self._call = call = self._records.of(self._target).Append(_drawn_from(outbox))
         self.heard_at = time.monotonic()
         try:

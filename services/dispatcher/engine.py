@@ -145,7 +145,7 @@ class ExecutionEngine:
                 ending = _lost(record, bridge, is_tool=order.kind == "tool")
             elif running.stop.is_set():
                 ending = _cancelled(running, [])
-            elif running.claim.epoch > _MOST_OWNERS:
+            elif running.claim.finishing or running.claim.epoch > _MOST_OWNERS:
                 ending = _failed(errors.OwnerLost())
             elif running.overdue:
                 ending = _timed_out(order)
@@ -202,11 +202,11 @@ class ExecutionEngine:
             agents = functools.partial(self._part, permitted)
             mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools, agents)
             finished = await self._until(running, _guarded(spec, mine, files), order.deadline_s)
-            running.passed.now(stages.COMPLETED)
             if finished is None and running.stop.is_set():
                 return _cancelled(running, tools.stopped)
             if finished is None:
                 return _timed_out(order)
+            running.passed.now(stages.COMPLETED)
             if isinstance(finished, errors.NetraError):
                 return _failed(finished)
             running.passed.now(stages.RESPONDED)

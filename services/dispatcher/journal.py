@@ -152,7 +152,8 @@ class AgentWebSocketBridge:
         """Something of an agent's own kind. Raises `InvalidPayload` for a kind that is the platform's."""
         if kind in kinds.KINDS:
             raise errors.InvalidPayload(f"{kind} is told by the platform alone; choose another name.", field="kind")
-        self._emit(kind, data)
+        masked = masks.Masked()
+        self._emit(kind, {**masked.of(data, "data"), **_paths(masked)})
 
     def completed(self, result: results.Result, execution_time_ms: float, usage: Mapping[str, object]) -> None:
         """The run has a result."""
@@ -207,9 +208,7 @@ class AgentWebSocketBridge:
         self._record.show(kind, self._checked(kind, data))
 
     def _checked(self, kind: str, data: Mapping[str, Any]) -> bytes:
-        whole = {**self._agent, **data}
-        kinds.check(kind, whole)
-        return orjson.dumps(whole)
+        return kinds.written(kind, {**self._agent, **data})
 
 
 def _given(**fields: object) -> dict[str, Any]:

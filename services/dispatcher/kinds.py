@@ -77,17 +77,27 @@ KINDS = frozenset(_KINDS)
 
 def check(kind: str, data: Mapping[str, Any]) -> None:
     """Raises `InvalidPayload` naming the field when the data is not what the kind promises. An agent's own kinds promise nothing."""
+    written(kind, data)
+
+
+def written(kind: str, data: Mapping[str, Any]) -> bytes:
+    """The data as it is recorded. Raises what `check` raises."""
     known = _KINDS.get(kind)
     if known is None:
-        return
-    # as it will be written: our ids are a str of their own, which the validator does not know
-    looked_at = orjson.loads(orjson.dumps({name: _placeholder(known, name, value) for name, value in data.items()}))
+        return orjson.dumps(dict(data))
+    # each field is written once, and what was written is looked at: our ids are a str of their own, which the validator does not know
+    fields = {name: orjson.dumps(value) for name, value in data.items()}
+    _look(kind, known, {name: _looked_at(known, name, text) for name, text in fields.items()})
+    return orjson.dumps({name: orjson.Fragment(text) for name, text in fields.items()})
+
+
+def _look(kind: str, known: _Kind, looked_at: Mapping[str, Any]) -> None:
     if (problem := next(known.validator.iter_errors(looked_at), None)) is not None:
         place = ".".join(["data", *map(str, problem.instance_path)])
         raise errors.InvalidPayload(f"{kind}: {place}: {problem.message}", field=place)
 
 
-def _placeholder(kind: _Kind, name: str, value: Any) -> Any:
+def _looked_at(kind: _Kind, name: str, text: bytes) -> Any:
     if name in kind.free:
         return None
-    return {} if name in kind.objects and isinstance(value, dict) else value
+    return {} if name in kind.objects and text.startswith(b"{") else orjson.loads(text)

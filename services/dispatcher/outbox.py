@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,12 +13,13 @@ from typing import Any, Protocol
 import orjson
 import stamina
 
-from chassis import lifecycle
+from chassis import lifecycle, log
 from netra import errors, ids
 from netra.events.v1 import events_pb2
 from netra.tool import Artifact
 from services.dispatcher.tools import results
 
+_log = log.get(__name__)
 _MAX_ENTRIES = 128
 _MAX_BYTES = 512 * 1024
 # what the data of an event may have with all its fields: each of them is at most results.INLINE_BYTES
@@ -35,8 +37,8 @@ Keep = Callable[[str, str, str, bytes], Awaitable[Artifact]]
 class Appends(Protocol):
     """Where appends go."""
 
-    def append(self, request: events_pb2.AppendRequest, user_id: str) -> asyncio.Future[None]:
-        """Done when the append is committed; fails with the error it was refused with."""
+    def append(self, request: events_pb2.AppendRequest, user_id: str, token: Callable[[], str] | None = None) -> asyncio.Future[None]:
+        """Done when the append is committed; fails with the error it was refused with. `token` is asked each time it is sent."""
         ...
 
     def show(self, request: events_pb2.AppendRequest, user_id: str) -> None:
@@ -90,7 +92,9 @@ class Outbox:
         self._on_its_way = 0
         self._beside: set[asyncio.Future[None]] = set()
         self._moved = asyncio.Event()
+        # nothing more is recorded: the record refused something, another owns the run, or it was closed
         self._broken: BaseException | None = None
+        self._ended = False
         self._tasks = lifecycle.Tasks(on_failure=lambda _error: None)
 
     @property
@@ -113,36 +117,49 @@ class Outbox:
             raise self._broken
 
     async def room(self) -> None:
-        """Returns when the run may go on: not much waits, and the record answers."""
+        """Returns when the run may go on: not much waits, and the record answers. Raises what the record refused something with."""
+        # whoever only takes steps lets others go on at each
+        await asyncio.sleep(0)
         while self._broken is None and (len(self._entries) >= _MAX_WAITING or self.unanswered_s > _LATE_S):
             await self._moved.wait()
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
+        if self._ended:
+            raise _over()
 
     def mend(self) -> None:
         """Forget what the record refused, and what came after it; go on with the seq that was refused."""
         self._entries.clear()
         self._bytes = 0
-        self._broken = None
+        self._broken, self._ended = None, False
 
     async def close(self) -> None:
         """Keep nothing any more."""
+        self._broken = self._broken or _over()
+        self._move()
         await self._tasks.close()
 
     def add(self, entry: Entry) -> None:
-        """Record an entry after all that came before."""
+        """Record an entry after all that came before; nothing after the end, or after something that was refused."""
+        if self._broken is not None or self._ended:
+            return
+        self._ended = entry.end
         self._entries.append(entry)
         self._bytes += entry.size
         self._send()
 
     def add_beside(self, event: events_pb2.NewEvent) -> None:
-        """Record an event of the user's that belongs to no run."""
-        request = events_pb2.AppendRequest(context_token=self._run.token(), events=[event])
-        answered = self._appender.append(request, self._run.user_id)
+        """Record an event of the user's that belongs to no run, which goes on when it is refused."""
+        if self._broken is not None:
+            return
+        request = events_pb2.AppendRequest(events=[event])
+        answered = self._appender.append(request, self._run.user_id, self._run.token)
         self._beside.add(answered)
-        answered.add_done_callback(self._noted)
+        answered.add_done_callback(functools.partial(self._noted, event.type))
 
     def show(self, kind: str, data: bytes) -> None:
         """Show something to those who watch now; dropped when it is large, or the record does not answer."""
-        if len(data) > _MOST_SHOWN_BYTES or self._broken is not None or self.unanswered_s > _LATE_S:
+        if len(data) > _MOST_SHOWN_BYTES or self._broken is not None or self._ended or self.unanswered_s > _LATE_S:
             return
         shown = events_pb2.Transient(type=kind, data=data, after_seq=self._last_seq())
         request = events_pb2.AppendRequest(run_id=self._run.run_id, epoch=self._run.epoch, transients=[shown])
@@ -152,11 +169,10 @@ class Outbox:
         # of events that are told, whether or not they are recorded already
         return self._next_seq - 1 + self._on_its_way + sum(entry.event is not None for entry in self._entries)
 
-    def _noted(self, answered: asyncio.Future[None]) -> None:
+    def _noted(self, kind: str, answered: asyncio.Future[None]) -> None:
         self._beside.discard(answered)
         if not answered.cancelled() and (refused := answered.exception()) is not None:
-            self._broken = self._broken or refused
-            self._move()
+            _log.error("the record refused an event beside a run", kind=kind, run_id=self._run.run_id, reason=str(refused))
 
     def _send(self) -> None:
         if self._busy is not None or self._broken is not None:
@@ -184,7 +200,9 @@ class Outbox:
             size += entry.size
             request.events.extend([entry.event] if entry.event is not None else [])
             request.steps.extend([entry.step] if entry.step is not None else [])
-            request.end = entry.end
+            if entry.end:
+                request.end = True
+                break
         self._bytes -= size
         return request
 
@@ -244,3 +262,7 @@ class Outbox:
                 artifact = await self._run.keep(f"{event.event_id}:{field}", name, media_type, text)
         preview = "preview" if field == "result" else f"{field}_preview"
         return {f"{field}_ref": results.reference(artifact), preview: results.preview_of(text)}
+
+
+def _over() -> errors.NetraError:
+    return errors.FailedPrecondition("The run has ended; nothing more is told of it.")

@@ -110,6 +110,7 @@ class Claim:
     `cancelled` is who asked for its end: `user`, `security`, or empty.
     `expired` means that nobody renewed its context token in time: the record cannot be opened for it any more.
     `rights` is what its user got meanwhile in place of what they had; None when that is the same.
+    `finishing` means that an earlier owner was at its end already: it is brought there, and never begun.
     """
 
     order: Order
@@ -117,6 +118,7 @@ class Claim:
     cancelled: str
     expired: bool
     rights: Rights | None = None
+    finishing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, epoch = epoc
 FROM claimable WHERE r.run_id = claimable.run_id
 RETURNING r.run_id, r.kind, r.agent, r.request, r.inputs, r.deadline_s, r.message_id, r.context, r.context_token, r.traceparent,
     r.epoch, CASE WHEN r.cancelled_at IS NULL THEN '' ELSE r.cancelled_by END AS cancelled,
-    r.token_renewed_at < now() - interval '1 hour' AS expired, r.roles, r.tier, r.narrowed_at
+    r.token_renewed_at < now() - interval '1 hour' AS expired, r.roles, r.tier, r.narrowed_at, r.state = 'finishing' AS finishing
 """
 # Whoever writes to many runs takes them in one order: two that met crosswise would cost leases.
 # The lease of a tool that was called directly begins longer than this.
@@ -177,7 +177,7 @@ def _claim(row: postgres.Row) -> runs.Claim:
         context_token=row["context_token"],
         traceparent=row["traceparent"],
     )
-    return runs.Claim(order, row["epoch"], row["cancelled"], row["expired"], _rights(row))
+    return runs.Claim(order, row["epoch"], row["cancelled"], row["expired"], _rights(row), row["finishing"])
 
 
 def _rights(row: postgres.Row) -> runs.Rights | None:

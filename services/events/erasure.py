@@ -29,7 +29,7 @@ class Kept(Protocol):
     """One user's record."""
 
     async def begin_erasure(self, user_id: str, request_id: str, asked_by: str) -> Erasure:
-        """Hide everything there is, delete what tells of runs, and note that the rest is to go; the one begun before if there is one.
+        """Hide everything there is, forget of runs all but that they ended, and note that the rest is to go; or the one begun before.
 
         Raises `FailedPrecondition` while runs have not ended.
         """
@@ -39,8 +39,8 @@ class Kept(Protocol):
         """The days and classes in which the user has events up to a cursor."""
         ...
 
-    async def erase(self, erasure: Erasure, day: date, retention: str, many: int) -> int:
-        """Delete some events of a day and class; how many. The day itself is forgotten with its last."""
+    async def erase(self, erasure: Erasure, day: date, retention: str, many: int) -> tuple[int, bool]:
+        """Delete some events of a day and class; how many, and whether any is left. The day itself is forgotten with its last."""
         ...
 
     async def end_erasure(self, erasure: Erasure) -> Erasure:
@@ -66,8 +66,8 @@ class Erasures:
         if erasure.done:
             return erasure
         for day, retention in await self._kept.days(erasure.user_id, erasure.upto):
-            gone = _AT_ONCE
-            while gone == _AT_ONCE:
-                gone = await self._kept.erase(erasure, day, retention, _AT_ONCE)
+            left = True
+            while left:
+                gone, left = await self._kept.erase(erasure, day, retention, _AT_ONCE)
                 _erased.add(gone)
         return await self._kept.end_erasure(erasure)

@@ -12,7 +12,7 @@ from typing import Protocol
 from chassis import identity, lifecycle
 from netra import errors
 from netra.events.v1 import events_pb2
-from services.events import fanout, log
+from services.events import announce, fanout, log
 
 MAX_BATCH_EVENTS = 256
 MAX_BATCH_BYTES = 256 * 1024
@@ -67,14 +67,20 @@ class Follower:
             return
         if self.behind:
             self._hold(event)
-        elif self.run_id and event.run_id != self.run_id:
-            self.queued_to = event.cursor
-        elif event.cursor == self.queued_to + 1 and self.stream.push(self, event):
+        elif event.cursor == self.queued_to + 1 and (not self._wants(event) or self.stream.push(self, event)):
             self.queued_to = event.cursor
         else:
             # no room; or what is in between was dropped from the record, which the next page tells
             self.behind = True
             self.stream.fall_behind(self)
+
+    def show(self, transient: log.Transient) -> None:
+        """What is not recorded, for whoever has got all that is before it and nothing that is after it."""
+        if self.run_id in ("", transient.run_id) and transient.cursor == self.queued_to and not self.behind:
+            self.stream.show(self, transient)
+
+    def _wants(self, event: log.Recorded) -> bool:
+        return not self.run_id or event.run_id == self.run_id
 
     def _hold(self, event: log.Recorded) -> None:
         if self._held is not None:
@@ -96,7 +102,7 @@ class Follower:
         for event in self._held or ():
             if event.cursor == self.queued_to + 1:
                 self.queued_to = event.cursor
-                if not self.run_id or event.run_id == self.run_id:
+                if self._wants(event):
                     events.append(event)
         self._held = None
         self.behind = self.queued_to < self.topic.last
@@ -112,7 +118,8 @@ class Stream:
     def __init__(self, live: fanout.Fanout, pages: Pages, tasks: lifecycle.Tasks) -> None:
         self._live, self._pages, self._tasks = live, pages, tasks
         self.followers: dict[str, Follower] = {}
-        self._queue: deque[tuple[Follower, log.Recorded]] = deque()
+        self._queue: deque[tuple[Follower, log.Recorded | log.Transient]] = deque()
+        self._shown: list[log.Transient] = []
         self._bytes = 0
         self._behind: deque[Follower] = deque()
         self._reading: asyncio.Task[None] | None = None
@@ -147,11 +154,21 @@ class Stream:
         """Queue a live event; False when there is no room."""
         if len(self._queue) >= _MAX_QUEUED_EVENTS or self._bytes >= _MAX_QUEUED_BYTES:
             return False
-        self._queue.append((follower, event))
-        self._bytes += len(event.frame)
+        self._put(follower, event)
+        return True
+
+    def show(self, follower: Follower, transient: log.Transient) -> None:
+        """Queue what is not recorded, in its place among the events; dropped when the queue is half full."""
+        if len(self._queue) * 2 >= _MAX_QUEUED_EVENTS or self._bytes * 2 >= _MAX_QUEUED_BYTES:
+            announce.missed("busy")
+        else:
+            self._put(follower, transient)
+
+    def _put(self, follower: Follower, told: log.Recorded | log.Transient) -> None:
+        self._queue.append((follower, told))
+        self._bytes += len(told.frame)
         follower.queued += 1
         self._wake.set()
-        return True
 
     def fall_behind(self, follower: Follower) -> None:
         """Feed the follower from the record."""
@@ -203,15 +220,26 @@ class Stream:
 
     def _queued(self) -> list[log.Recorded]:
         events: list[log.Recorded] = []
-        size = 0
-        while self._queue and len(events) < MAX_BATCH_EVENTS and size < MAX_BATCH_BYTES:
-            follower, event = self._queue.popleft()
+        shown_to: set[str] = set()
+        size, self._shown = 0, []
+        while self._queue and len(events) + len(self._shown) < MAX_BATCH_EVENTS and size < MAX_BATCH_BYTES:
+            follower, told = self._queue[0]
+            if isinstance(told, log.Recorded) and told.user_id in shown_to:
+                # it comes after what is shown, so it goes with the next batch
+                self._wake.set()
+                break
+            self._queue.popleft()
             follower.queued -= 1
-            self._bytes -= len(event.frame)
-            if not follower.gone:
-                follower.sent_to = event.cursor
-                events.append(event)
-                size += len(event.frame)
+            self._bytes -= len(told.frame)
+            if follower.gone:
+                continue
+            size += len(told.frame)
+            if isinstance(told, log.Transient):
+                self._shown.append(told)
+                shown_to.add(told.user_id)
+            else:
+                follower.sent_to = told.cursor
+                events.append(told)
         return events
 
     def _from_record(self) -> list[log.Recorded]:
@@ -256,6 +284,11 @@ class Stream:
         truncated_to, self._truncated_to = self._truncated_to, 0
         return truncated_to
 
+    def take_shown(self) -> list[log.Transient]:
+        """What is not recorded and comes after the events of the batch at hand, once."""
+        shown, self._shown = self._shown, []
+        return shown
+
     def say(self, position: events_pb2.TailPosition) -> None:
         """Send a word about a user before the next events."""
         self._said.append(position)
@@ -266,10 +299,10 @@ class Stream:
         said, self._said = self._said, []
         return said
 
-    def dismiss(self, user_id: str, reason: str) -> None:
-        """Leave a user, and say so."""
+    def dismiss(self, user_id: str, reason: str, join_id: str = "") -> None:
+        """Leave a user, and say so: in answer to a join, or by itself."""
         self.leave(user_id)
-        self.say(events_pb2.TailPosition(user_id=user_id, joined=False, reason=reason))
+        self.say(events_pb2.TailPosition(user_id=user_id, joined=False, reason=reason, join_id=join_id))
 
     def revoke(self, session_id: str, user_id: str) -> None:
         """Send nothing more on the word of a session that was ended, or of any session of a user."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+_TRANSIENT = b'{"type":"%b","after_seq":%d,%b,"timestamp":"%b","data":%b}'
 _FRAME = b'{"type":"%b","cursor":%d,"seq":%d,"event_id":"%b",%b,"timestamp":"%b","data":%b}'
 
 
@@ -25,3 +26,8 @@ def timestamp(at: datetime) -> bytes:
 def splice(shared: bytes, *, kind: str, cursor: int, seq: int, event_id: str, at: bytes, data: bytes) -> bytes:
     """The whole frame: one JSON object, UTF-8."""
     return _FRAME % (kind.encode("ascii"), cursor, seq, event_id.encode("ascii"), shared, at, data)
+
+
+def passing(shared: bytes, *, kind: str, after_seq: int, at: bytes, data: bytes) -> bytes:
+    """The frame of what is not recorded: without cursor, seq and event_id, for it has no place in the record."""
+    return _TRANSIENT % (kind.encode("ascii"), after_seq, shared, at, data)

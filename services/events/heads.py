@@ -31,7 +31,6 @@ class Opened:
     next_seq: int
     ended: bool
     terminal_type: str
-    steps: Sequence[tuple[str, bytes]]
     open_tool_calls: Sequence[str]
 
 

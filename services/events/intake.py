@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from chassis import lifecycle
@@ -14,6 +14,7 @@ from netra.events.v1 import events_pb2
 from services.events import commit, log
 
 _log = log_.get(__name__)
+Show = Callable[[events_pb2.AppendRequest], log.Outcome]
 
 
 class Verifier(Protocol):
@@ -24,18 +25,23 @@ class Verifier(Protocol):
         ...
 
 
-class Intake:
-    """All streams of appends of this replica."""
+def _to_nobody(request: events_pb2.AppendRequest) -> log.Outcome:
+    """Nobody watches."""
+    return log.Outcome(request.append_id)
 
-    def __init__(self, committer: commit.Committer, verifier: Verifier, tasks: lifecycle.Tasks) -> None:
+
+class Intake:
+    """All streams of appends of this replica. `show` shows what they have for those who watch; it neither waits nor fails."""
+
+    def __init__(self, committer: commit.Committer, verifier: Verifier, tasks: lifecycle.Tasks, show: Show = _to_nobody) -> None:
         self._committer, self._verifier = committer, verifier
-        self._tasks = tasks
+        self._tasks, self._show = tasks, show
         self._readers: set[asyncio.Task[None]] = set()
         self._closing = False
 
     async def answers(self, requests: AsyncIterator[events_pb2.AppendRequest]) -> AsyncIterator[log.Outcome]:
         """One outcome per append; ends when the writer has no more, or on `close`, after all that was read is answered."""
-        stream = _Stream(self._committer, self._verifier)
+        stream = _Stream(self._committer, self._verifier, self._show)
         reader = self._tasks.spawn(stream.read(requests), "append-reader")
         self._readers.add(reader)
         if self._closing:
@@ -57,8 +63,8 @@ class Intake:
 
 
 class _Stream:
-    def __init__(self, committer: commit.Committer, verifier: Verifier) -> None:
-        self._committer, self._verifier = committer, verifier
+    def __init__(self, committer: commit.Committer, verifier: Verifier, show: Show) -> None:
+        self._committer, self._verifier, self._show = committer, verifier, show
         self._answers: asyncio.Queue[log.Outcome | None] = asyncio.Queue()
         self._open = 0
         self._ended = False
@@ -88,6 +94,11 @@ class _Stream:
         except errors.NetraError as refused:
             self._open += 1
             self._reply(log.Outcome(request.append_id, refused=refused))
+            return
+        shown = self._show(request) if request.transients else None
+        if shown is not None and not append.is_recorded:
+            self._open += 1
+            self._reply(shown)
             return
         await self._committer.submit(append, self._reply)
         self._open += 1

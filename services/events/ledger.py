@@ -89,6 +89,8 @@ class Ledger:
     # (user, day, class) -> its first cursor, as far as this transaction knows
     marks: dict[tuple[str, date, str], int] = field(default_factory=dict)
     outcomes: list[log.Outcome] = field(default_factory=list)
+    # runs whose rows another transaction holds
+    held: frozenset[str] = frozenset()
 
     def add(self, append: log.Append) -> None:
         """Judge an append and, if it is good, take its rows."""
@@ -101,6 +103,8 @@ class Ledger:
 
     def _admitted(self, append: log.Append) -> int:
         request = append.request
+        if request.run_id in self.held:
+            raise errors.Unavailable("The user's record is held by another transaction just now. Send the append again.")
         head = self.heads.get(request.run_id)
         if head is None or head.user_id not in self.cursors:
             raise errors.NotFound("There is no such run in the record. Open it first.")
@@ -159,7 +163,7 @@ class Ledger:
     def _noted(self, append: log.Append, context: UserExecutionContext) -> int:
         cursor = self.cursors.get(context.user_id)
         if cursor is None:
-            raise errors.Unavailable("The user's record is being made. Send the append again.")
+            raise errors.Unavailable("The user's record is being made, or held by another transaction. Send the append again.")
         of, user_id, events = _without_run(context), context.user_id, append.request.events
         for event in events:
             known = self.without_run.get((user_id, event.event_id))

@@ -16,6 +16,7 @@ MAX_APPEND_BYTES = 1024 * 1024
 # what goes by reference from 256 KiB on, and room for the fields around it
 MAX_EVENT_BYTES = 320 * 1024
 MAX_ENTRIES = 1000
+MAX_TRANSIENT_BYTES = 16 * 1024
 _KIND = re.compile(r"[a-z_]{1,64}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -32,6 +33,26 @@ class Recorded:
     kind: str
     frame: bytes
     ends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Transient:
+    """What is shown and not recorded. `cursor` is the user's when it was shown: who has less, or more, is not shown it."""
+
+    user_id: str
+    cursor: int
+    run_id: str
+    after_seq: int
+    thread_id: str
+    kind: str
+    frame: bytes
+
+    def message(self) -> events_pb2.TransientEvent:
+        """As it is sent."""
+        return events_pb2.TransientEvent(
+            user_id=self.user_id, run_id=self.run_id, thread_id=self.thread_id, type=self.kind, frame=self.frame,
+            after_seq=self.after_seq, after_cursor=self.cursor,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,11 @@ class Append:
     # whose events they are, when they belong to no run
     context: UserExecutionContext | None = None
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether anything of it is; else it only shows something."""
+        return bool(self.request.events or self.request.steps)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -77,8 +103,8 @@ def checked(request: events_pb2.AppendRequest, context: UserExecutionContext | N
     `context` is that of the request's token, verified, when its events belong to no run.
     """
     _check_place(request, with_context=context is not None)
-    if not request.events and not request.steps:
-        raise errors.InvalidPayload("An append needs at least one event or step.", field="events")
+    if not (request.events or request.steps or request.transients):
+        raise errors.InvalidPayload("An append needs at least one event, step or transient.", field="events")
     if request.end and not request.events:
         raise errors.InvalidPayload("An end needs its event.", field="end")
     size = _size(request)
@@ -87,6 +113,9 @@ def checked(request: events_pb2.AppendRequest, context: UserExecutionContext | N
     for step in request.steps:
         if not 1 <= len(step.key) <= 200:
             raise errors.InvalidPayload("The key of a step has 1 to 200 characters.", field="steps.key")
+    for transient in request.transients:
+        _check_kind(transient.type, "transients")
+        _check_data(transient.data, "transients")
     return Append(request, _digest(request), size, context)
 
 
@@ -94,17 +123,17 @@ def _check_place(request: events_pb2.AppendRequest, *, with_context: bool) -> No
     if not with_context:
         if not _UUID.fullmatch(request.run_id):
             raise errors.InvalidPayload("run_id must be a UUID in lower case", field="run_id")
-    elif request.run_id or request.epoch or request.first_seq or request.steps or request.end:
-        message = "Events without a run have no run_id, epoch, first_seq, steps or end; events of a run need no context_token."
+    elif request.run_id or request.epoch or request.first_seq or request.steps or request.end or request.transients:
+        message = "Events without a run have no run_id, epoch, first_seq, steps, transients or end; events of a run need no context_token."
         raise errors.InvalidPayload(message, field="context_token")
     elif len({event.event_id for event in request.events}) < len(request.events):
         raise errors.InvalidPayload("Each event has an event_id of its own.", field="events.event_id")
 
 
 def _size(request: events_pb2.AppendRequest) -> int:
-    if len(request.events) + len(request.steps) > MAX_ENTRIES:
+    if len(request.events) + len(request.steps) + len(request.transients) > MAX_ENTRIES:
         raise errors.TooLarge(f"An append holds at most {MAX_ENTRIES} events and steps; send several.", field="events", limit=MAX_ENTRIES)
-    size = sum(len(step.key) + len(step.result) for step in request.steps)
+    size = sum(len(step.key) + len(step.result) for step in request.steps) + sum(len(one.data) for one in request.transients)
     for event in request.events:
         if len(event.data) > MAX_EVENT_BYTES:
             message = f"The data of an event has at most {MAX_EVENT_BYTES} bytes; put what is bigger into an artifact and refer to it."
@@ -117,8 +146,7 @@ def _size(request: events_pb2.AppendRequest) -> int:
 
 
 def _check_event(event: events_pb2.NewEvent, *, without_run: bool) -> None:
-    if not _KIND.fullmatch(event.type):
-        raise errors.InvalidPayload("The type of an event is 1 to 64 characters out of a-z and _.", field="events.type")
+    _check_kind(event.type, "events")
     if not _UUID.fullmatch(event.event_id):
         raise errors.InvalidPayload("event_id must be a UUID in lower case", field="events.event_id")
     if without_run and event.event_id[14] != "7":
@@ -126,13 +154,22 @@ def _check_event(event: events_pb2.NewEvent, *, without_run: bool) -> None:
         raise errors.InvalidPayload("event_id must be a UUIDv7", field="events.event_id")
     if len(event.tool_call_id) > 64:
         raise errors.InvalidPayload("tool_call_id has at most 64 characters", field="events.tool_call_id")
+    _check_data(event.data, "events")
+
+
+def _check_kind(kind: str, field: str) -> None:
+    if not _KIND.fullmatch(kind):
+        raise errors.InvalidPayload("The type of an event is 1 to 64 characters out of a-z and _.", field=f"{field}.type")
+
+
+def _check_data(data: bytes, field: str) -> None:
     # a frame that is no JSON would stop every client that resumes over it, for ever: the one look into the data is here
-    if not event.data.startswith(b"{"):
-        raise errors.InvalidPayload("The data of an event is one JSON object.", field="events.data")
+    if not data.startswith(b"{"):
+        raise errors.InvalidPayload("The data of an event is one JSON object.", field=f"{field}.data")
     try:
-        orjson.loads(event.data)
+        orjson.loads(data)
     except orjson.JSONDecodeError:
-        raise errors.InvalidPayload("The data of an event is not JSON in UTF-8.", field="events.data") from None
+        raise errors.InvalidPayload("The data of an event is not JSON in UTF-8.", field=f"{field}.data") from None
 
 
 def _digest(request: events_pb2.AppendRequest) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 from chassis import audit, identity, trust
@@ -34,6 +35,14 @@ class Reach:
         user_id = await self._admitted(wanted, "users:write")
         await self._tell("erase_events", user_id, "asked")
         return user_id
+
+    def still(self) -> None:
+        """That the caller's session goes on, for what takes long. Raises `Unauthenticated`."""
+        caller = identity.current().user
+        if self._trust.revoked(caller):
+            raise errors.Unauthenticated("The session has ended. Sign in again.")
+        if caller.expires_at + identity.LEEWAY_S <= time.time():
+            raise errors.Unauthenticated("The token has expired.")
 
     async def _admitted(self, wanted: str, permission: str) -> ids.UserId:
         caller = identity.current().user

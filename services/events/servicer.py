@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,10 +42,10 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
 
     def __init__(
         self, record: Record, pages: paces.Pages, appends: intake.Intake, streams: tail.Tail, live: fanout.Fanout,
-        verifier: identity.Verifier, whole: Whole,
+        verifier: identity.Verifier, whole: Whole, opened: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         self._record, self._pages, self._appends, self._streams = record, pages, appends, streams
-        self._live, self._verifier, self._whole = live, verifier, whole
+        self._live, self._verifier, self._whole, self._opened = live, verifier, whole, opened
 
     async def OpenRun(self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]) -> events_pb2.OpenRunResponse:
         execution = await self._verifier.context(request.context_token)
@@ -55,11 +55,10 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
         if request.epoch < 1:
             raise errors.InvalidPayload("epoch counts from 1", field="epoch")
         opened = await self._record.open(head, request.epoch)
+        self._opened(head.run_id, request.epoch)
         return events_pb2.OpenRunResponse(
-            next_seq=opened.next_seq, ended=opened.ended, terminal_type=opened.terminal_type,
-            steps=[events_pb2.Step(key=key, result=result) for key, result in opened.steps],
-            open_tool_calls=opened.open_tool_calls,
-        )  # fmt: skip
+            next_seq=opened.next_seq, ended=opened.ended, terminal_type=opened.terminal_type, open_tool_calls=opened.open_tool_calls
+        )
 
     async def Append(
         self, request_iterator: AsyncIterator[events_pb2.AppendRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -75,16 +74,20 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
         self, request_iterator: AsyncIterator[events_pb2.TailRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[events_pb2.TailResponse]:
         async for batch in self._streams.follow(request_iterator):
-            yield events_pb2.TailResponse(
-                positions=batch.positions, events=[_event(event) for event in batch.events], degraded=batch.degraded
-            )
+            answer = events_pb2.TailResponse(positions=batch.positions, degraded=batch.degraded)
+            answer.transients.extend(transient.message() for transient in batch.shown)
+            fill(answer.events, batch.events)
+            yield answer
 
     async def Subscribe(
         self, request: events_pb2.SubscribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[events_pb2.SubscribeResponse]:
         after, run_id = _after(request.after), _run(request.run_id)
         async for part in self._streams.subscribe(identity.current().user, after, run_id):
-            yield events_pb2.SubscribeResponse(events=[_event(event) for event in part.events], truncated_to=part.truncated_to)
+            answer = events_pb2.SubscribeResponse(truncated_to=part.truncated_to)
+            answer.transients.extend(transient.message() for transient in part.shown)
+            fill(answer.events, part.events)
+            yield answer
 
     async def ListEvents(
         self, request: events_pb2.ListEventsRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -99,9 +102,9 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
             user_id, after, limit=request.page_size or _DEFAULT_PAGE, max_bytes=_PAGE_BYTES, run_id=run_id
         )  # fmt: skip
         answer = events_pb2.ListEventsResponse(
-            events=[_event(event) for event in page.events], next_after=page.through, last=page.position.last,
-            oldest=page.position.oldest, epoch=generation,
-        )  # fmt: skip
+            next_after=page.through, last=page.position.last, oldest=page.position.oldest, epoch=generation
+        )
+        fill(answer.events, page.events)
         answer.read_at.GetCurrentTime()
         return answer
 
@@ -111,9 +114,10 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
         user_id = await self._whole.reach.reader(request.user_id)
         generation = await self._live.known_generation()
         async for page in self._whole.exports.pages(user_id):
-            yield events_pb2.ExportEventsResponse(
-                events=[_event(event) for event in page.events], last=page.position.last, oldest=page.position.oldest, epoch=generation
-            )
+            self._whole.reach.still()
+            answer = events_pb2.ExportEventsResponse(last=page.position.last, oldest=page.position.oldest, epoch=generation)
+            fill(answer.events, page.events)
+            yield answer
 
     async def EraseEvents(
         self, request: events_pb2.EraseEventsRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -135,8 +139,11 @@ def _run(run_id: str) -> str:
     return ids.RunId(run_id) if run_id else ""
 
 
-def _event(event: log.Recorded) -> events_pb2.Event:
-    return events_pb2.Event(
-        cursor=event.cursor, seq=event.seq, user_id=event.user_id, run_id=event.run_id, thread_id=event.thread_id, type=event.kind,
-        frame=event.frame,
-    )  # fmt: skip
+def fill(into: Any, events: Sequence[log.Recorded]) -> None:
+    """Make the messages of events in their place: a message that is made beside an answer is copied into it."""
+    add = into.add
+    for event in events:
+        add(
+            cursor=event.cursor, seq=event.seq, user_id=event.user_id, run_id=event.run_id, thread_id=event.thread_id, type=event.kind,
+            frame=event.frame,
+        )  # fmt: skip

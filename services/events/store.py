@@ -72,7 +72,10 @@ class Record:
         self._database = database
 
     async def open(self, head: heads.NewHead, epoch: int) -> heads.Opened:
-        """Raise the epoch of a head, made when it is new. Raises `Fenced`, or `NotFound` when it is another user's."""
+        """Raise the epoch of a head, made when it is new; the same epoch again, whose answer was lost, gets the same answer.
+
+        Raises `Fenced`, or `NotFound` when it is another user's.
+        """
         async with self._database.transaction(head.user_id) as transaction:
             # in the order of the writer's locks: cursors, then heads
             await transaction.execute(_NEW_CURSOR, head.user_id, head.tenant_id)
@@ -84,16 +87,13 @@ class Record:
             row = await transaction.row(_HEAD, head.run_id, head.user_id)
             if row is None:
                 raise errors.NotFound("There is no such run.")
-            if epoch <= row["epoch"]:
+            # each claim of a run has an epoch of its own
+            if epoch < row["epoch"]:
                 raise errors.Fenced(f"The run is owned under epoch {row['epoch']} already.", epoch=row["epoch"])
             owner = (head.run_id, head.user_id)
             await transaction.execute("UPDATE events.heads SET epoch = $3 WHERE run_id = $1 AND user_id = $2", *owner, epoch)
-            steps = await transaction.fetch("SELECT key, result FROM events.steps WHERE run_id = $1 AND user_id = $2 ORDER BY key", *owner)
             calls = await transaction.fetch(_OPEN_CALLS, *owner, row["retention"], row["created_at"], row["last_at"])
-        return heads.Opened(
-            row["next_seq"], row["ended"], row["terminal_type"],
-            [(step["key"], step["result"]) for step in steps], [call["tool_call_id"] for call in calls],
-        )  # fmt: skip
+        return heads.Opened(row["next_seq"], row["ended"], row["terminal_type"], [call["tool_call_id"] for call in calls])
 
     async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page:
         """The user's events after a cursor; at least one, however big, if there is one and no run is asked for."""
@@ -134,7 +134,7 @@ class Record:
 
     async def end_of(self, user_id: str, run_id: str) -> int:
         """The cursor of the run's terminal event, 0 while it has none. Raises `NotFound`."""
-        query = "SELECT ended, last_cursor FROM events.heads WHERE run_id = $1 AND user_id = $2"
+        query = "SELECT ended, last_cursor FROM events.heads WHERE run_id = $1 AND user_id = $2 AND NOT erased"
         async with self._database.transaction(user_id) as transaction:
             row = await transaction.row(query, run_id, user_id)
         if row is None:

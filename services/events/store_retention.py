@@ -11,15 +11,33 @@ from services.events import days, erasure
 
 _ERASURE = "SELECT user_id, request_id, upto, events, runs, done_at IS NOT NULL AS done FROM events.erasures"
 _ONE_ERASURE = f"{_ERASURE} WHERE user_id = $1 AND request_id = $2"
-_LIVE = "SELECT run_id FROM events.heads WHERE user_id = $1 AND NOT ended ORDER BY created_at LIMIT 5"
-_STEPS_OF_USER = "DELETE FROM events.steps WHERE user_id = $1 AND run_id IN (SELECT run_id FROM events.heads WHERE user_id = $1)"
+# whoever has said nothing for a day, nor a day after the deadline, says nothing any more, whatever became of the run
+_OVER = "(ended OR greatest(last_at, deadline) < now() - interval '1 day')"
+_LIVE = f"SELECT run_id FROM events.heads WHERE user_id = $1 AND NOT {_OVER} ORDER BY created_at LIMIT 5"
+_STEPS_OF_USER = f"""
+DELETE FROM events.steps WHERE user_id = $1 AND run_id IN (SELECT run_id FROM events.heads WHERE user_id = $1 AND {_OVER})
+"""
+# it stays known that the run has ended, and how: who takes it over must not run it again
+_ERASE_HEADS = f"""
+UPDATE events.heads
+SET erased = true, ended = true, terminal_type = CASE WHEN ended THEN terminal_type ELSE 'agent_failed' END, thread_id = $2,
+    request_id = '', correlation_id = '', trace_id = '', deadline = NULL, next_seq = 1, last_digest = NULL, last_first_seq = 0,
+    last_cursor = 0
+WHERE user_id = $1 AND NOT erased AND {_OVER}
+"""
 _NOTE = """
 INSERT INTO events.erasures (user_id, request_id, asked_by, asked_at, upto, runs) VALUES ($1, $2, $3, clock_timestamp(), $4, $5)
 """
+# one at a time takes away from a user: what two have deleted is gone for both only once it is committed
+_ALONE = "SELECT request_id FROM events.erasures WHERE user_id = $1 ORDER BY request_id FOR UPDATE"
 _ERASE = """
 DELETE FROM events.events WHERE user_id = $1 AND retention = $2 AND recorded_at >= $3 AND recorded_at < $4 AND cursor IN (
     SELECT cursor FROM events.events WHERE user_id = $1 AND retention = $2 AND recorded_at >= $3 AND recorded_at < $4 AND cursor <= $5
     ORDER BY cursor LIMIT $6)
+"""
+_LEFT = """
+SELECT EXISTS (
+    SELECT FROM events.events WHERE user_id = $1 AND retention = $2 AND recorded_at >= $3 AND recorded_at < $4 AND cursor <= $5)
 """
 # a day that had not ended when the erasure began stays marked: what comes after is found by it
 _FORGET = """
@@ -36,12 +54,17 @@ INSERT INTO events.classes (retention, days, wanted, since) VALUES ($1, $2, $3, 
 ON CONFLICT (retention) DO UPDATE SET days = excluded.days, wanted = excluded.wanted, since = excluded.since
 """
 _IN_USE = "SELECT EXISTS (SELECT 1 FROM events.days WHERE retention = $1 AND day >= $2)"
-_MARKED_BEFORE = "SELECT DISTINCT day FROM events.days WHERE retention = $1 AND day < $2"
+_MARKED_BEFORE = """
+SELECT DISTINCT day FROM events.days WHERE retention = $1 AND day < $2 AND NOT events.must_stay(user_id, retention, day, $3)
+"""
 _PARTITIONS = """
 SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = to_regclass('events.events_' || $1) AND c.relname ~ '_[0-9]{8}$'
 """
-_USERS_OF_DAY = "SELECT user_id FROM events.days WHERE retention = $1 AND day = $2 AND user_id > $3 ORDER BY user_id LIMIT $4"
+_USERS_OF_DAY = """
+SELECT user_id FROM events.days WHERE retention = $1 AND day = $2 AND user_id > $3 AND NOT events.must_stay(user_id, $1, $2, $5)
+ORDER BY user_id LIMIT $4
+"""
 _LOCK_CURSORS = "SELECT user_id FROM events.cursors WHERE user_id = ANY($1::uuid[]) ORDER BY user_id FOR UPDATE"
 _RAISE = """
 UPDATE events.cursors c SET oldest = greatest(c.oldest, 1 + (
@@ -49,13 +72,14 @@ UPDATE events.cursors c SET oldest = greatest(c.oldest, 1 + (
     WHERE e.user_id = c.user_id AND e.retention = $2 AND e.recorded_at >= $3 AND e.recorded_at < $4))
 WHERE c.user_id = ANY($1::uuid[])
 """
-_OLD_HEADS = """
-DELETE FROM events.heads WHERE run_id IN (SELECT run_id FROM events.heads WHERE ended AND retention = $1 AND last_at < $2 LIMIT $3)
+_OLD_HEADS = f"""
+DELETE FROM events.heads WHERE run_id IN (
+    SELECT run_id FROM events.heads WHERE retention = $1 AND created_at < $2 AND last_at < $2 AND {_OVER} LIMIT $3)
 """
-_OLD_STEPS = """
+_OLD_STEPS = f"""
 DELETE FROM events.steps WHERE run_id IN (
     SELECT run_id FROM (SELECT DISTINCT run_id FROM events.steps) s
-    WHERE NOT EXISTS (SELECT 1 FROM events.heads h WHERE h.run_id = s.run_id AND NOT (h.ended AND h.last_at < $1)) LIMIT $2)
+    WHERE NOT EXISTS (SELECT FROM events.heads h WHERE h.run_id = s.run_id AND NOT ({_OVER} AND h.last_at < $1)) LIMIT $2)
 """
 _NOBODY = "00000000-0000-0000-0000-000000000000"
 
@@ -67,7 +91,10 @@ class Erasures:
         self._database = database
 
     async def begin_erasure(self, user_id: str, request_id: str, asked_by: str) -> erasure.Erasure:
-        """Hide everything there is, delete what tells of runs, and note that the rest is to go. Raises `FailedPrecondition`."""
+        """Hide everything there is, forget of runs all but that they ended, and note that the rest is to go.
+
+        Raises `FailedPrecondition`.
+        """
         async with self._database.transaction(user_id) as transaction:
             await transaction.execute("INSERT INTO events.cursors (user_id) VALUES ($1) ON CONFLICT DO NOTHING", user_id)
             last = await transaction.value("SELECT last FROM events.cursors WHERE user_id = $1 FOR UPDATE", user_id)
@@ -77,10 +104,10 @@ class Erasures:
                 runs = ", ".join(str(row["run_id"]) for row in live)
                 raise errors.FailedPrecondition(f"These runs have not ended: {runs}. Cancel them, or wait for them.", runs=runs)
             await transaction.execute(_STEPS_OF_USER, user_id)
-            deleted = _count(await transaction.execute("DELETE FROM events.heads WHERE user_id = $1", user_id))
+            erased = _count(await transaction.execute(_ERASE_HEADS, user_id, _NOBODY))
             await transaction.execute("UPDATE events.cursors SET oldest = last + 1 WHERE user_id = $1", user_id)
-            await transaction.execute(_NOTE, user_id, request_id, asked_by, last, deleted)
-        return erasure.Erasure(user_id, request_id, last, 0, deleted, done=False)
+            await transaction.execute(_NOTE, user_id, request_id, asked_by, last, erased)
+        return erasure.Erasure(user_id, request_id, last, 0, erased, done=False)
 
     async def days(self, user_id: str, upto: int) -> Sequence[tuple[date, str]]:
         """The days and classes in which the user has events up to a cursor."""
@@ -88,15 +115,17 @@ class Erasures:
         async with self._database.transaction(user_id) as transaction:
             return [(row["day"], row["retention"]) for row in await transaction.fetch(query, user_id, upto)]
 
-    async def erase(self, wanted: erasure.Erasure, day: date, retention: str, many: int) -> int:
-        """Delete some events of a day and class; how many. The day itself is forgotten with its last."""
-        between = (days.begin_of(day), days.begin_of(day + days.A_DAY))
+    async def erase(self, wanted: erasure.Erasure, day: date, retention: str, many: int) -> tuple[int, bool]:
+        """Delete some events of a day and class; how many, and whether any is left. The day itself is forgotten with its last."""
+        events = (wanted.user_id, retention, days.begin_of(day), days.begin_of(day + days.A_DAY), wanted.upto)
         async with self._database.transaction(wanted.user_id) as transaction:
-            gone = _count(await transaction.execute(_ERASE, wanted.user_id, retention, *between, wanted.upto, many))
+            await transaction.execute(_ALONE, wanted.user_id)
+            gone = _count(await transaction.execute(_ERASE, *events, many))
             await transaction.execute(_COUNT, wanted.user_id, wanted.request_id, gone)
-            if gone < many:
+            left = bool(await transaction.value(_LEFT, *events))
+            if not left:
                 await transaction.execute(_FORGET, wanted.user_id, retention, day, wanted.request_id)
-        return gone
+        return gone, left
 
     async def end_erasure(self, wanted: erasure.Erasure) -> erasure.Erasure:
         """Note that nothing is left."""
@@ -128,32 +157,46 @@ class Retention:
             return bool(await transaction.value(_IN_USE, retention, since))
 
     async def prepare(self, retention: str, day: date) -> bool:
-        """Make the partition of a day to come; False when it is there. Raises `Locked`."""
-        async with self._database.transaction() as transaction:
-            return bool(await transaction.value("SELECT events.prepare_day($1, $2)", retention, day))
+        """Make the partition of a day to come; False when it is there. Raises `Locked`, and `Unfit` when the day has events already."""
+        try:
+            while (done := await self._step(retention, day)) == "again":
+                pass
+        except Exception:
+            await self.reopen(retention)
+            raise
+        return done == "made"
 
-    async def days_before(self, retention: str, oldest: date) -> Sequence[date]:
-        """The days of a class before one, with events or only with a partition."""
+    async def _step(self, retention: str, day: date) -> str:
         async with self._database.transaction() as transaction:
-            marked = {row["day"] for row in await transaction.fetch(_MARKED_BEFORE, retention, oldest)}
+            return str(await transaction.value("SELECT events.prepare_day($1, $2)", retention, day))
+
+    async def reopen(self, retention: str) -> None:
+        """Let events be recorded of days whose preparation was interrupted. Raises `Locked`."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute("SELECT events.reopen_days($1)", retention)
+
+    async def days_before(self, retention: str, oldest: date, today: date) -> Sequence[date]:
+        """The days of a class before one that are to go, with events or only with a partition."""
+        async with self._database.transaction() as transaction:
+            marked = {row["day"] for row in await transaction.fetch(_MARKED_BEFORE, retention, oldest, today)}
             made = {row["day"] for row in await transaction.fetch(_PARTITIONS, retention)}
         return sorted(marked | {day for day in made if day < oldest})
 
-    async def raise_oldest(self, retention: str, day: date, after: str, many: int) -> str:
+    async def raise_oldest(self, retention: str, day: date, today: date, after: str, many: int) -> str:
         """Send the readers of some users, in the order of their ids, past a day; the last of them, empty when there are no more."""
         between = (days.begin_of(day), days.begin_of(day + days.A_DAY))
         async with self._database.transaction() as transaction:
-            rows = await transaction.fetch(_USERS_OF_DAY, retention, day, after or _NOBODY, many)
+            rows = await transaction.fetch(_USERS_OF_DAY, retention, day, after or _NOBODY, many, today)
             users = [str(row["user_id"]) for row in rows]
             if users:
                 await transaction.execute(_LOCK_CURSORS, users)
                 await transaction.execute(_RAISE, users, retention, *between)
         return users[-1] if users else ""
 
-    async def drop(self, retention: str, day: date, many: int) -> bool:
+    async def drop(self, retention: str, day: date, today: date, many: int) -> bool:
         """Drop a day of a class, or of a day without a partition some events; whether it is gone. Raises `Locked`."""
         async with self._database.transaction() as transaction:
-            return bool(await transaction.value("SELECT events.drop_day($1, $2, $3)", retention, day, many))
+            return bool(await transaction.value("SELECT events.drop_day($1, $2, $3, $4)", retention, day, today, many))
 
     async def drop_heads(self, retention: str, before: datetime, many: int) -> int:
         """Delete some heads of runs that ended before; how many."""

@@ -30,9 +30,10 @@ class Kept(Protocol):
     async def period(self, retention: str, wanted: int, now: datetime, grace: timedelta) -> days.Period: ...
     async def in_use(self, retention: str, since: date) -> bool: ...
     async def prepare(self, retention: str, day: date) -> bool: ...
-    async def days_before(self, retention: str, oldest: date) -> Sequence[date]: ...
-    async def raise_oldest(self, retention: str, day: date, after: str, many: int) -> str: ...
-    async def drop(self, retention: str, day: date, many: int) -> bool: ...
+    async def reopen(self, retention: str) -> None: ...
+    async def days_before(self, retention: str, oldest: date, today: date) -> Sequence[date]: ...
+    async def raise_oldest(self, retention: str, day: date, today: date, after: str, many: int) -> str: ...
+    async def drop(self, retention: str, day: date, today: date, many: int) -> bool: ...
     async def drop_heads(self, retention: str, before: datetime, many: int) -> int: ...
     async def drop_steps(self, before: datetime, many: int) -> int: ...
     async def unfinished(self, before: datetime) -> Sequence[erasure.Erasure]: ...
@@ -52,6 +53,8 @@ class Sweep:
 
     async def run(self, every_s: float) -> None:
         """Sweep, for ever."""
+        for retention in self._classes:
+            await self._tried(self._kept.reopen(retention), retention)
         await asyncio.sleep(min(_FIRST_S, every_s))
         while True:
             await self.once(datetime.now(UTC))
@@ -59,10 +62,14 @@ class Sweep:
 
     async def once(self, now: datetime) -> None:
         """Sweep. What cannot be done now is left to the next time."""
+        wanted = {retention: kept_for for retention in self._classes if (kept_for := self._days_of(retention))}
         for retention in self._classes:
             await self._tried(self._prepare(retention, now), retention)
-            if wanted := self._days_of(retention):
-                await self._tried(self._drop_old(retention, wanted, now), retention)
+        # first all of them: a day of one class may have to stay for the sake of another
+        for retention in wanted:
+            await self._tried(self._note_period(retention, wanted[retention], now), retention)
+        for retention in wanted:
+            await self._tried(self._drop_old(retention, wanted[retention], now), retention)
         await self._tried(self._drop_steps(now - _STEPS_STAY), "")
         await self._tried(self._erase(now - _CRASHED_AFTER), "")
 
@@ -78,26 +85,31 @@ class Sweep:
 
     async def _prepare(self, retention: str, now: datetime) -> None:
         today = days.day_of(now)
+        await self._kept.reopen(retention)
         if await self._kept.in_use(retention, today - _USED_WITHIN):
             # not today: its events lie elsewhere already
             for ahead in range(1, _AHEAD + 1):
                 _swept.add(await self._kept.prepare(retention, today + ahead * days.A_DAY), {"what": "prepared"})
 
+    async def _note_period(self, retention: str, wanted: int, now: datetime) -> None:
+        await self._kept.period(retention, wanted, now, self._grace)
+
     async def _drop_old(self, retention: str, wanted: int, now: datetime) -> None:
         oldest = days.oldest_kept(await self._kept.period(retention, wanted, now, self._grace), now)
-        for day in await self._kept.days_before(retention, oldest):
-            await self._drop(retention, day)
+        today = days.day_of(now)
+        for day in await self._kept.days_before(retention, oldest, today):
+            await self._drop(retention, day, today)
         gone = _ROWS
         while gone == _ROWS:
             gone = await self._kept.drop_heads(retention, days.begin_of(oldest), _ROWS)
             _swept.add(gone, {"what": "heads"})
 
-    async def _drop(self, retention: str, day: date) -> None:
+    async def _drop(self, retention: str, day: date, today: date) -> None:
         # readers first: whoever reads on from here on is told that the record begins later
-        user = await self._kept.raise_oldest(retention, day, "", _USERS)
+        user = await self._kept.raise_oldest(retention, day, today, "", _USERS)
         while user:
-            user = await self._kept.raise_oldest(retention, day, user, _USERS)
-        while not await self._kept.drop(retention, day, _ROWS):
+            user = await self._kept.raise_oldest(retention, day, today, user, _USERS)
+        while not await self._kept.drop(retention, day, today, _ROWS):
             pass
         _log.info("a day was dropped", retention=retention, day=day.isoformat())
         _swept.add(1, {"what": "days"})

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import jwt
 
@@ -25,6 +25,8 @@ _MAX_INBOX = 1024
 _LOOK_AGAIN_S = 0.1
 # streams are looked at every second, so something comes every two
 _SILENCE_S = 1.0
+# by user: who asks, and what the asker calls that
+_Joining: TypeAlias = dict[str, tuple[identity.Principal, str]]
 
 
 class Record(Protocol):
@@ -37,19 +39,21 @@ class Record(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes out in one message; the positions come before the events. Without either it says that the stream is alive."""
+    """What goes out in one message: positions, then events, then what is not recorded. Without any it says that the stream is alive."""
 
     positions: Sequence[events_pb2.TailPosition]
     events: Sequence[log.Recorded]
     degraded: bool = False
+    shown: Sequence[log.Transient] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a subscriber is told next: that the record begins later now, when it does, and the events from there."""
+    """What a subscriber is told next: that the record begins later now, when it does, the events from there, what is not recorded."""
 
     events: Sequence[log.Recorded]
     truncated_to: int = 0
+    shown: Sequence[log.Transient] = ()
 
 
 class Tail:
@@ -105,10 +109,10 @@ class Tail:
         """What there is to say, if only how things are after a while of silence; None in between."""
         told, told_at = None, 0.0
         async for events in stream.batches():
-            said, degraded, now = stream.take_said(), self._live.degraded, time.monotonic()
-            if said or events or degraded is not told or now - told_at >= _SILENCE_S:
+            said, shown, degraded, now = stream.take_said(), stream.take_shown(), self._live.degraded, time.monotonic()
+            if said or events or shown or degraded is not told or now - told_at >= _SILENCE_S:
                 told, told_at = degraded, now
-                yield Batch(said, events, degraded)
+                yield Batch(said, events, degraded, shown)
             else:
                 yield None
 
@@ -117,15 +121,15 @@ class Tail:
         if run_id and 0 < await self._end_of(principal.user_id, run_id) <= after:
             return
         with self._call() as call:
-            joined = await self._live.join([principal.user_id])
+            topic, position = (await self._live.join([principal.user_id]))[principal.user_id]
+            # followed first: then it is let go of, whatever happens
+            call.stream.follow(topic, after, behind=True, run_id=run_id).grant(principal)
             if self._verifier.trust.revoked(principal):  # while it was joined
                 raise errors.Unauthenticated("The session has ended. Sign in again.")
-            topic, position = joined[principal.user_id]
-            call.stream.follow(topic, after, behind=True, run_id=run_id).grant(principal)
             _check_range(after, position)
             async for events in call.stream.batches():
-                part = Part(events, call.stream.take_truncated())
-                if part.truncated_to or events:
+                part = Part(events, call.stream.take_truncated(), call.stream.take_shown())
+                if part.truncated_to or events or part.shown:
                     yield part
                 if run_id and await self._over(principal.user_id, run_id, part):
                     return
@@ -209,35 +213,36 @@ class _Call:
             self._busy = True
             taken, self._inbox = self._inbox, deque()
             self._room.set()
-            joining: dict[str, identity.Principal] = {}
+            joining: _Joining = {}
             for request in taken:
                 if request.WhichOneof("action") == "leave":
                     await self._join(joining)
                     joining = {}
                     self.stream.leave(request.leave.user_id)
-                elif request.HasField("join") and (principal := await self._verified(request.join.access_token)) is not None:
-                    joining = await self._noted(joining, principal)
+                elif request.HasField("join") and (principal := await self._verified(request.join)) is not None:
+                    joining = await self._noted(joining, principal, request.join.join_id)
             await self._join(joining)
             self._busy = False
             self.stream.wake()
 
-    async def _noted(self, joining: dict[str, identity.Principal], principal: identity.Principal) -> dict[str, identity.Principal]:
+    async def _noted(self, joining: _Joining, principal: identity.Principal, join_id: str) -> _Joining:
         if principal.user_id in joining:  # two sessions of one user: the second renews what the first began
             await self._join(joining)
             joining = {}
-        return {**joining, principal.user_id: principal}
+        return {**joining, principal.user_id: (principal, join_id)}
 
-    async def _verified(self, token: str) -> identity.Principal | None:
+    async def _verified(self, join: events_pb2.JoinUser) -> identity.Principal | None:
         try:
-            principal = await self._verifier.principal(token)
+            principal = await self._verifier.principal(join.access_token)
             identity.require(self._verifier.trust, principal, _PERMISSION)
         except errors.NetraError as refused:
-            user_id = _claimed_user(token)
-            self.stream.say(events_pb2.TailPosition(user_id=user_id, joined=user_id in self.stream.followers, reason=refused.message))
+            user_id = _claimed_user(join.access_token)
+            joined = user_id in self.stream.followers
+            self.stream.say(events_pb2.TailPosition(user_id=user_id, joined=joined, reason=refused.message, join_id=join.join_id))
             return None
         return principal
 
-    async def _join(self, joining: dict[str, identity.Principal]) -> None:
+    async def _join(self, joining: _Joining) -> None:
         new = [user for user in joining if user not in self.stream.followers]
         try:
             joined = await self._live.join(new) if new else {}
@@ -247,24 +252,29 @@ class _Call:
             joined = {}
         for user, (topic, position) in joined.items():
             self.stream.follow(topic, max(topic.last, position.last))
-            self._say_joined(joining[user], position.oldest)
+            self._say_joined(*joining[user], position.oldest)
         for user in joining.keys() - set(new):
-            self._say_joined(joining[user], 0)
+            self._say_joined(*joining[user], 0)
 
-    def _say_joined(self, principal: identity.Principal, oldest: int) -> None:
+    def _say_joined(self, principal: identity.Principal, join_id: str, oldest: int) -> None:
         follower = self.stream.followers.get(principal.user_id)
         if follower is None:  # its last token ended in between
-            self.stream.dismiss(principal.user_id, "The token has expired.")
+            self.stream.dismiss(principal.user_id, "The token has expired.", join_id)
             return
         if self._verifier.trust.revoked(principal):
             if not follower.grants:
-                self.stream.dismiss(principal.user_id, "The session has ended.")
+                self.stream.dismiss(principal.user_id, "The session has ended.", join_id)
             return
         follower.grant(principal)
         follower.oldest = oldest or follower.oldest
         self.stream.say(
             events_pb2.TailPosition(
-                user_id=principal.user_id, cursor=follower.sent_to, oldest=follower.oldest, epoch=self._live.generation, joined=True
+                user_id=principal.user_id,
+                cursor=follower.sent_to,
+                oldest=follower.oldest,
+                epoch=self._live.generation,
+                joined=True,
+                join_id=join_id,
             )
         )
 

@@ -25,13 +25,14 @@ from services.events import (
     store_system,
     sweep,
     tail,
+    transients,
     upstreams,
 )
 from services.events.settings import EventsSettings
 
-_POOL = 8
-# the rest is for runs that begin, for whoever is live and has missed something
-_PAGES_AT_ONCE = _POOL - 2
+_POOL = 12
+# the rest is for whoever is live and has missed something, and two for runs that begin
+_PAGES_AT_ONCE = _POOL - fanout.CATCH_UPS - 2
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -74,9 +75,10 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         record, cursors = store.Record(own), store_system.Cursors(crossing)
         pages = paces.Pages(record, _PAGES_AT_ONCE)
         announcer = announce.Announcer(valkey, settings.events_stream_entries)
-        committer = commit.Committer(store_system.Writer(crossing), announcer)
+        passing = transients.Transients(announcer)
+        committer = commit.Committer(store_system.Writer(crossing), announcer, passing.committed)
         live = fanout.Fanout(valkey, record, cursors, tasks, settings.events_compare_s, settings.events_poll_s)
-        appends = intake.Intake(committer, authenticator.verifier, tasks)
+        appends = intake.Intake(committer, authenticator.verifier, tasks, passing.show)
         tails = tail.Tail(live, record, pages, authenticator.verifier, tasks, settings.events_unknown_run_s)
         trusted.on_revocation(tails.revoked)
         erasures = erasure.Erasures(store_retention.Erasures(own))
@@ -93,7 +95,7 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         listening.add(
             events_pb2.DESCRIPTOR.services_by_name["EventsService"],
             events_pb2_grpc.add_EventsServiceServicer_to_server,
-            servicer.EventsServicer(record, pages, appends, tails, live, authenticator.verifier, whole),
+            servicer.EventsServicer(record, pages, appends, tails, live, authenticator.verifier, whole, passing.opened),
         )
         await listening.start()
         stack.push_async_callback(listening.drain)

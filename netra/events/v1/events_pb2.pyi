@@ -78,7 +78,7 @@ class OpenRunRequest(_message.Message):
     run_id: _builtins.str
     """The run."""
     epoch: _builtins.int
-    """The owner's epoch, higher than that of every owner before."""
+    """The owner's epoch, higher than that of every owner before. The same one again gets the same answer."""
     context_token: _builtins.str
     """The signed execution context of the run; user and thread are taken from it."""
     trace_id: _builtins.str
@@ -127,7 +127,7 @@ Global___Step: _TypeAlias = Step  # noqa: Y015
 
 @_typing.final
 class OpenRunResponse(_message.Message):
-    """OpenRunResponse is the record so far."""
+    """OpenRunResponse tells how far the record is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -144,7 +144,7 @@ class OpenRunResponse(_message.Message):
     """The type of the terminal event, when ended."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
-        """Results of finished steps."""
+        """Empty: all steps of a run can be larger than a message. Who needs them will page through them by an RPC of its own."""
 
     @_builtins.property
     def open_tool_calls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -274,7 +274,9 @@ class AppendRequest(_message.Message):
 
     @_builtins.property
     def transients(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transient]:
-        """What to show those who are watching now; an append may hold nothing else."""
+        """What to show those who are watching now; an append may hold nothing else, and is acknowledged at once then: FENCED when a
+        higher epoch is known to own the run. What comes too late, cannot be told or is too large is dropped and nothing is said.
+        """
 
     def __init__(
         self,
@@ -310,7 +312,7 @@ class AppendResponse(_message.Message):
     append_id: _builtins.int
     """Which append."""
     last_cursor: _builtins.int
-    """The user's cursor after it; 0 when refused."""
+    """The user's cursor after it; 0 when refused, or when nothing was recorded and it is not known here."""
     error_code: _builtins.str
     """The name of a netra.status.v1.Reason without its prefix, when refused; else empty."""
     error_message: _builtins.str
@@ -370,16 +372,20 @@ class JoinUser(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCESS_TOKEN_FIELD_NUMBER: _builtins.int
+    JOIN_ID_FIELD_NUMBER: _builtins.int
     access_token: _builtins.str
     """The user's access token, verified here."""
+    join_id: _builtins.str
+    """What the asker calls this join; the answer has it too."""
     def __init__(
         self,
         *,
         access_token: _builtins.str = ...,
+        join_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "join_id", b"join_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,6 +425,7 @@ class TransientEvent(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
     AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    AFTER_CURSOR_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user it belongs to."""
     run_id: _builtins.str
@@ -431,6 +438,8 @@ class TransientEvent(_message.Message):
     """The whole frame: one JSON object, UTF-8, without a cursor."""
     after_seq: _builtins.int
     """The seq of the last event before it."""
+    after_cursor: _builtins.int
+    """The user's cursor when it was shown: it is for whoever has everything up to there, and nothing after it."""
     def __init__(
         self,
         *,
@@ -440,10 +449,11 @@ class TransientEvent(_message.Message):
         type: _builtins.str = ...,
         frame: _builtins.bytes = ...,
         after_seq: _builtins.int = ...,
+        after_cursor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "frame", b"frame", "run_id", b"run_id", "thread_id", b"thread_id", "type", b"type", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_cursor", b"after_cursor", "after_seq", b"after_seq", "frame", b"frame", "run_id", b"run_id", "thread_id", b"thread_id", "type", b"type", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,7 +481,7 @@ class TailResponse(_message.Message):
 
     @_builtins.property
     def transients(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransientEvent]:
-        """What is not recorded; may be dropped."""
+        """What is not recorded, after the events; may be dropped."""
 
     def __init__(
         self,
@@ -501,6 +511,7 @@ class TailPosition(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     JOINED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    JOIN_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user."""
     cursor: _builtins.int
@@ -513,6 +524,8 @@ class TailPosition(_message.Message):
     """False when the user is no longer followed (token ended or refused)."""
     reason: _builtins.str
     """Why not, when not joined."""
+    join_id: _builtins.str
+    """Which join this answers; empty when it comes by itself, as when the last token of a user ends."""
     def __init__(
         self,
         *,
@@ -522,10 +535,11 @@ class TailPosition(_message.Message):
         epoch: _builtins.str = ...,
         joined: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        join_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "epoch", b"epoch", "joined", b"joined", "oldest", b"oldest", "reason", b"reason", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "epoch", b"epoch", "join_id", b"join_id", "joined", b"joined", "oldest", b"oldest", "reason", b"reason", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,21 +579,27 @@ class SubscribeResponse(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     TRUNCATED_TO_FIELD_NUMBER: _builtins.int
+    TRANSIENTS_FIELD_NUMBER: _builtins.int
     truncated_to: _builtins.int
     """Set when what was to come has been dropped by retention: the record begins at this cursor now. Comes before the events."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """Events in order."""
 
+    @_builtins.property
+    def transients(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransientEvent]:
+        """What is not recorded, after the events; may be dropped."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___Event] | None = ...,
         truncated_to: _builtins.int = ...,
+        transients: _abc.Iterable[Global___TransientEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "truncated_to", b"truncated_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "transients", b"transients", "truncated_to", b"truncated_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -131,7 +131,7 @@ class UnifiedToolDispatcher:
             raise errors.FailedPrecondition("The execution context is closed; no tool can be called in it.")
         self.calls += 1
         tool, refusal = self._checked(name, arguments)
-        call = Call(ids.ToolCallId.new(), name, tool.spec.version if tool else "", arguments if _is_json(arguments) else {})
+        call = Call(ids.ToolCallId.new(), name, tool.spec.version if tool else "", arguments if _recordable(arguments) else {})
         told = _Told(reporter or self._reporter, tool.spec if tool else None, step_key, time.perf_counter())
         told.reporter.tool_executing(call)
         result = None
@@ -195,12 +195,11 @@ async def _barrier(reporter: Reporter, spec: ToolSpec) -> None:
         raise errors.DeadlineExceeded(f"{spec.name} was not called: the record could not be written within {spec.timeout_s:g} s.") from None
 
 
-def _is_json(arguments: Mapping[str, Any]) -> bool:
+def _recordable(arguments: Mapping[str, Any]) -> bool:
     try:
-        _json(arguments, "arguments")
+        return len(_json(arguments, "arguments")) <= MAX_ARGUMENT_BYTES
     except errors.ToolFailed:
         return False
-    return True
 
 
 def _json(value: object, what: str) -> bytes:

@@ -244,6 +244,24 @@ async def test_a_group_has_one_place(leases: list[limits.Leases]) -> None:
     assert await second.take("k", "other 3", 1, "other ") is None
 
 
+async def test_a_later_one_of_a_group_keeps_its_place(leases: list[limits.Leases]) -> None:
+    first, second = leases
+    assert await first.take("k", "tab 2", 3, "tab ") == []
+    with pytest.raises(limits.Superseded):
+        await second.take("k", "tab 1", 3, "tab ")
+    assert await second.take("k", "tab 3", 3, "tab ") == ["tab 2"]
+
+
+async def test_thousands_are_renewed_in_no_time(leases: list[limits.Leases]) -> None:
+    first, second = leases
+    held = [(f"k{number}", f"tab {ids.uuid7()}") for number in range(5000)]
+    began = time.process_time()
+    await first.renew(held)
+    # it shares its event loop with the sockets themselves
+    assert time.process_time() - began < 0.5
+    assert await second.take("k4999", "another", 1) is None
+
+
 async def test_a_place_that_is_not_renewed_is_free_again(server: Server) -> None:
     brief = limits.Leases(server.url, "gateway", lasts_s=0.2, patience_s=5.0)
     assert await brief.take("k", "h1", 1) == []

@@ -437,6 +437,17 @@ class TestWaiting:
         await running.dispatcher.CancelRun(dispatcher_pb2.CancelRunRequest(run_id=first), metadata=user.bearer)
         await _state(running, user, second, dispatcher_pb2.RUN_STATE_FAILED)
 
+    async def test_one_that_an_owner_left_at_its_end_is_not_begun_by_the_next(
+        self, services: Services, stores: Standalone, database: str
+    ) -> None:
+        running, user, _, second = await self._waiting(services, 3600)
+        query = "UPDATE dispatcher.runs SET state = 'finishing', epoch = 1, lease_until = now() WHERE run_id = $1"
+        async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
+            await admin.execute(query, second)
+        (event,) = await running.ended(user, second)
+        assert (event["type"], event["data"]["error"]["code"]) == ("agent_failed", "OWNER_LOST")
+        await _state(running, user, second, dispatcher_pb2.RUN_STATE_FAILED)
+
 
 class TestExecuteTool:
     """An interactive call is a run of kind tool."""

@@ -145,6 +145,19 @@ class Place:
         async with postgres.connection(self.admin_dsn) as opened:
             yield opened
 
+    async def somebody_waits(self) -> None:
+        """Until one who works behind the wall of a user waits for a lock."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND usename = 'netra_events' AND wait_event_type = 'Lock'"
+        )
+        async with self.admin() as admin:
+            for _ in range(1000):
+                if await admin.value(query):
+                    return
+                await asyncio.sleep(0.005)
+        raise AssertionError("nobody waits")
+
     async def prepared(self, replica: Replica, tier: str, today: date, days: int) -> None:
         """Make the partitions of a class for days that have passed."""
         for ago in range(1, days + 1):

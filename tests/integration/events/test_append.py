@@ -22,8 +22,11 @@ async def test_events_and_steps_are_there_once_acknowledged(place: Place) -> Non
     recorded = await whole(replica, run.user_id)
     assert [(each.cursor, each.seq, each.kind) for each in recorded] == [(1, 1, "agent_started"), (2, 2, "tool_executing")]
     assert [orjson.loads(each.frame)["cursor"] for each in recorded] == [1, 2]
-    opened = await replica.record.open(heads.new(run.context, ids.RunId(run.run_id), ""), 2)
-    assert (opened.next_seq, opened.steps, opened.open_tool_calls) == (3, [("s1", b"1"), ("s2", b"2")], ["c1"])
+    head = heads.new(run.context, ids.RunId(run.run_id), "")
+    opened = await replica.record.open(head, 2)
+    assert (opened.next_seq, opened.ended, opened.open_tool_calls) == (3, False, ["c1"])
+    # the answer was lost: the same owner asks again
+    assert await replica.record.open(head, 2) == opened
     assert [each.cursor for each in replica.announced] == [1, 2]
 
 
@@ -32,10 +35,13 @@ async def test_one_of_many_owners_wins_and_the_others_are_fenced(place: Place) -
     run = await place.run(replicas[0])
     await run.append(event())
     head = heads.new(run.context, ids.RunId(run.run_id), "")
-    tries = [replicas[number % 2].record.open(head, 2) for number in range(8)]
-    outcomes = await asyncio.gather(*tries, return_exceptions=True)
-    assert sum(not isinstance(outcome, BaseException) for outcome in outcomes) == 1
-    assert all(isinstance(outcome, errors.Fenced) for outcome in outcomes if isinstance(outcome, BaseException))
+    tries = {epoch: replicas[epoch % 2].record.open(head, epoch) for epoch in range(2, 10)}
+    outcomes = dict(zip(tries, await asyncio.gather(*tries.values(), return_exceptions=True), strict=True))
+    assert not isinstance(outcomes[9], BaseException)
+    assert all(isinstance(outcome, errors.Fenced | heads.Opened) for outcome in outcomes.values())
+    for epoch in (2, 8):
+        with pytest.raises(errors.Fenced):
+            await replicas[0].record.open(head, epoch)
     with pytest.raises(errors.Fenced):
         await run.append(event())
 
@@ -120,3 +126,33 @@ async def _sent(replica: Replica, request: events_pb2.AppendRequest, codes: set[
 
 async def _disconnected(admin: postgres.Transaction) -> None:
     await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'netra_events_system'")
+
+
+@pytest.mark.parametrize("held", ["cursors", "heads"])
+async def test_what_others_hold_holds_up_nobody_else(place: Place, held: str) -> None:
+    replica = await place.replica()
+    victim = ids.uuid7()
+    runs = [await place.run(replica, victim if number % 8 == 0 else "") for number in range(64)]
+    requests = [run.request(event()) for run in runs]
+    async with place.admin() as admin:
+        await admin.execute("BEGIN")
+        await admin.fetch(f"SELECT user_id FROM events.{held} WHERE user_id = $1 FOR UPDATE", victim)  # noqa: S608
+        # while it is held
+        outcomes = await asyncio.gather(*(replica.submit(request) for request in requests))
+        await admin.execute("ROLLBACK")
+    refused = {number: outcome.refused.code for number, outcome in enumerate(outcomes) if outcome.refused is not None}
+    assert refused == dict.fromkeys(range(0, 64, 8), "UNAVAILABLE")
+    for number in refused:
+        assert (await replica.submit(requests[number])).refused is None
+
+
+async def test_a_table_that_is_held_refuses_what_waits_as_a_whole_and_for_a_while(place: Place) -> None:
+    replica = await place.replica()
+    requests = [(await place.run(replica)).request(event()) for _ in range(16)]
+    async with place.admin() as admin:
+        await admin.execute("BEGIN")
+        await admin.execute("LOCK TABLE events.events_free IN ACCESS EXCLUSIVE MODE")
+        outcomes = await asyncio.gather(*(replica.submit(request) for request in requests))
+        await admin.execute("ROLLBACK")
+    assert [outcome.refused.code for outcome in outcomes if outcome.refused is not None] == ["UNAVAILABLE"] * 16
+    assert [(await replica.submit(request)).refused for request in requests] == [None] * 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 
 import jwt
 import pytest
@@ -11,12 +12,12 @@ import pytest
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from netra.events.v1 import events_pb2, events_pb2_grpc
-from services.events import exports, log, store_retention
+from services.events import exports, heads, log, store_retention
 from tests.fixtures.accounts import refused
 from tests.fixtures.policies import Administrator
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
-from tests.integration.events.conftest import Place, Replica, context_of, event, now, whole
+from tests.integration.events.conftest import Place, Replica, Run, context_of, event, now, whole
 
 
 async def test_an_erased_record_is_gone_and_goes_on_with_the_next_cursor(place: Place) -> None:
@@ -37,8 +38,8 @@ async def test_an_erased_record_is_gone_and_goes_on_with_the_next_cursor(place: 
             for table in ("events", "steps", "heads", "days")
         }
     # of days only today is left: what comes now is found by it
-    assert left == {"events": 0, "steps": 0, "heads": 0, "days": 1}
-    with pytest.raises(errors.NotFound):
+    assert left == {"events": 0, "steps": 0, "heads": 1, "days": 1}
+    with pytest.raises(errors.FailedPrecondition):
         await run.append(event())
     again = await place.run(replica, run.user_id)
     assert await again.append(event()) == 62
@@ -54,6 +55,104 @@ async def test_a_run_that_has_not_ended_is_named_and_nothing_is_erased(place: Pl
         await replica.erasures.erase(run.user_id, "e1", run.user_id)
     await run.append(event(), end=True)
     assert (await replica.erasures.erase(run.user_id, "e1", run.user_id)).events == 2
+
+
+async def test_a_run_whose_record_was_erased_has_ended_for_whoever_takes_it_over(place: Place) -> None:
+    replica = await place.replica()
+    run = await place.run(replica)
+    await run.append(event(), steps={"1:tool": b"1"})
+    await run.append(event("agent_completed"), end=True)
+    await replica.erasures.erase(run.user_id, "e1", run.user_id)
+    # the dispatcher had not noted the end yet
+    opened = await replica.record.open(heads.new(run.context, ids.RunId(run.run_id), ""), 2)
+    assert (opened.ended, opened.terminal_type) == (True, "agent_completed")
+    with pytest.raises(errors.NotFound):
+        await replica.record.end_of(run.user_id, run.run_id)
+    query = "SELECT thread_id, request_id || correlation_id || trace_id AS told, next_seq, last_digest FROM events.heads WHERE run_id = $1"
+    async with place.admin() as admin:
+        row = await admin.row(query, run.run_id)
+        assert row is not None
+        assert (str(row["thread_id"]), *row[1:]) == ("00000000-0000-0000-0000-000000000000", "", 1, None)
+        await replica.sweep({"free": 7}).once(now() + timedelta(days=9))
+        assert await admin.row(query, run.run_id) is None
+
+
+async def test_a_run_that_begins_beside_an_erasure_is_not_touched(place: Place) -> None:
+    replica = await place.replica()
+    old = await place.run(replica)
+    await old.append(event(), steps={"k": b"1"}, end=True)
+    context = context_of(old.user_id)
+    async with place.admin() as admin:
+        # the erasure waits in the middle
+        await admin.execute("BEGIN")
+        await admin.fetch("SELECT key FROM events.steps WHERE run_id = $1 FOR UPDATE", old.run_id)
+        async with asyncio.TaskGroup() as group:
+            erasing = group.create_task(replica.erasures.erase(old.user_id, "e1", old.user_id))
+            await place.somebody_waits()
+            await replica.record.open(heads.new(context, ids.RunId(context.run_id), ""), 1)
+            await admin.execute("ROLLBACK")
+    assert erasing.result().runs == 1
+    assert await Run(replica, context).append(event()) == 2
+
+
+async def test_an_erasure_is_done_when_nothing_is_left_whoever_else_works_on_it(place: Place) -> None:
+    replica = await place.replica()
+    run = await place.run(replica)
+    for _ in range(5):
+        await run.append(*[event() for _ in range(900)])
+    await run.append(event(), end=True)
+    kept = store_retention.Erasures(replica.own)
+    begun = await kept.begin_erasure(run.user_id, "e1", run.user_id)
+    async with place.admin() as admin:
+        # another worker, that dies after this
+        await admin.execute("BEGIN")
+        await admin.execute("DELETE FROM events.events WHERE user_id = $1 AND cursor <= 2000", run.user_id)
+        async with asyncio.TaskGroup() as group:
+            finishing = group.create_task(replica.erasures.finish(begun))
+            await place.somebody_waits()
+            await admin.execute("COMMIT")
+        assert finishing.result().done
+        assert await admin.value("SELECT count(*) FROM events.events WHERE user_id = $1", run.user_id) == 0
+
+
+async def test_two_who_carry_an_erasure_on_take_turns(place: Place) -> None:
+    replicas = [await place.replica() for _ in range(2)]
+    run = await place.run(replicas[0])
+    for _ in range(5):
+        await run.append(*[event() for _ in range(900)])
+    await run.append(event(), end=True)
+    begun = await store_retention.Erasures(replicas[0].own).begin_erasure(run.user_id, "e1", run.user_id)
+    async with place.admin() as admin:
+        await admin.execute("BEGIN")
+        await admin.fetch("SELECT request_id FROM events.erasures WHERE user_id = $1 FOR UPDATE", run.user_id)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(replicas[0].erasures.finish(begun))
+            await place.somebody_waits()
+            # it has touched none of them
+            free = "SELECT cursor FROM events.events WHERE user_id = $1 FOR UPDATE SKIP LOCKED"
+            assert len(await admin.fetch(free, run.user_id)) == 4501
+            await admin.execute("ROLLBACK")
+    assert sorted({done.events for done in await asyncio.gather(*(each.erasures.finish(begun) for each in replicas))}) == [4501]
+
+
+async def test_a_run_that_nobody_ended_does_not_keep_a_record_for_ever(place: Place) -> None:
+    replica = await place.replica()
+    user_id = ids.uuid7()
+    silent, late = [await place.run(replica, user_id) for _ in range(2)]
+    for run in (silent, late):
+        await run.append(event(), steps={"k": b"1"})
+    async with place.admin() as admin:
+        await admin.execute("UPDATE events.heads SET last_at = last_at - interval '25 hours'")
+        await admin.execute("UPDATE events.heads SET deadline = now() - interval '1 hour' WHERE run_id = $1", late.run_id)
+        with pytest.raises(errors.FailedPrecondition) as refused:
+            await replica.erasures.erase(user_id, "e1", user_id)
+        assert (silent.run_id in refused.value.message, late.run_id in refused.value.message) == (False, True)
+        await replica.sweep({}).once(now())
+        assert [str(row["run_id"]) for row in await admin.fetch("SELECT run_id FROM events.steps")] == [late.run_id]
+        await late.append(event(), end=True)
+        assert (await replica.erasures.erase(user_id, "e1", user_id)).runs == 2
+    opened = await replica.record.open(heads.new(silent.context, ids.RunId(silent.run_id), ""), 2)
+    assert (opened.ended, opened.terminal_type) == (True, "agent_failed")
 
 
 async def test_an_erasure_that_a_crash_interrupted_is_carried_on(place: Place) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, time, timedelta
 
 import pytest
 
+from chassis import postgres
 from netra import ids
 from services.events import days
 from tests.integration.events.conftest import Place, Replica, event, now, whole
@@ -72,20 +73,55 @@ async def test_days_older_than_their_class_is_kept_are_dropped(place: Place) -> 
     record = await _record(place, replica, "free", "business", partitions=15)
     assert len(await _names(place, "^events_free_2")) == 15
     await replica.sweep({"free": 7, "business": 14}).once(record.noon)
-    # business events from before the last free one that was dropped go along: the record has no hole in the middle
-    dropped = max(cursor for cursor in range(1, record.first(7)) if record.written[cursor - 1][1] == "free")
-    assert (await replica.record.page(record.user, 0, limit=1, max_bytes=_MIB)).position.oldest == dropped + 1
-    assert [each.cursor for each in await whole(replica, record.user)] == list(range(dropped + 1, 61))
+    # free events from after the first business one that is kept stay as long: the record has no hole in the middle
+    await _shows(replica, record, from_=record.first(14))
     async with place.admin() as admin:
         query = "SELECT retention, min(recorded_at)::date AS first FROM events.events WHERE user_id = $1 GROUP BY retention"
         left = {row["retention"]: row["first"] for row in await admin.fetch(query, record.user)}
         marked = await admin.value("SELECT min(day) FROM events.days WHERE user_id = $1", record.user)
-    assert left == {"free": record.noon.date() - 7 * days.A_DAY, "business": record.noon.date() - 14 * days.A_DAY}
+    assert left == dict.fromkeys(("free", "business"), record.noon.date() - 14 * days.A_DAY)
     assert marked == left["business"]
     assert len(await _names(place, "^events_free_2")) == 7 + 3
+    # what was kept for the sake of others goes with them, and so on
+    for later in (1, 5, 30):
+        await replica.sweep({"free": 7, "business": 14}).once(record.noon + later * days.A_DAY)
+        await _shows(replica, record, from_=min(record.first(14 - later), 61))
+    async with place.admin() as admin:
+        assert await admin.value("SELECT count(*) FROM events.events WHERE user_id = $1", record.user) == 0
     # and the record goes on where it was
     run = await place.run(replica, record.user)
     assert await run.append(event()) == 61
+
+
+async def _shows(replica: Replica, record: _Record, *, from_: int) -> None:
+    assert (await replica.record.page(record.user, 0, limit=1, max_bytes=_MIB)).position.oldest == from_
+    assert [each.cursor for each in await whole(replica, record.user)] == list(range(from_, 61))
+    for run_id in {run_id for run_id, _ in record.written}:
+        wanted = [cursor for cursor, (run, _) in enumerate(record.written, 1) if run == run_id and cursor >= from_]
+        assert [each.cursor for each in await whole(replica, record.user, run_id=run_id)] == wanted
+
+
+@pytest.mark.parametrize("partitions", [0, 20])
+async def test_after_a_change_of_tier_each_event_stays_as_long_as_it_was_promised(place: Place, partitions: int) -> None:
+    replica = await place.replica()
+    user, other = ids.uuid7(), await _record(place, replica, "free", partitions=partitions)
+    for tier, many in (("enterprise", 30), ("free", 30)):
+        run = await place.run(replica, user, tier=tier)
+        await run.append(*[event() for _ in range(many)], end=True)
+    await place.spread(user, 3)
+    # ten days of one tier, then ten of the other, of which all but one have passed
+    await replica.sweep({"free": 1, "enterprise": 40}).once(other.noon)
+    assert [each.cursor for each in await whole(replica, user)] == list(range(1, 61))
+    assert [each.cursor for each in await whole(replica, user, run_id=run.run_id)] == list(range(31, 61))
+    assert len(await whole(replica, other.user)) == 6
+    # the last of the longer class, and with it what stayed for its sake
+    await replica.sweep({"free": 1, "enterprise": 40}).once(other.noon + 30 * days.A_DAY)
+    assert [each.cursor for each in await whole(replica, user)] == list(range(28, 61))
+    await replica.sweep({"free": 1, "enterprise": 40}).once(other.noon + 31 * days.A_DAY)
+    assert await whole(replica, user) == []
+    async with place.admin() as admin:
+        assert await admin.value("SELECT count(*) FROM events.events") == 0
+        assert await admin.value("SELECT count(*) FROM events.days") == 0
 
 
 async def test_a_class_without_a_policy_is_kept(place: Place) -> None:
@@ -111,6 +147,58 @@ async def test_days_to_come_get_their_partitions_from_any_replica(place: Place) 
     await replicas[0].sweep({"early": 7, "free": 7}).once(now())
     wanted = [f"events_early_{now() + timedelta(days=ahead):%Y%m%d}" for ahead in (1, 2, 3)]
     assert await _names(place, "^events_[a-z]+_2") == wanted
+
+
+_CLOSED = "SELECT convalidated FROM pg_constraint WHERE conrelid = 'events.events_free_rest'::regclass AND conname LIKE 'closed_%'"
+
+
+async def test_a_day_is_prepared_without_a_look_through_what_has_none(place: Place) -> None:
+    replica = await place.replica()
+    run = await place.run(replica)
+    await run.append(*[event() for _ in range(100)])
+    day = now().date() + timedelta(days=2)
+    step = "SELECT events.prepare_day('free', $1)"
+    async with place.admin() as admin:
+        assert [await admin.value(step, day) for _ in range(2)] == ["again", "again"]
+        assert await admin.value(_CLOSED)
+    await run.append(event())
+    async with place.admin() as admin:
+        await admin.execute("BEGIN")
+        assert await admin.value(step, day) == "made"
+        # the lock that nobody passes is held now
+        assert await admin.value("SELECT pg_stat_get_xact_tuples_returned('events.events_free_rest'::regclass)") == 0
+        await admin.execute("COMMIT")
+        assert await admin.row(_CLOSED) is None
+        assert await admin.value(step, day) == ""
+    await run.append(event())
+
+
+async def test_a_day_whose_preparation_was_interrupted_is_open_when_a_replica_comes(place: Place) -> None:
+    replica = await place.replica()
+    await (await place.run(replica)).append(event())
+    day = now().date() + timedelta(days=2)
+    async with place.admin() as admin:
+        assert await admin.value("SELECT events.prepare_day('free', $1)", day) == "again"
+        async with asyncio.TaskGroup() as group:
+            sweeping = group.create_task(replica.sweep({"free": 7}).run(3600))
+            for _ in range(500):
+                if await admin.row(_CLOSED) is None:
+                    break
+                await asyncio.sleep(0.01)
+            sweeping.cancel()
+        assert await admin.row(_CLOSED) is None
+
+
+async def test_a_day_that_has_events_already_gets_no_partition_and_stays_open(place: Place) -> None:
+    replica = await place.replica()
+    run = await place.run(replica)
+    await run.append(event())
+    day = now().date() + timedelta(days=2)
+    async with place.admin() as admin:
+        await admin.execute("UPDATE events.events SET recorded_at = $1", datetime.combine(day, time(12), UTC))
+        with pytest.raises(postgres.Unfit):
+            await replica.retention.prepare("free", day)
+        assert await admin.row(_CLOSED) is None
 
 
 async def test_heads_and_steps_of_runs_that_ended_go_and_those_of_others_stay(place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
@@ -120,6 +121,48 @@ async def test_what_one_replica_records_is_seen_live_on_both(replicas: Replicas)
     await asyncio.gather(*(replicas.append(which, _appends(run_id, 1, 50)) for which, run_id in enumerate(runs)))
     assert [await _cursors(call, 100) for call in calls] == [list(range(1, 101))] * 2
     for call in calls:
+        call.cancel()
+
+
+def _shown(run_id: str, text: str, after_seq: int, epoch: int = 1) -> events_pb2.AppendRequest:
+    transient = events_pb2.Transient(type="agent_delta", data=b'{"text":"%b"}' % text.encode(), after_seq=after_seq)
+    return events_pb2.AppendRequest(append_id=after_seq, run_id=run_id, epoch=epoch, transients=[transient])
+
+
+async def _told(call: Any, last: int | str) -> list[int | str]:
+    """Cursors of events, and what is shown, up to something."""
+    seen: list[int | str] = []
+    async with asyncio.timeout(20):
+        async for batch in call:
+            seen += [each.cursor for each in batch.events] + [json.loads(each.frame)["data"]["text"] for each in batch.transients]
+            if last in seen:
+                return seen
+    return seen
+
+
+async def test_what_one_replica_shows_is_seen_on_both_and_of_the_owner_only(replicas: Replicas) -> None:
+    user, other = await replicas.services.user(), await replicas.services.user()
+    run_id, token = await replicas.run(user, 0)
+    calls = [replicas.tail(which, user) for which in (0, 1)]
+    theirs = replicas.tail(1, other)
+    for call in (*calls, theirs):
+        await _joined(call)
+    # in the order of the stream, though nothing of it waits for the commits
+    await replicas.append(0, [*_appends(run_id, 1, 1), _shown(run_id, "a", 1), _shown(run_id, "b", 1)])
+    assert [await _told(call, "b") for call in calls] == [[1, "a", "b"]] * 2
+    again = events_pb2.OpenRunRequest(run_id=run_id, epoch=2, context_token=token)
+    await replicas.stubs[0].OpenRun(again, metadata=replicas.tokens["dispatcher"])
+    assert [answer.error_code for answer in await replicas.append(0, [_shown(run_id, "old", 1)])] == ["FENCED"]
+    end = _appends(run_id, 2, 1)[0]
+    end.epoch, end.end = 2, True
+    await replicas.append(0, [_shown(run_id, "held", 2, epoch=2), end, _shown(run_id, "after the end", 2, epoch=2)])
+    another, _ = await replicas.run(user, 0)
+    await replicas.append(0, _appends(another, 1, 1))
+    assert [await _told(call, 3) for call in calls] == [[2, 3]] * 2
+    stranger, _ = await replicas.run(other, 1)
+    await replicas.append(1, _appends(stranger, 1, 1))
+    assert await _told(theirs, 1) == [1]
+    for call in (*calls, theirs):
         call.cancel()
 
 

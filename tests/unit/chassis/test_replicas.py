@@ -126,6 +126,31 @@ async def test_the_next_one_is_asked_when_the_first_does_not_answer() -> None:
     assert asked == [*ranked, ranked[2]]
 
 
+async def test_one_that_was_away_is_asked_by_one_caller_until_it_answers() -> None:
+    clock = Clock()
+    here = of("a:1", "b:1", clock=clock)
+    first, second = here.ranked("key")
+    here.away(first)
+    clock.now += 1.5
+    back, asked = asyncio.Event(), list[str]()
+
+    async def call(stub: str) -> str:
+        asked.append(stub)
+        if stub == first:
+            await back.wait()
+        return stub
+
+    each = replicas.Each(here, str)
+    async with asyncio.TaskGroup() as group:
+        probe = group.create_task(each.ask("key", call))
+        await asyncio.sleep(0)
+        assert [await each.ask("key", call) for _ in range(3)] == [second] * 3
+        back.set()
+        assert await probe == first
+    assert await each.ask("key", call) == first
+    assert asked == [first, second, second, second, first]
+
+
 async def test_an_answer_that_is_no_is_an_answer() -> None:
     here = of("a:1", "b:1")
     asked = []
@@ -159,3 +184,21 @@ def test_a_stub_is_made_once() -> None:
 
     each = replicas.Each(of("a:1"), make)
     assert (each.of("a:1"), each.of("a:1"), made) == ("a:1", "a:1", ["a:1"])
+
+
+def test_the_stub_of_a_replica_that_is_gone_is_let_go() -> None:
+    here, made = of("a:1", "b:1"), []
+
+    def make(target: str) -> str:
+        made.append(target)
+        return target
+
+    each = replicas.Each(here, make)
+    each.of("a:1")
+    each.of("b:1")
+    here.targets = ("b:1",)
+    each.of("b:1")
+    assert list(each._stubs) == ["b:1"]
+    here.targets = ("a:1", "b:1")
+    each.of("a:1")
+    assert made == ["a:1", "b:1", "a:1"]

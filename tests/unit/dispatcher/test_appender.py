@@ -29,6 +29,7 @@ class Replica(events_pb2_grpc.EventsServiceServicer):
         self.silent_to: set[str] = set()
         self.refuses: list[str] = []
         self.seen: Counter[str] = Counter()
+        self.tokens: list[str] = []
         self.streams = 0
         self.came = asyncio.Condition()
 
@@ -37,6 +38,7 @@ class Replica(events_pb2_grpc.EventsServiceServicer):
         self.streams += 1
         async for request in requests:
             self.seen[request.run_id] += 1
+            self.tokens.append(request.context_token)
             async with self.came:
                 self.came.notify_all()
             if self.silent or request.run_id in self.silent_to:
@@ -233,3 +235,32 @@ async def test_a_run_is_opened_where_its_user_is_written() -> None:
         await channel.close()
     for replica in there:
         await replica.server.stop(None)
+
+
+async def test_a_replica_that_is_none_any_more_is_left_and_what_it_had_goes_elsewhere() -> None:
+    async with world(3) as here:
+        first, *others = here.ranked("user")
+        await within(here.append("before"))
+        first.silent = True
+        waiting = here.append("run")
+        await first.arrived("run")
+        here.known.targets = tuple(replica.target for replica in others)
+        await asyncio.wait_for(waiting, SILENCE_S * 0.9)
+        assert (first.seen["run"], others[0].seen["run"]) == (1, 1)
+        assert first.target not in here.appends._streams
+        assert here.appends.reachable
+        # and comes back as any other
+        here.known.targets = (first.target, *here.known.targets)
+        first.silent = False
+        await within(here.append("after"))
+        assert (first.seen["after"], first.streams) == (1, 2)
+
+
+async def test_a_context_token_is_taken_when_it_is_sent() -> None:
+    async with world(2) as here:
+        first, other = here.ranked("user")
+        first.silent = True
+        tokens = iter(["old", "fresh"])
+        beside = here.appends.append(events_pb2.AppendRequest(events=[events_pb2.NewEvent(type="x")]), "user", lambda: next(tokens))
+        await within(beside)
+        assert (first.tokens, other.tokens) == (["old"], ["fresh"])

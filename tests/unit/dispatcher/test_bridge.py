@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +30,14 @@ class Far:
         self.requests: list[events_pb2.AppendRequest] = []
         self.shown: list[events_pb2.AppendRequest] = []
         self.waiting: list[asyncio.Future[None]] = []
+        self.tokens: list[Callable[[], str] | None] = []
         self.arrived = asyncio.Semaphore(0)
 
-    def append(self, request: events_pb2.AppendRequest, user_id: str) -> asyncio.Future[None]:
+    def append(self, request: events_pb2.AppendRequest, user_id: str, token: Callable[[], str] | None = None) -> asyncio.Future[None]:
         """Take an append."""
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.requests.append(request)
+        self.tokens.append(token)
         self.arrived.release()
         if self.at_once:
             answer.set_result(None)
@@ -145,7 +148,8 @@ async def test_what_belongs_to_no_run_goes_with_the_context(world: World, kind: 
     BESIDE[kind](world.bridge)
     assert await world.told() == []
     (request,) = world.far.requests
-    assert (request.run_id, request.epoch, request.first_seq, request.context_token) == ("", 0, 0, "context token")
+    (token,) = world.far.tokens
+    assert (request.run_id, request.epoch, request.first_seq, token and token()) == ("", 0, 0, "context token")
     kinds.check(kind, orjson.loads(request.events[0].data))
     assert b'"p"' not in request.events[0].data
 
@@ -184,10 +188,11 @@ async def test_wrong_data_is_refused_by_its_field_and_leaves_no_hole(world: Worl
 
 
 async def test_an_agents_own_kinds_pass_and_ours_do_not(world: World) -> None:
-    world.bridge.custom("my_kind", {"x": 1})
+    world.bridge.custom("my_kind", {"x": 1, "rows": [{"api_key": "k"}]})
     with pytest.raises(errors.InvalidPayload, match="agent_completed"):
         world.bridge.custom("agent_completed", {})
-    assert [kind for kind, _ in await world.told()] == ["my_kind"]
+    ((kind, data),) = await world.told()
+    assert (kind, data["x"], data["rows"], data["masked"]) == ("my_kind", 1, [{"api_key": "***"}], ["data.rows[0].api_key"])
 
 
 async def test_secrets_are_masked_in_the_event_and_whole_in_the_step(world: World) -> None:
@@ -247,7 +252,7 @@ async def test_what_is_large_goes_by_reference_and_in_order(world: World, field:
     world.bridge.message_created("m", "user", "before")
     tell(world.bridge)
     world.bridge.message_created("m", "assistant", "after")
-    (_, first), (_, before), (kind, data), (_, last) = await world.told()
+    (_, first), (_, before), (kind, data), *last = await world.told()
     ((name, kept_type, kept),) = world.files.values()
     assert (kept, kept_type, name.partition(".")[0]) == (text, media_type, field)
     assert data[f"{field}_ref"] == {
@@ -255,7 +260,9 @@ async def test_what_is_large_goes_by_reference_and_in_order(world: World, field:
     }  # fmt: skip
     assert data[f"{field}_preview"] == results.preview_of(text)
     assert field not in data
-    assert (first["status"], before["content"], last["content"]) == ("started", "before", "after")
+    assert (first["status"], before["content"]) == ("started", "before")
+    # nothing comes after an end
+    assert [data["content"] for _, data in last] == ([] if field == "tools_stopped" else ["after"])
     kinds.check(kind, data)
     assert [request.first_seq for request in world.far.requests] == [1, 2, 3]
     assert all(len(step.result) < 4 * KIB for request in world.far.requests for step in request.steps)
@@ -339,20 +346,108 @@ async def test_an_agent_waits_when_the_record_does_not_answer(world: World, monk
     assert len(await world.told()) == 2
 
 
-async def test_nothing_waits_for_a_record_that_is_somebody_elses(world: World) -> None:
+async def test_an_agent_whose_record_is_somebody_elses_goes_no_further(world: World) -> None:
     world.far.at_once = False
     world.bridge.started(0, "begins")
     world.bridge.thinking("r", 1, None, "1:think")
     world.far.waiting[0].set_exception(errors.Fenced("newer"))
     with pytest.raises(errors.Fenced, match="newer"):
         await world.told()
-    await asyncio.wait_for(world.bridge.room(), 1)
-    assert len(world.far.requests) == 1
+    with pytest.raises(errors.Fenced, match="newer"):
+        await asyncio.wait_for(world.bridge.room(), 1)
+    waiting = world.bridge.health().waiting
+    tell_everything(world.bridge)
+    assert (world.bridge.health().waiting, len(world.far.requests), world.far.shown) == (waiting, 1, [])
 
 
-async def test_a_refusal_of_what_belongs_to_no_run_is_told(world: World) -> None:
+def tell_everything(bridge: journal.AgentWebSocketBridge) -> None:
+    """An event, a step, an event beside and one that is shown."""
+    bridge.message_created("m", "user", "c")
+    bridge.step("9:sleep", None)
+    BESIDE["quality_alert"](bridge)
+    bridge.delta("some")
+
+
+async def test_who_waits_for_a_record_that_breaks_hears_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_LATE_S", 0.0)
     world.far.at_once = False
+    world.bridge.started(0, "begins")
+    tasks = lifecycle.Tasks(on_failure=lambda _error: None)
+    waiting = tasks.spawn(world.bridge.room(), "room")
+    await asyncio.sleep(0.02)
+    world.far.waiting[0].set_exception(errors.TooLarge("too much"))
+    with pytest.raises(errors.TooLarge, match="too much"):
+        await asyncio.wait_for(waiting, 1)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+async def test_an_agent_that_only_takes_steps_lets_others_go_on(world: World, is_broken: bool) -> None:
+    world.far.at_once = False
+    world.bridge.started(0, "begins")
+    if is_broken:
+        world.far.waiting[0].set_exception(errors.NotFound("gone"))
+        await asyncio.sleep(0)
+    turns = 0
+
+    async def agent() -> None:
+        nonlocal turns
+        # nothing in here waits for anything: without a turn of the loop in each it would never end
+        while turns < 50:
+            with contextlib.suppress(errors.NotFound):
+                await world.bridge.room()
+            turns += 1
+
+    tasks, seen = lifecycle.Tasks(), []
+    tasks.spawn(agent(), "agent")
+    for _ in range(30):
+        await asyncio.sleep(0)
+        seen.append(turns)
+    assert max(seen) < 50
+    await tasks.close()
+
+
+async def test_after_its_end_a_run_tells_nothing(world: World) -> None:
+    world.far.at_once = False
+    world.bridge.started(0, "begins")
+    world.bridge.cancelled("user", [], 1.0)
+    # the agent outlived its cancel
+    world.bridge.thinking("r", 1, None, "1:think")
+    world.bridge.step("2:sleep", None)
+    world.bridge.delta("some")
+    world.far.answer()
+    assert [kind for kind, _ in await world.told()] == ["agent_started", "agent_cancelled"]
+    assert ([request.end for request in world.far.requests], world.far.steps, world.far.shown) == ([False, True], {}, [])
+    with pytest.raises(errors.FailedPrecondition, match="ended"):
+        await world.bridge.room()
+
+
+async def test_what_is_told_before_the_end_goes_with_it(world: World) -> None:
+    world.far.at_once = False
+    world.bridge.started(0, "begins")
+    world.bridge.step("1:sleep", None)
+    world.bridge.failed(errors.AgentFailed("m"))
+    world.far.answer()
+    await world.told()
+    assert [(len(request.events), len(request.steps), request.end) for request in world.far.requests] == [(1, 0, False), (1, 1, True)]
+
+
+async def test_a_closed_bridge_tells_nothing_and_lets_nobody_wait(world: World) -> None:
+    await world.bridge.close()
+    tell_everything(world.bridge)
+    assert (world.far.requests, world.far.shown, world.bridge.health().waiting) == ([], [], 0)
+    with pytest.raises(errors.FailedPrecondition, match="ended"):
+        await asyncio.wait_for(world.bridge.room(), 1)
+
+
+async def test_a_refusal_of_what_belongs_to_no_run_leaves_the_run_alone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.far.at_once = False
+    world.bridge.started(0, "begins")
     BESIDE["quality_alert"](world.bridge)
-    world.far.waiting[0].set_exception(errors.InvalidPayload("not that"))
-    with pytest.raises(errors.InvalidPayload, match="not that"):
-        await world.told()
+    world.bridge.tool_executing(CALL)
+    world.far.waiting.pop(1).set_exception(errors.Unauthenticated("ran out"))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(world.bridge.room(), 1)
+    world.bridge.tool_completed(outcome(1), HOW, "1:tool")
+    world.far.answer()
+    assert [kind for kind, _ in await world.told()] == ["agent_started", "tool_executing", "tool_completed"]
+    assert "ran out" in capsys.readouterr().out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
+import orjson
 import pytest
 from google.protobuf import json_format
 
@@ -99,3 +101,26 @@ def test_the_words_of_a_wrong_value_are_not_repeated() -> None:
 
 def test_kinds_of_an_agents_own_promise_nothing() -> None:
     kinds.check("my_kind", {"anything": [1]})
+
+
+@pytest.mark.parametrize("kind", sorted(GOOD))
+def test_what_is_written_is_the_data(kind: str) -> None:
+    data = {**_BY, **GOOD[kind]}
+    assert kinds.written(kind, data) == orjson.dumps(data)
+
+
+def test_what_is_large_is_written_once_and_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, read, rows = [], [], [{"x": "y" * 100}] * 1000
+
+    def dumps(value: Any) -> bytes:
+        written.append(value)
+        return orjson.dumps(value)
+
+    def loads(text: bytes) -> Any:
+        read.append(len(text))
+        return orjson.loads(text)
+
+    monkeypatch.setattr(kinds, "orjson", types.SimpleNamespace(dumps=dumps, loads=loads, Fragment=orjson.Fragment))
+    data = {**_BY, **GOOD["agent_completed"], "result": rows}
+    assert orjson.loads(kinds.written("agent_completed", data))["result"] == rows
+    assert (sum(value is rows for value in written), sum(read) < 1000) == (1, True)

@@ -33,13 +33,15 @@ class Record:
         self._chance, self._tasks = chance, lifecycle.Tasks(on_failure=lambda _error: None)
         self.events: list[dict[str, Any]] = []
         self.steps: dict[str, Any] = {}
+        self.shown: list[dict[str, Any]] = []
 
-    def append(self, request: events_pb2.AppendRequest, user_id: str) -> asyncio.Future[None]:
+    def append(self, request: events_pb2.AppendRequest, user_id: str, token: object = None) -> asyncio.Future[None]:
         """Take an append."""
         return self._tasks.spawn(self._taken(request), "append")
 
     def show(self, request: events_pb2.AppendRequest, user_id: str) -> None:
-        """Nobody watches."""
+        """Who watches sees it."""
+        self.shown += [{"type": one.type, **orjson.loads(one.data)} for one in request.transients]
 
     async def _taken(self, request: events_pb2.AppendRequest) -> None:
         await moments(self._chance)
@@ -231,6 +233,27 @@ async def test_a_child_speaks_in_its_own_name_and_gets_what_its_parent_has(world
     assert [event["agent_name"] for event in events] == ["first", *["inner"] * 6, "first"]
     assert len({event["agent_id"] for event in events}) == 1
     assert [event["step_number"] for event in events if event["type"] == "agent_thinking"] == [1, 2, 3, 4]
+
+
+async def test_text_that_is_shown_is_no_step_and_not_recorded(world: Made) -> None:
+    @agent("inner")
+    async def inner(turn: Turn) -> None:
+        """Shows something of its own."""
+        turn.delta("inner")
+
+    here = world(inner)
+    async with here.turn() as first:
+        await first.think("First.")
+        first.delta("a")
+        first.delta("")
+        await first.child("inner")
+        await first.think("Last.")
+        assert first.steps == 2
+    assert [(one["type"], one["agent_name"], one["text"]) for one in here.record.shown] == [
+        ("agent_delta", "first", "a"), ("agent_delta", "inner", "inner"),
+    ]  # fmt: skip
+    assert [event["type"] for event in here.record.events] == ["agent_thinking"] * 2
+    assert list(here.record.steps) == ["1:think", "3:think"]
 
 
 async def test_generations_are_counted(world: Made) -> None:

@@ -17,22 +17,23 @@ class _Writer:
     """Accepts everything but appends whose number is poisonous."""
 
     def __init__(self, poison: frozenset[int] = frozenset(), away: int = 0, locked: frozenset[int] = frozenset()) -> None:
-        self.poison, self.away, self.locked = poison, away, locked
+        self.poison, self.away, self.locked, self.table = poison, away, locked, False
         self.batches: list[list[int]] = []
 
-    async def commit(self, appends: Sequence[log.Append]) -> ledger.Ledger:
+    async def commit(self, appends: Sequence[log.Append], *, pass_over: bool = False) -> ledger.Ledger:
         await asyncio.sleep(0)
         numbers = [append.request.append_id for append in appends]
         self.batches.append(numbers)
         if self.away:
             self.away -= 1
             raise errors.Unavailable
-        if self.locked & set(numbers):
+        if self.locked & set(numbers) and (self.table or not pass_over):
             raise postgres.Locked
         if self.poison & set(numbers):
             raise postgres.Unfit("CharacterNotInRepertoireError")
         book = ledger.Ledger({}, {}, datetime.now(UTC))
-        book.outcomes += [log.Outcome(number, last_cursor=number) for number in numbers]
+        held = errors.Unavailable()
+        book.outcomes += [log.Outcome(number, number, held if number in self.locked else None) for number in numbers]
         return book
 
 
@@ -111,5 +112,10 @@ async def test_what_another_transaction_holds_is_sent_again_and_the_rest_goes_on
     async with _running(writer) as committer:
         answers = await _answers(committer, 16)
         assert {number: outcome.refused.code for number, outcome in answers.items() if outcome.refused} == {5: "UNAVAILABLE"}
+        # each try waits for as long as the database lets it
+        assert len(writer.batches) == 2
+        writer.table = True
+        assert all(outcome.refused for outcome in (await _answers(committer, 16)).values())
+        assert len(writer.batches) == 4
         writer.locked = frozenset()
         assert not any(outcome.refused for outcome in (await _answers(committer, 16)).values())

@@ -188,6 +188,44 @@ def test_an_event_without_a_run_has_nothing_of_a_run(field: dict[str, object]) -
         log.checked(request, _context())
 
 
+def _shown(data: bytes = b"{}", kind: str = "agent_delta") -> events_pb2.AppendRequest:
+    return events_pb2.AppendRequest(run_id=_RUN, epoch=1, transients=[events_pb2.Transient(type=kind, data=data, after_seq=1)])
+
+
+def test_an_append_may_only_show_something_and_then_nothing_of_it_is_recorded() -> None:
+    assert not log.checked(_shown()).is_recorded
+    both = _request(1)
+    both.transients.add(type="agent_delta", data=b"{}")
+    assert log.checked(both).is_recorded
+    # what is shown does not make it another append
+    assert log.checked(both).digest == log.checked(_request(1, *both.events)).digest
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (_shown(b"[]"), "transients.data"), (_shown(b"{"), "transients.data"), (_shown(kind="A"), "transients.type"),
+        (events_pb2.AppendRequest(run_id="x", transients=_shown().transients), "run_id"),
+        (events_pb2.AppendRequest(run_id=_RUN, transients=_shown().transients, end=True), "end"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shown_is_refused_by_its_field(request_: events_pb2.AppendRequest, field: str) -> None:
+    with pytest.raises(errors.InvalidPayload) as refused:
+        log.checked(request_)
+    assert refused.value.details["field"] == field
+
+
+def test_what_is_shown_belongs_to_a_run_and_counts_for_the_size_of_the_append() -> None:
+    beside = _noted(_event())
+    beside.transients.add(type="agent_delta", data=b"{}")
+    with pytest.raises(errors.InvalidPayload):
+        log.checked(beside, _context())
+    with pytest.raises(errors.TooLarge):
+        log.checked(_shown(_sized(log.MAX_APPEND_BYTES + 1)))
+    with pytest.raises(errors.TooLarge):
+        log.checked(events_pb2.AppendRequest(run_id=_RUN, epoch=1, transients=_shown().transients[:] * (log.MAX_ENTRIES + 1)))
+
+
 def test_ids_of_events_without_a_run_tell_their_time_and_are_different() -> None:
     event = _event()
     for events in ([event, event], [events_pb2.NewEvent(event_id=str(uuid.uuid4()), type="x", data=b"{}")]):

@@ -20,6 +20,7 @@ T = TypeVar("T")
 _USER = ids.uuid7()
 _RUNS = (ids.uuid7(), ids.uuid7())
 _ROUNDS = 20
+SHOWN: list[log.Transient] = []
 
 
 class _Page:
@@ -90,7 +91,10 @@ class _Reader:
                 self._told(self.stream.take_truncated())
                 for event in events:
                     self._saw(event)
-                if events:
+                shown = self.stream.take_shown()
+                for transient in shown:
+                    self._was_shown(transient)
+                if events or shown:
                     await self.go.wait()
                     self.go.clear()
         except errors.Unavailable:
@@ -108,6 +112,14 @@ class _Reader:
         assert not missed or (self._may_skip and missed[-1] < self.record.oldest)
         self.at = event.cursor
         self._may_skip = not self._told_all
+
+    def _was_shown(self, transient: log.Transient) -> None:
+        """It comes after all that is before it, but for what is gone, and before anything else."""
+        assert transient.run_id in ("", self.run_id) or not self.run_id
+        assert self.at <= transient.cursor
+        missed = self.owed(self.at, transient.cursor)
+        assert not missed or (self._may_skip and missed[-1] < self.record.oldest)
+        SHOWN.append(transient)
 
     def owed(self, after: int, to: int) -> list[int]:
         return [event.cursor for event in self.record.events[after:to] if self.run_id in ("", event.run_id)]
@@ -155,6 +167,29 @@ class Merge(RuleBasedStateMachine):
                     self.live._dispatch({str(key).encode(): bytes(value) for key, value in fields.items()})  # type: ignore[arg-type]
 
         self.do(told())
+
+    @rule(ahead=st.integers(-2, 2), run_id=st.sampled_from(_RUNS))
+    def show(self, ahead: int, run_id: str) -> None:
+        """Something that is not recorded, about when what is before it was told of."""
+        topic = self.live._topics.get(_USER)
+        cursor = min((topic.last if topic is not None else 0) + ahead, len(self.record.events))
+
+        async def told() -> None:
+            fields = announce.encoded([], [log.Transient(_USER, cursor, run_id, cursor, "", "agent_delta", b"{}")])
+            self.live._dispatch({str(key).encode(): bytes(value) for key, value in fields.items()})  # type: ignore[arg-type]
+
+        if cursor > 0:
+            self.do(told())
+
+    @rule(runs=st.lists(st.sampled_from(_RUNS), min_size=1, max_size=3), ahead=st.integers(-1, 0))
+    def go_on(self, runs: list[str], ahead: int) -> None:
+        """Everybody has read what there was; then an event is told of at a time, and something is shown between them."""
+        for _ in range(3):
+            self.flow()
+        for run_id in runs:
+            self.record.append(run_id)
+            self.announce([(1, False)])
+            self.show(ahead, run_id)
 
     @rule()
     def compare(self) -> None:
@@ -292,4 +327,7 @@ def test_each_reader_sees_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
         (fanout, "_PAGE_EVENTS", 3), (fanout, "_RETRY_S", 0),
     ]:  # fmt: skip
         monkeypatch.setattr(module, name, value)
+    SHOWN.clear()
     run_state_machine_as_test(Merge, settings=settings(max_examples=30, stateful_step_count=30, deadline=None, derandomize=True))
+    # not all of them come too late
+    assert len(SHOWN) > 20

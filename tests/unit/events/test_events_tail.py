@@ -26,6 +26,7 @@ class _Live:
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
+        self.released: list[str] = []
 
     async def join(self, users: Sequence[str]) -> dict[str, tuple[fanout.Topic, log.Position]]:
         if not self.asked.is_set():
@@ -37,7 +38,7 @@ class _Live:
         return {user: (topic, log.Position(7)) for user, topic in topics.items()}
 
     def release(self, topic: fanout.Topic) -> None:
-        """Not counted here."""
+        self.released.append(topic.user_id)
 
 
 class _Verifier:
@@ -112,6 +113,17 @@ async def test_a_subscriber_to_a_run_whose_end_is_gone_waits_for_nothing(end: in
     parts = _tail(_Record([_page(range(0), 7, 8)], [0, end]), tasks).subscribe(_WHO, 3, "r")
     async with asyncio.timeout(5):
         assert [(part.events, part.truncated_to) async for part in parts] == [([], 8)]
+    await tasks.close()
+
+
+async def test_whose_session_ends_while_joining_is_refused_and_not_served_on() -> None:
+    tasks, live, verifier, unused = lifecycle.Tasks(), _Live(), _Verifier(), None
+    live.asked.set()
+    verifier.trust = SimpleNamespace(revoked=lambda who: True)
+    parts = tail.Tail(live, unused, unused, verifier, tasks, 1.0).subscribe(_WHO, 0, "")  # type: ignore[arg-type]
+    with pytest.raises(errors.Unauthenticated):
+        await anext(parts)
+    assert live.released == [_WHO.user_id]
     await tasks.close()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis import channel, identity
+from chassis import channel, identity, replicas
 from gateway import bridge, delivery, frames, rpc
 from netra import errors, ids
 from netra.events.v1 import events_pb2
@@ -28,7 +28,7 @@ class _Events:
     """A record that has `_MESSAGES` large events, and one that refuses."""
 
     def __init__(self) -> None:
-        self.all_written, self.gone = asyncio.Event(), asyncio.Event()
+        self.gone, self.written = asyncio.Event(), 0
         self.tokens: list[str] = []
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -45,7 +45,7 @@ class _Events:
         try:
             for cursor in range(1, _MESSAGES + 1):
                 yield events_pb2.SubscribeResponse(events=[events_pb2.Event(cursor=cursor, frame=_FRAME)])
-            self.all_written.set()
+                self.written += 1
             if request.after:
                 await asyncio.Event().wait()
         finally:
@@ -93,7 +93,7 @@ async def _place(**more: Any) -> AsyncIterator[_Place]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     to = channel.connect(f"127.0.0.1:{port}")
-    streams = bridge.Streams(rpc.streamed(dict.fromkeys(("auth", "context", "dispatcher", "events"), to)))
+    streams = bridge.Streams(rpc.streamed({}, replicas.Each(replicas.Replicas("a:1"), lambda target: to)))
     try:
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             place = _Place(group, streams, events, **more)
@@ -108,9 +108,7 @@ async def _place(**more: Any) -> AsyncIterator[_Place]:
 async def test_a_stream_waits_for_its_reader_and_is_complete() -> None:
     async with _place() as place:
         stream_id = place.opened()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await place.events.all_written.wait()
+        assert await _stalled(place.events) < _MESSAGES // 4
         found = [await place.next() for _ in range(_MESSAGES + 1)]
         assert {frame["stream_id"] for frame in found} == {stream_id}
         assert [frame["seq"] for frame in found[:-1]] == list(range(1, _MESSAGES + 1))
@@ -119,6 +117,15 @@ async def test_a_stream_waits_for_its_reader_and_is_complete() -> None:
         assert place.events.tokens == ["Bearer t"]
         with pytest.raises(errors.NotFound):
             place.ask("STREAM_CANCEL", stream_id=stream_id)
+
+
+async def _stalled(events: _Events) -> int:
+    """How many messages were written when no more are."""
+    before = -1
+    while not events.written or events.written > before:
+        before = events.written
+        await asyncio.sleep(0.3)
+    return before
 
 
 async def _ends(place: _Place, end: Callable[[str], object]) -> tuple[int, dict[str, Any]]:
@@ -131,6 +138,25 @@ async def _ends(place: _Place, end: Callable[[str], object]) -> tuple[int, dict[
     await place.events.gone.wait()
     assert place.owed.take() is None
     return len(frames_), frames_[-1]
+
+
+async def test_a_stream_of_the_record_comes_from_the_replica_of_its_user() -> None:
+    found = replicas.Replicas("a:1,b:1,c:1")
+    asked: list[str] = []
+
+    class _To:
+        def __init__(self, target: str) -> None:
+            self.target = target
+
+        def unary_stream(self, *_: object) -> Any:
+            return lambda wanted, metadata: asked.append(self.target)
+
+    each: Any = replicas.Each(found, _To)
+    methods = rpc.streamed({}, each)
+    for _ in range(20):
+        who = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 600, "t")
+        methods[_SUBSCRIBE].call(who, events_pb2.SubscribeRequest())
+        assert asked.pop() == found.first(who.user_id)
 
 
 async def test_a_stream_that_is_cancelled_ends_the_call() -> None:

@@ -141,7 +141,7 @@ class _Endless:
 async def test_a_stream_ends_with_its_socket(drained: bool) -> None:
     line, endless = _Line(), _Endless()
     one, manager = await _opened(_Calls(), drain_s=60)
-    method = bridge.Method("p", lambda fields: Message(), lambda request, metadata: endless, lambda message: {})
+    method = bridge.Method("p", lambda fields: Message(), lambda who, request: endless, lambda message: {})
     one._bridge._streams = bridge.Streams({"s/S": method})
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(one.run(line))  # type: ignore[arg-type]
@@ -165,6 +165,40 @@ async def test_a_call_that_takes_too_long_is_not_waited_for() -> None:
         await calls.begun.wait()
         await manager.drain(60)
     assert (line.closed, line.taken[-1]["type"]) == ([close_codes.DRAINING], "draining")
+
+
+async def test_a_fresh_token_does_not_put_the_end_off() -> None:
+    calls, line = _Calls(), _Line()
+    one, manager = await _opened(calls, drain_s=0.1)
+
+    async def known(*_: object) -> identity.Principal:
+        return one.principal
+
+    edge: Any = one._edge
+    one._edge = dataclasses.replace(edge, callers=SimpleNamespace(known=known))
+    edge.tail.renewed = lambda user_id: None
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(one.run(line))  # type: ignore[arg-type]
+        line.hear(type="START_AGENT", id="m1", payload={"user_request": "x"})
+        await calls.begun.wait()
+        draining = group.create_task(manager.drain(60))
+        await asyncio.sleep(0)
+        line.hear(type="AUTH", id="a1", payload={"access_token": "t2"})
+        await draining
+    assert (line.closed, line.taken[-1]["type"]) == ([close_codes.DRAINING], "draining")
+
+
+async def test_a_stream_whose_socket_is_gone_before_it_begins_calls_nobody_for_long() -> None:
+    line, endless = _Line(), _Endless()
+    one, _ = await _opened(_Calls(), drain_s=60)
+    method = bridge.Method("p", lambda fields: Message(), lambda who, request: endless, lambda message: {})
+    one._bridge._streams = bridge.Streams({"s/S": method})
+    line.hear(type="STREAM", id="m1", payload={"method": "s/S"})
+    line.messages.put_nowait({"type": "websocket.disconnect"})
+    async with asyncio.timeout(5):
+        await one.run(line)  # type: ignore[arg-type]
+    assert endless.cancelled
+    assert not endless.begun.is_set()
 
 
 async def test_a_socket_that_is_just_being_opened_drains_too() -> None:

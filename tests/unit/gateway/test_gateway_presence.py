@@ -31,6 +31,8 @@ class _Shared:
         self._ask()
         mine = self.held.setdefault(key, set())
         replaced = sorted(one for one in mine if group and one.startswith(group) and one != holder)
+        if replaced and replaced[-1] > holder:
+            raise limits.Superseded
         if len(mine) - len(replaced) >= most:
             return None
         mine.difference_update(replaced)
@@ -134,3 +136,76 @@ async def test_a_gateway_that_ends_gives_everything_back() -> None:
     assert await one.enter(_USER, "c1", "", 1)
     await one.close()
     assert await other.enter(_USER, "c2", "", 1)
+
+
+async def test_an_older_handshake_of_a_client_does_not_send_the_newer_one_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_SECOND_LOOK_S", 0.05)
+    shared = _Shared()
+    one, other = _two(shared)
+    assert await other.enter(_USER, "x1", "", 9)
+    assert await other.enter(_USER, "x2", "", 9)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        # there is no room at first; before it looks again the client has come anew
+        older = group.create_task(_superseded(one, "c1"))
+        await asyncio.sleep(0)
+        one.leave("c1")
+        other.leave("x1")
+        await other._release()
+        assert await one.enter(_USER, "c2", "tab", 2)
+        await older
+    assert shared.held == {f"sockets:{_USER}": {" x2", "tab c2"}}
+
+
+async def test_a_slow_handshake_that_is_overtaken_at_another_gateway_is_the_older_one() -> None:
+    shared = _Shared()
+    one, other = _two(shared)
+    assert await other.enter(_USER, "c2", "tab", 3)
+    await _superseded(one, "c1")
+    assert shared.held == {f"sockets:{_USER}": {"tab c2"}}
+
+
+async def _superseded(one: presence.Presence, connection_id: str) -> None:
+    with pytest.raises(errors.Unavailable):
+        await one.enter(_USER, connection_id, "tab", 2)
+
+
+async def test_what_is_given_back_while_it_is_renewed_stays_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_RENEW_S", 0.01)
+    shared = _Shared()
+    one, other = _two(shared)
+    assert await one.enter(_USER, "c1", "", 1)
+    renew = shared.renew
+
+    async def overtaken(held: limits.Held) -> None:
+        one.leave("c1")
+        await one._release()
+        await renew(held)
+
+    monkeypatch.setattr(shared, "renew", overtaken)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        running = group.create_task(one.run(lambda _: None))
+        await shared.renewed.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert await other.enter(_USER, "c2", "", 1)
+        running.cancel()
+
+
+async def test_a_renewal_that_failed_is_soon_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_RENEW_S", 0.01)
+    monkeypatch.setattr(presence, "_RETRY_S", 0.01)
+    shared = _Shared()
+    one, _ = _two(shared)
+    renew = shared.renew
+
+    async def failing(_: limits.Held) -> None:
+        monkeypatch.setattr(presence, "_RENEW_S", 60.0)
+        monkeypatch.setattr(shared, "renew", renew)
+        raise errors.Unavailable
+
+    monkeypatch.setattr(shared, "renew", failing)
+    assert await one.enter(_USER, "c1", "", 1)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        running = group.create_task(one.run(lambda _: None))
+        await shared.renewed.wait()
+        running.cancel()

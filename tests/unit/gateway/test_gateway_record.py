@@ -22,8 +22,9 @@ def _who() -> identity.Principal:
 class _Replica:
     """One replica of events; a call waits until it is let go."""
 
-    def __init__(self, away_for: float = 0) -> None:
+    def __init__(self, away_for: float = 0, *epochs: str) -> None:
         self.away_for, self.waiting, self.most = away_for, 0, 0
+        self.epochs = list(epochs or ("e1",))
         self.go = asyncio.Event()
         self.asked: list[int] = []
 
@@ -36,7 +37,10 @@ class _Replica:
         await self.go.wait()
         self.waiting -= 1
         events = [events_pb2.Event(cursor=request.after + 1, frame=b"{}")]
-        return events_pb2.ListEventsResponse(events=events, last=request.after + 1, oldest=1)
+        return events_pb2.ListEventsResponse(events=events, last=request.after + 1, oldest=1, epoch=self._epoch())
+
+    def _epoch(self) -> str:
+        return self.epochs.pop(0) if len(self.epochs) > 1 else self.epochs[0]
 
 
 def _reader(**each: _Replica) -> record.Record:
@@ -97,12 +101,49 @@ async def test_a_socket_is_fed_through_an_outage(monkeypatch: pytest.MonkeyPatch
     one, mine, owed = _Replica(away_for=3), _who(), delivery.Delivery(0, 1, 10, 1000)
     one.go.set()
     async with asyncio.timeout(5):
-        await _reader(a=one).feed(owed, lambda: mine, 10)
+        await _reader(a=one).feed(owed, "e1", lambda: mine, 10)
     assert (owed.last, owed.behind, one.asked) == (1, False, [0, 0, 0, 0])
+
+
+async def test_a_page_of_another_record_is_not_put_after_cursors_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "_RETRY_S", 0.01)
+    one, mine, owed = _Replica(0, "e2", "e2", "e1"), _who(), delivery.Delivery(4, 5, 10, 1000)
+    one.go.set()
+    async with asyncio.timeout(5):
+        await _reader(a=one).feed(owed, "e1", lambda: mine, 10)
+    assert (owed.last, one.asked) == (5, [4, 4, 4])
+
+
+async def test_a_replica_that_is_silent_holds_up_nobody_of_another_and_is_probed_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent, there = _Replica(), _Replica()
+    there.go.set()
+    now = [0.0]
+    known = replicas.Replicas("a:1,b:1", lambda: now[0])
+    each: Any = replicas.Each(known, lambda target: {"a:1": silent, "b:1": there}[target])
+    reader = record.Record(each)
+    of_silent, of_there = ([who for who in (_who() for _ in range(200)) if known.first(who.user_id) == one] for one in ("a:1", "b:1"))
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        stuck = [group.create_task(reader.page(who, 0, 1)) for who in of_silent[:20]]
+        await _settled()
+        assert silent.waiting == 8
+        for who in of_there[:20]:
+            assert (await reader.page(who, 0, 1)).last == 1
+        known.away("a:1")
+        # who waits for the silent one is told of another once there is room
+        for task in stuck[:8]:
+            task.cancel()
+        await asyncio.wait(stuck)
+        assert [len(silent.asked), sum(task.cancelled() for task in stuck)] == [8, 8]
+        # after a while one asks whether it is back; the others do not wait for that
+        now[0] += 1.5
+        asking = [group.create_task(reader.page(who, 0, 1)) for who in of_silent[20:40]]
+        await _settled()
+        assert (len(silent.asked), sum(task.done() for task in asking)) == (9, 19)
+        silent.go.set()
 
 
 async def test_a_socket_that_is_closed_is_fed_no_more() -> None:
     owed = delivery.Delivery(0, 1, 10, 1000)
     owed.end()
     async with asyncio.timeout(1):
-        await _reader(a=_Replica()).feed(owed, _who, 10)
+        await _reader(a=_Replica()).feed(owed, "e1", _who, 10)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chassis import audit, identity, limits, trust
-from gateway import close_codes, entitlements, pump, session, sockets
+from gateway import close_codes, delivery, entitlements, pump, session, sockets
 from gateway.settings import GatewaySettings
-from netra import ids
+from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from tests.fixtures import ready
 
@@ -23,6 +23,9 @@ _BURST = 100
 class _Tail:
     async def follow(self, principal: identity.Principal) -> pump.Feed:
         return pump.Feed(principal.user_id, epoch="e1", joined=True)
+
+    def give_up(self, feed: pump.Feed, principal: identity.Principal) -> None:
+        """Nothing is followed here."""
 
     def attach(self, feed: pump.Feed, sink: session.Session) -> None:
         """Nothing is followed here."""
@@ -68,17 +71,32 @@ class _Line:
         self.messages.put_nowait({"type": "websocket.receive", "text": json.dumps(frame)})
 
 
-async def _opened(frames_per_minute: int = 1000) -> tuple[session.Session, sockets.UnifiedWebSocketManager]:
+class _Record:
+    """A record that reaches further than the tail has told."""
+
+    def __init__(self, last: int, epoch: str = "e1") -> None:
+        self.found = delivery.Page((), last, 1, epoch)
+
+    async def page(self, who: identity.Principal, after: int, size: int) -> delivery.Page:
+        return self.found
+
+    async def feed(self, *_: object) -> None:
+        """It is not read here."""
+
+
+async def _opened(
+    frames_per_minute: int = 1000, reader: _Record | None = None, resume: int | None = None
+) -> tuple[session.Session, sockets.UnifiedWebSocketManager]:
     known, counted = trust.Trust(), limits.Limits("redis://127.0.0.1:1/0", "gateway")
     tier = auth_pb2.TierLimits(tier="free", sockets=3, frames_per_minute=frames_per_minute)
     await known.apply(auth_pb2.WatchTrustResponse(policy=auth_pb2.Policy(limits=[tier])))
     entitled = entitlements.Entitlements(known, counted, audit.Refusals(None), 1)  # type: ignore[arg-type]
     manager = sockets.UnifiedWebSocketManager(entitled.sockets)
-    edge = session.Edge(GatewaySettings(stall_s=0.05), None, _Tail(), None, None, manager, None, entitled)  # type: ignore[arg-type]
+    edge = session.Edge(GatewaySettings(stall_s=0.05), None, _Tail(), reader, None, manager, None, entitled)  # type: ignore[arg-type]
     who = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 600, "t")
     one = session.Session(edge, who, "")
     await manager.admit(one)
-    await one.join(None)
+    await one.join(resume)
     return one, manager
 
 
@@ -160,3 +178,29 @@ async def test_a_policy_that_allows_more_frames_counts_for_sockets_that_are_open
         one.end(close_codes.DRAINING)
     answers = {frame.get("id"): frame["type"] for frame in line.taken}
     assert (answers["first"], answers["second"], answers["later9"]) == ("pong", "error", "pong")
+
+
+async def test_a_client_that_has_seen_more_than_this_gateway_goes_on_where_it_is() -> None:
+    one, _ = await _opened(reader=_Record(9), resume=7)
+    assert (one.delivery.last, one.delivery.tail, one.delivery.behind) == (7, 9, True)
+    # one that has seen more than there is has seen another record
+    one, _ = await _opened(reader=_Record(9), resume=11)
+    assert (one.delivery.last, one.delivery.tail) == (9, 9)
+
+
+async def test_a_resume_past_what_this_gateway_knows_is_looked_up() -> None:
+    line = _Line()
+    one, _ = await _opened(reader=_Record(9))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(one.run(line))  # type: ignore[arg-type]
+        line.hear(type="RESUME", id="r1", payload={"after": 8})
+        line.hear(type="RESUME", id="r2", payload={"after": 10})
+        await line.refused.wait()
+        one.end(close_codes.DRAINING)
+    assert [(frame.get("id"), frame["type"]) for frame in line.taken[1:]] == [("r1", "ack"), ("r2", "error")]
+    assert line.taken[1]["data"] == {"from": 8, "to": 9}
+
+
+async def test_the_end_of_another_record_is_not_the_end_of_this_one() -> None:
+    with pytest.raises(errors.Unavailable):
+        await _opened(reader=_Record(9, "e2"), resume=7)

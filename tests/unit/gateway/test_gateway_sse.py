@@ -134,7 +134,8 @@ class _Truncating(_Record):
             raise _raised(errors.Unavailable())
         if len(self.asked) == 2:
             raise _raised(errors.FailedPrecondition("The record begins later.", oldest=20))
-        yield events_pb2.SubscribeResponse(events=[events_pb2.Event(cursor=20, type="x", frame=b"{}")])
+        shown = events_pb2.TransientEvent(type="agent_delta", frame=b'{"a":1}', after_cursor=20)
+        yield events_pb2.SubscribeResponse(events=[events_pb2.Event(cursor=20, type="x", frame=b"{}")], transients=[shown])
 
     def Subscribe(self, request: events_pb2.SubscribeRequest, metadata: Any) -> Any:
         return _Cancellable(self._batches(request.after))
@@ -151,7 +152,9 @@ async def test_what_retention_takes_meanwhile_is_said() -> None:
         await answer({"type": "http", "state": {}}, asyncio.Event().wait, send)  # type: ignore[arg-type]
     found = [line for line in b"".join(sent).splitlines() if line.startswith((b"id", b"event"))]
     gone, event = b"event: history_truncated", b"event: x"
-    assert found == [b"id: 12", gone, b"id: 13", event, b"id: 19", gone, b"id: 20", event]
+    # what is not recorded has no id: whoever comes back goes on from the last event
+    assert found == [b"id: 12", gone, b"id: 13", event, b"id: 19", gone, b"id: 20", event, b"event: agent_delta"]
+    assert b'\n\nevent: agent_delta\ndata: {"a":1}\n\n' in b"".join(sent)
     assert record.asked == [0, 13, 19]
 
 
