@@ -144,7 +144,7 @@ def test_no_signed_token_is_written_or_told_at_all(left: Left) -> None:
         ("table auth.sessions", f"device {PLAIN}"),
         ("table auth.api_keys", PLAIN),
         ("table context.messages", PLAIN),
-        ("table events.events_other_always", PLAIN),
+        ("table events.events", PLAIN),
         ("table auth.audit", ""),
         ("audit", ""),
         ("file traces/gateway.jsonl", ""),

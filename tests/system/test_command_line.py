@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fixtures import sockets
-from tests.fixtures.stack import System, gateway_url
+from tests.fixtures.stack import System, gateway_url, spans_of
 from tests.fixtures.users import NewUser
 
 LOG = """time,model,user,input_tokens,output_tokens
@@ -109,13 +110,18 @@ def test_artifacts_are_listed_downloaded_and_deleted(command: Command, log: str,
 
 def test_the_trace_of_a_run_is_drawn(command: Command, system: System, log: str, tmp_path: Path) -> None:
     last = frames(command("run", "triage", "--file", log, "--json"))[-1]
-    traces = tmp_path / "traces"
+    wanted, traces = {"ws START_AGENT", "run triage", "tool usage_load", "ContextService/GetArtifact"}, tmp_path / "traces"
+    deadline = time.monotonic() + 20
+    while not wanted <= {
+        span["name"].removeprefix("netra.context.v1.") for span in spans_of(system) if span["traceId"] == last["trace_id"]
+    }:
+        assert time.monotonic() < deadline
     traces.mkdir()
     (traces / "all.jsonl").write_text("\n".join(system.trace_lines()))
     for name in (last["correlation_id"], last["run_id"], last["trace_id"]):
         done = command("trace", name, "--dir", str(traces))
         assert done.returncode == 0, done.stderr
-        for span in ("ws START_AGENT", "run triage", "tool usage_load", "ContextService/GetArtifact"):
+        for span in wanted:
             assert re.search(rf"{span}.*█.*ok", done.stdout), span
 
 
