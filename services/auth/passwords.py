@@ -16,6 +16,8 @@ from netra import errors
 MIN_LENGTH, MAX_LENGTH = 12, 1024
 _RESULT = TypeVar("_RESULT")
 _RETRY_MS = 1000
+# OWASP Password Storage Cheat Sheet, Argon2id
+_PASSES, _MEMORY_KIB = 2, 19 * 1024
 
 
 def check(password: str, field: str) -> None:
@@ -28,7 +30,7 @@ class Passwords:
     """Hashes and verifies. At most `threads` work at the same time and `queue` wait; more are refused."""
 
     def __init__(self, threads: int = 2, queue: int = 64) -> None:
-        self._hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+        self._hasher = argon2.PasswordHasher(time_cost=_PASSES, memory_cost=_MEMORY_KIB, parallelism=1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="password")
         self._limit = threads + queue
         self._pending = 0
