@@ -210,3 +210,16 @@ async def test_old_announcements_are_dropped(stores: Standalone, database: str) 
     await valkey.trim(announce.PARTITIONS, older_than_s=0)
     assert await valkey.read(start, block_ms=1) == []
     await valkey.close()
+
+
+async def test_a_run_is_taken_over_however_large_the_results_of_its_steps_are(replicas: Replicas) -> None:
+    run_id, token = await replicas.run(await replicas.services.user(), 0)
+    large = b'"%s"' % (b"x" * 250 * 1024)
+    steps = [events_pb2.Step(key=f"{number}", result=large) for number in range(17)]
+    appends = [
+        events_pb2.AppendRequest(append_id=number, run_id=run_id, epoch=1, first_seq=1, steps=[step]) for number, step in enumerate(steps)
+    ]
+    assert [answer.error_code for answer in await replicas.append(0, appends)] == [""] * 17
+    request = events_pb2.OpenRunRequest(run_id=run_id, epoch=2, context_token=token)
+    opened = await replicas.stubs[1].OpenRun(request, metadata=replicas.tokens["dispatcher"], timeout=10)
+    assert (opened.next_seq, opened.ended, len(opened.steps)) == (1, False, 0)

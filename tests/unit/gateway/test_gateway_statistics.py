@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from gateway import frames, me, stages, statistics
+from gateway import frames, stages, statistics
 from netra import errors, ids
 from netra.dispatcher.v1 import dispatcher_pb2
 
@@ -54,20 +50,6 @@ def test_users_of_whom_nothing_comes_are_forgotten_first() -> None:
         counted.refused(user)
     assert [counted.of(user).errors for user in (first, second, third)] == [2, 0, 1]
     assert counted.process.errors == 4
-
-
-@pytest.mark.parametrize(("permission", "shown"), [("runs:read", {"user"}), ("audit:read", {"user", "process"})])
-async def test_what_all_send_is_for_who_may_read_the_record_of_access(permission: str, shown: set[str]) -> None:
-    async def caller(_: Any) -> Any:
-        return SimpleNamespace(user_id=ids.UserId.new(), roles=(), tier="free", scope=None)
-
-    known = SimpleNamespace(permissions=lambda roles, tier: {permission})
-    edge: Any = SimpleNamespace(
-        callers=SimpleNamespace(of=caller), verifier=SimpleNamespace(trust=known), statistics=statistics.Statistics()
-    )  # fmt: skip
-    nothing: Any = None
-    answer = await me.Me(edge, nothing).statistics(nothing)
-    assert set(json.loads(bytes(answer.body))) == shown
 
 
 async def test_the_ends_of_runs_are_told_once_and_in_batches() -> None:
