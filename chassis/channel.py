@@ -28,9 +28,10 @@ _RETRY = {
     "maxAttempts": 4, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"],
 }  # fmt: skip
 _OPTIONS = (
-    # a peer that is stopped is found out within 10 s, also by who only listens
+    # a peer that is stopped is found out within 10 s, also by who only listens (grpc heeds the last of these three)
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

@@ -17,7 +17,8 @@ async def test_the_record_holds_under_faults() -> None:
     assert report["delivered"] >= report["recorded"] * 2
 
 
-async def test_a_hole_in_what_a_client_saw_is_found() -> None:
-    report = await proof.prove(proof.Wanted(minutes=0.05, faults=1, seed=7, users=2, forged=True), lambda _: None)
+@pytest.mark.parametrize(("what", "counted"), [(proof.HOLE, "gaps"), (proof.DOUBLE, "duplicates")])
+async def test_what_is_made_up_is_found(what: str, counted: str) -> None:
+    report = await proof.prove(proof.Wanted(minutes=0.05, faults=1, seed=7, users=2, forged=what), lambda _: None)
     assert not report["ok"]
-    assert report["gaps"] == 1
+    assert report[counted] == 1

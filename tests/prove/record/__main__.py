@@ -1,4 +1,4 @@
-"""python -m tests.prove.record: MINUTES, FAULTS, SEED, USERS from the environment; the last line is JSON, exit 1 when anything is off."""
+"""python -m tests.prove.record: MINUTES, FAULTS, SEED, USERS, FORGE from the environment; JSON at the end, exit 1 if anything is off."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> int:
         faults=int(given.get("FAULTS") or round(20 * minutes)),
         seed=int(given.get("SEED") or 1),
         users=int(given.get("USERS") or 20),
-        forged=given.get("FORGE") == "1",
+        forged=given.get("FORGE") or "",
     )
     report = asyncio.run(proof.prove(wanted, lambda text: print(text, file=sys.stderr, flush=True)))
     sys.stdout.write(json.dumps(report) + "\n")

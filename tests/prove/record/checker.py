@@ -97,6 +97,8 @@ def _judge_runs(verdict: Verdict, record: dict[int, book.Entry], frames: list[di
 
 def _judge_client(verdict: Verdict, seen: book.Seen, record: dict[int, book.Entry]) -> None:
     verdict.delivered += seen.delivered
+    # each goes on after the last one it has seen, so nothing comes twice for a good reason
+    verdict.duplicates += seen.doubles
     verdict.leaks += sum(one.startswith("leak") for one in seen.wrong)
     verdict.gaps += sum(one.startswith("gap") for one in seen.wrong)
     verdict.wrong += [one for one in seen.wrong if not one.startswith(("leak", "gap"))]

@@ -12,6 +12,12 @@ from tests.prove.record import place
 
 Fault = Callable[[place.Place, random.Random], Awaitable[None]]
 _SHORT_S, _LONG_S = 0.5, 3.0
+# one in so many lasts longer than `replicas.SILENCE_S`, so that others must take over
+_ONE_IN, _LONGER_S, _LONGEST_S = 3, 6.0, 9.0
+
+
+def _lasts(chance: random.Random) -> float:
+    return chance.uniform(_LONGER_S, _LONGEST_S) if chance.randrange(_ONE_IN) == 0 else chance.uniform(_SHORT_S, _LONG_S)
 
 
 async def _kill(where: place.Place, name: str) -> None:
@@ -30,7 +36,7 @@ async def _stop(where: place.Place, name: str, seconds: float) -> None:
 def _of(names: tuple[str, ...], *, stops: bool) -> Fault:
     async def strike(where: place.Place, chance: random.Random) -> None:
         name = chance.choice(names)
-        await (_stop(where, name, chance.uniform(_SHORT_S, _LONG_S)) if stops else _kill(where, name))
+        await (_stop(where, name, _lasts(chance)) if stops else _kill(where, name))
 
     return strike
 
@@ -42,15 +48,14 @@ async def _wipe(where: place.Place, _: random.Random) -> None:
 def _lines(which: str, how: str) -> Fault:
     async def strike(where: place.Place, chance: random.Random) -> None:
         line = chance.choice(where.fronts if which == "clients" else where.behind)
-        seconds = chance.uniform(_SHORT_S, _LONG_S)
         if how == "cut":
             line.cut()
         elif how == "stall":
             async with line.stalled():
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(_lasts(chance))
         else:
             async with line.delayed(chance.uniform(0.05, 0.3)):
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(chance.uniform(_SHORT_S, _LONG_S))
 
     return strike
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from tests.prove.record import book, checker, clients, nemesis, place, writers
 
+# what can be made up: a hole in what one client saw, an event that it saw twice
+HOLE, DOUBLE = "1", "2"
 _STALLED = 6
 _STARTING = 3
 # what a gateway or a replica of events may take on top of what it had before the load
@@ -21,13 +23,13 @@ _ROOM_MIB = 96
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How long, how many faults, from which seed, how many users; `forged` puts a hole into what a client saw, which must be found."""
+    """How long, how many faults, from which seed, how many users; `forged` is what is made up and must be found."""
 
     minutes: float
     faults: int
     seed: int
     users: int = 20
-    forged: bool = False
+    forged: str = ""
 
 
 async def prove(wanted: Wanted, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -38,10 +40,17 @@ async def prove(wanted: Wanted, tell: Callable[[str], None]) -> dict[str, Any]:
         before = _rss(where)
         tell(f"{wanted.faults} faults in {wanted.minutes:g} minutes, seed {wanted.seed}")
         done = await _load(where, found, wanted, chance, tell)
-        if wanted.forged:
-            found.clients[0].events.pop(max(found.clients[0].events))
+        await _forge(wanted.forged, where, found.clients[0])
         verdict = await checker.judged(where, found)
         return _report(found, verdict, dict(done), {name: after - before[name] for name, after in _rss(where).items()})
+
+
+async def _forge(what: str, where: place.Place, seen: book.Seen) -> None:
+    if what == HOLE:
+        seen.events.pop(max(seen.events))
+    if what == DOUBLE:
+        (user,) = (one for one in where.users if one.user_id == seen.user_id)
+        seen.take((await checker.pages(where, user, "events"))[-1])
 
 
 async def _load(where: place.Place, found: book.Book, wanted: Wanted, chance: random.Random, tell: Callable[[str], None]) -> Any:

@@ -141,7 +141,7 @@ async def test_one_that_was_away_is_asked_by_one_caller_until_it_answers() -> No
         return stub
 
     each = replicas.Each(here, str)
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         probe = group.create_task(each.ask("key", call))
         await asyncio.sleep(0)
         assert [await each.ask("key", call) for _ in range(3)] == [second] * 3

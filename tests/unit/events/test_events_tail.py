@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import jwt
 import pytest
 
 from chassis import identity, lifecycle
 from netra import errors, ids
+from netra.auth.v1 import auth_pb2
 from netra.events.v1 import events_pb2
 from services.events import fanout, log, tail
 
@@ -65,6 +67,47 @@ async def test_an_outage_is_not_said_to_be_a_refusal() -> None:
         while not first.positions:
             first = await anext(following)
     assert [(position.joined, position.reason, position.cursor) for position in first.positions] == [(True, "", 7)]
+    await following.aclose()  # type: ignore[attr-defined]
+    await tasks.close()
+
+
+class _Strict(_Verifier):
+    async def principal(self, token: str) -> identity.Principal:
+        if token == _SPENT:
+            raise errors.Unauthenticated("The token is refused.")
+        return _WHO
+
+
+_SPENT = jwt.encode({"sub": _WHO.user_id}, "k" * 32, "HS256")
+
+
+async def test_an_answer_names_the_join_and_what_comes_by_itself_names_none() -> None:
+    live, tasks = _Live(), lifecycle.Tasks()
+    live.asked.set()
+    asked: asyncio.Queue[events_pb2.JoinUser] = asyncio.Queue()
+
+    async def requests() -> AsyncIterator[events_pb2.TailRequest]:
+        while True:
+            yield events_pb2.TailRequest(join=await asked.get())
+
+    unused: Any = None
+    streams = tail.Tail(live, unused, unused, _Strict(), tasks, 1.0)  # type: ignore[arg-type]
+    following = streams.follow(requests())
+
+    async def told() -> list[tuple[str, bool, str]]:
+        while not (batch := await anext(following)).positions:
+            pass
+        return [(position.join_id, position.joined, position.reason) for position in batch.positions]
+
+    async with asyncio.timeout(5):
+        asked.put_nowait(events_pb2.JoinUser(access_token="t", join_id="one"))
+        assert await told() == [("one", True, "")]
+        asked.put_nowait(events_pb2.JoinUser(access_token=_SPENT, join_id="two"))
+        assert await told() == [("two", True, "The token is refused.")]
+        streams.revoked(auth_pb2.Revocation(session_id=_WHO.session_id))
+        assert await told() == [("", False, "The session has ended.")]
+        asked.put_nowait(events_pb2.JoinUser(access_token=_SPENT, join_id="three"))
+        assert await told() == [("three", False, "The token is refused.")]
     await following.aclose()  # type: ignore[attr-defined]
     await tasks.close()
 

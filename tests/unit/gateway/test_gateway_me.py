@@ -15,7 +15,6 @@ from netra import ids
 from netra.auth.v1 import auth_pb2
 from netra.dispatcher.v1 import dispatcher_pb2
 
-
 _NOTHING: Any = None
 
 

@@ -199,7 +199,6 @@ async def test_a_renewal_that_failed_is_soon_tried_again(monkeypatch: pytest.Mon
     renew = shared.renew
 
     async def failing(_: limits.Held) -> None:
-        monkeypatch.setattr(presence, "_RENEW_S", 60.0)
         monkeypatch.setattr(shared, "renew", renew)
         raise errors.Unavailable
 
@@ -207,5 +206,9 @@ async def test_a_renewal_that_failed_is_soon_tried_again(monkeypatch: pytest.Mon
     assert await one.enter(_USER, "c1", "", 1)
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         running = group.create_task(one.run(lambda _: None))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        # from the second one on
+        monkeypatch.setattr(presence, "_RENEW_S", 60.0)
         await shared.renewed.wait()
         running.cancel()
