@@ -18,13 +18,17 @@ _log = log.get(__name__)
 Entry = tuple[str, str, dict[bytes, bytes]]
 
 
+def _heed_cancel() -> None:
+    # the driver writes under asyncio.wait_for, which before Python 3.12 loses a cancel that comes as the write ends
+    if lifecycle.told_to_stop():
+        raise asyncio.CancelledError
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
-        if lifecycle.told_to_stop():
-            # the driver writes under asyncio.wait_for, which before Python 3.12 loses a cancel that comes as the write ends
-            raise asyncio.CancelledError
+        _heed_cancel()
     except (RedisError, OSError, TimeoutError) as error:
         raise errors.Unavailable(f"Valkey is not reachable just now ({type(error).__name__}).") from None
 
@@ -99,6 +103,7 @@ class Streams:
                     await pubsub.subscribe(self._prefix + channel)
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
+                        _heed_cancel()
                         if message is not None:
                             yield message["data"].decode()
             except (RedisError, OSError, TimeoutError) as error:

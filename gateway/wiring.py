@@ -132,6 +132,9 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
         await manager.drain(settings.drain_s)
         server.should_exit = True
         await asyncio.wait((serving,), timeout=settings.drain_s + 3)
+        if server.server_state.tasks:
+            # what uvicorn has cancelled at the end still lets go of what it holds
+            await asyncio.wait(set(server.server_state.tasks), timeout=1)
         await tasks.close()
         await edge.stages.flush(noted)
         await refusals.close()
