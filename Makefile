@@ -4,7 +4,7 @@ PY := .venv/bin/python
 IMAGE ?= netra:local
 WORKERS ?= 2
 
-.PHONY: help bootstrap run demo up down test prove-tokens check protos bench image clean reset doctor
+.PHONY: help bootstrap run demo up down test prove-tokens prove-record wire check protos bench image clean reset doctor
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ test: bootstrap ## unit, integration, system: in containers if a Docker engine a
 prove-tokens: bootstrap ## hostile tokens against running services, over gRPC, HTTP and WebSocket; the last line is JSON
 	@$(PY) -m tests.prove.tokens
 
+prove-record: bootstrap ## the record under load and faults, MINUTES=1 of them (FAULTS, SEED); the last line is JSON
+	@$(PY) -m tests.prove.record
+
+wire: bootstrap ## the gateway against RFC 6455, case by case, as a table
+	@$(PY) -m tests.wire
+
 check: bootstrap ## format, lint, types, import rules, protos
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -41,8 +47,8 @@ check: bootstrap ## format, lint, types, import rules, protos
 protos: bootstrap ## regenerate the stubs
 	scripts/protos.sh
 
-bench: bootstrap ## measurements, with the peers
-	@for file in bench/*.py; do [ -e "$$file" ] || continue; $(PY) $$file || exit 1; done
+bench: bootstrap ## measurements, with the peers; at the end a table of them all
+	@$(PY) -m bench.harness.every bench/*.py
 
 image: ## the one image
 	docker build --tag $(IMAGE) .

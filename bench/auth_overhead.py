@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import csv
-import json
+import functools
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +29,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chassis import identity, log, server, settings, telemetry, trust
+from bench.harness import child, report, stores
+from chassis import identity, server, trust
 from netra import ids
 from netra.auth.v1 import auth_pb2
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 
 GOAL = 1.15
-ROUNDS, CALLS, AT_ONCE, WARM_UP = 12, 1500, 16, 500
-NAMES = ("verified", "unverified", "bare")
+ROUNDS, CALLS, AT_ONCE = 12, 1500, 16
 REVOKED = 500
 
 
@@ -102,16 +100,12 @@ async def _bare() -> AsyncIterator[int]:
 
 async def _serve() -> None:
     """The process that is measured: tells its ports, then its CPU time as often as it is asked."""
-    process = settings.ProcessSettings()
-    log.set_up("bench", process)
-    telemetry.set_up("bench", process)
+    stores.set_up()
     key = Ed25519PrivateKey.generate()
     known = await _trusted(key)
     async with _mounted(identity.Authenticator(known)) as verified, _mounted(Everybody(known)) as unverified, _bare() as bare:
         ports = {"verified": verified, "unverified": unverified, "bare": bare}
-        print(json.dumps({"ports": ports, "token": _token(key)}), flush=True)
-        while await asyncio.to_thread(sys.stdin.readline):
-            print(time.process_time(), flush=True)
+        await child.answer({"ports": ports, "token": _token(key)})
 
 
 async def _calls(call: Any, metadata: tuple[tuple[str, str], ...], times: int) -> None:
@@ -122,59 +116,38 @@ async def _calls(call: Any, metadata: tuple[tuple[str, str], ...], times: int) -
     await asyncio.gather(*(some() for _ in range(AT_ONCE)))
 
 
-async def _measured(told: dict[str, Any], cpu: Callable[[], float], rounds: int, calls: int) -> dict[str, list[float]]:
-    """Microseconds of CPU per call, by round."""
-    found: dict[str, list[float]] = {name: [] for name in NAMES}
-    channels = {name: grpc.aio.insecure_channel(f"127.0.0.1:{port}") for name, port in told["ports"].items()}
-    stubs = {name: dispatcher_pb2_grpc.DispatcherServiceStub(channel).ListAgents for name, channel in channels.items()}
-    metadata = {name: (("authorization", f"Bearer {told['token']}"),) if name == "verified" else () for name in NAMES}
-    for name in NAMES:
-        await _calls(stubs[name], metadata[name], WARM_UP)
-    for number in range(rounds):
-        for turn in range(len(NAMES)):
-            name = NAMES[(number + turn) % len(NAMES)]
-            before = cpu()
-            await _calls(stubs[name], metadata[name], calls)
-            found[name].append((cpu() - before) / (calls // AT_ONCE * AT_ONCE) * 1e6)
+async def _spent(server: child.Child, call: Any, metadata: tuple[tuple[str, str], ...], calls: int) -> float:
+    """Microseconds of the server's CPU per call."""
+    before = await asyncio.to_thread(server.ask)
+    await _calls(call, metadata, calls)
+    return (await asyncio.to_thread(server.ask) - before) / (calls // AT_ONCE * AT_ONCE) * 1e6
+
+
+async def _measured(rounds: int, calls: int) -> dict[str, list[float]]:
+    server = await asyncio.to_thread(child.Child, __file__, "--serve")
+    channels = {name: grpc.aio.insecure_channel(f"127.0.0.1:{port}") for name, port in server.told["ports"].items()}
+    ways = {}
+    for name, channel in channels.items():
+        metadata = (("authorization", f"Bearer {server.told['token']}"),) if name == "verified" else ()
+        ways[name] = functools.partial(_spent, server, dispatcher_pb2_grpc.DispatcherServiceStub(channel).ListAgents, metadata, calls)
+    found = await report.in_turn(ways, rounds)
     for channel in channels.values():
         await channel.close()
+    await asyncio.to_thread(server.close)
     return found
-
-
-def _ratio(found: dict[str, list[float]], one: str, other: str) -> list[float]:
-    """Of each round, smallest first."""
-    return sorted(a / b for a, b in zip(found[one], found[other], strict=True))
 
 
 def main(rounds: int = ROUNDS, calls: int = CALLS) -> int:
     """Returns the exit code: 1 when verification costs more than the goal."""
-    command = [sys.executable, __file__, "--serve"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - this file
-        asked, said = process.stdin, process.stdout
-        assert asked is not None
-        assert said is not None
-
-        def cpu() -> float:
-            print(file=asked, flush=True)
-            return float(said.readline())
-
-        try:
-            found = uvloop.run(_measured(json.loads(said.readline()), cpu, rounds, calls))
-        finally:
-            asked.close()
-    table = csv.writer(sys.stdout)
-    table.writerow(("server", "cpu_us_per_call_median", "lowest", "highest"))
-    for name, each in found.items():
-        table.writerow((name, *(f"{value:.1f}" for value in (statistics.median(each), min(each), max(each)))))
-    ratios = _ratio(found, "verified", "unverified")
+    found = uvloop.run(_measured(rounds, calls))
+    report.table(("server", "cpu_us_per_call_median", "lowest", "highest"), ((name, *report.spread(each)) for name, each in found.items()))
+    ratios = report.ratios(found["verified"], found["unverified"])
     ratio = statistics.median(ratios)
-    told = {
-        "bench": "auth_overhead", "ratio": round(ratio, 3), "goal": GOAL, "ok": ratio <= GOAL,
-        "middle_half": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
-        "ratio_to_bare": round(statistics.median(_ratio(found, "verified", "bare")), 3), "rounds": rounds, "calls_per_round": calls,
-    }  # fmt: skip
-    print(json.dumps(told))
-    return 0 if ratio <= GOAL else 1
+    return report.verdict(
+        "auth_overhead", ratio <= GOAL, f"<= {GOAL} x", f"{ratio:.3f} x",
+        middle_half=[round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
+        ratio_to_bare=round(report.ratio(found["verified"], found["bare"]), 3), rounds=rounds, calls_per_round=calls,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

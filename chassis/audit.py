@@ -140,6 +140,26 @@ class Refusals:
         _lost.add(count)
 
 
+class Acts:
+    """What is done on somebody's behalf: told before it is done, or it is not done."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def tell(self, action: str, outcome: str, caller: identity.Caller, *, user_id: str, tenant_id: str) -> None:
+        """Record an act upon a user. Raises `Unavailable` when the record of access cannot be reached."""
+        entry = auth_pb2.AuditEntry(
+            actor=actor(caller), user_id=user_id, tenant_id=tenant_id, action=action, outcome=outcome,
+            correlation_id=telemetry.correlation_id(),
+        )  # fmt: skip
+        try:
+            await self._send([entry])
+        except _AWAY:
+            raise errors.Unavailable(
+                "What is done here is recorded first, and the record of access cannot be reached. Try again."
+            ) from None
+
+
 def _refusal(what: str, error: errors.NetraError, caller: identity.Caller) -> _Told:
     subject = caller.principal or caller.context
     needed = error.details.get("permission") or error.details.get("feature", "")

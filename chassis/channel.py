@@ -28,8 +28,10 @@ _RETRY = {
     "maxAttempts": 4, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"],
 }  # fmt: skip
 _OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
+    # a peer that is stopped is found out within 10 s, also by who only listens (grpc heeds the last of these three)
+    ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -162,10 +164,52 @@ def connect(
     return _Renewed(certificates, lambda pems: grpc.aio.secure_channel(target, pems.for_channel(), options, interceptors=interceptors))
 
 
-class _Renewed(grpc.aio.Channel):
+class Chosen(grpc.aio.Channel):
+    """A channel that is, for each call, the one that `choose` names then. Whoever made that one closes it."""
+
+    def __init__(self, choose: Callable[[], grpc.aio.Channel]) -> None:
+        self._choose = choose
+
+    def method(self, wanted: _Method) -> Any:
+        """The method on the channel of the next call."""
+        return wanted.on(self._choose())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        """Nothing of its own is open."""
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._choose().get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._choose().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._choose().channel_ready()
+
+    def unary_unary(self, *given: Any, **more: Any) -> Any:
+        return _Method(self, "unary_unary", given, more)
+
+    def unary_stream(self, *given: Any, **more: Any) -> Any:
+        return _Method(self, "unary_stream", given, more)
+
+    def stream_unary(self, *given: Any, **more: Any) -> Any:
+        return _Method(self, "stream_unary", given, more)
+
+    def stream_stream(self, *given: Any, **more: Any) -> Any:
+        return _Method(self, "stream_stream", given, more)
+
+
+class _Renewed(Chosen):
     """A channel that is made anew when the certificate is; calls that are open end on the one they began on."""
 
     def __init__(self, certificates: tls.Certificates, make: Callable[[tls.Pems], grpc.aio.Channel]) -> None:
+        super().__init__(self._now)
         self._certificates, self._make = certificates, make
         self._pems = certificates.current()
         self._channel = make(self._pems)
@@ -187,51 +231,24 @@ class _Renewed(grpc.aio.Channel):
             self._methods[wanted] = wanted.on(channel)
         return self._methods[wanted]
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     async def close(self, grace: float | None = None) -> None:
         for one in (self._before, self._channel):
             if one is not None:
                 await one.close(grace)
 
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        return self._now().get_state(try_to_connect)
-
-    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        await self._now().wait_for_state_change(last_observed_state)
-
-    async def channel_ready(self) -> None:
-        await self._now().channel_ready()
-
-    def unary_unary(self, *given: Any, **more: Any) -> Any:
-        return _Method(self, "unary_unary", given, more)
-
-    def unary_stream(self, *given: Any, **more: Any) -> Any:
-        return _Method(self, "unary_stream", given, more)
-
-    def stream_unary(self, *given: Any, **more: Any) -> Any:
-        return _Method(self, "stream_unary", given, more)
-
-    def stream_stream(self, *given: Any, **more: Any) -> Any:
-        return _Method(self, "stream_stream", given, more)
-
 
 class _Method:
     """One method, on whichever channel is the present one."""
 
-    def __init__(self, renewed: _Renewed, kind: str, given: tuple[Any, ...], more: dict[str, Any]) -> None:
-        self._renewed, self._kind, self._given, self._more = renewed, kind, given, more
+    def __init__(self, chosen: Chosen, kind: str, given: tuple[Any, ...], more: dict[str, Any]) -> None:
+        self._chosen, self._kind, self._given, self._more = chosen, kind, given, more
 
     def on(self, channel: grpc.aio.Channel) -> Any:
         """The method as a channel makes it."""
         return getattr(channel, self._kind)(*self._given, **self._more)
 
     def __call__(self, *given: Any, **more: Any) -> Any:
-        return self._renewed.method(self)(*given, **more)
+        return self._chosen.method(self)(*given, **more)
 
 
 def bearer(token: str) -> Metadata:

@@ -1,14 +1,17 @@
-"""Rate limits (GCRA): one count for all processes in Valkey, and one in this process while Valkey is away."""
+"""Rate limits (GCRA): one count for all processes in Valkey, and one in this process while Valkey is away; leases of a few places."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -98,11 +101,7 @@ class Limits:
     def __init__(self, dsn: str, service: str, namespace: str = "", *, patience_s: float = 0.25) -> None:
         self._prefix = f"{service}:{namespace}:limit:" if namespace else f"{service}:limit:"
         self._patience_s = patience_s
-        pool = redis.BlockingConnectionPool.from_url(
-            dsn, max_connections=16, timeout=patience_s, socket_timeout=patience_s, socket_connect_timeout=patience_s,
-            retry=Retry(NoBackoff(), 0),
-        )  # fmt: skip
-        self._redis = redis.Redis(connection_pool=pool)
+        self._redis = _connected(dsn, patience_s)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._away = False
         self._era = 1
@@ -220,6 +219,14 @@ class Limits:
             _log.info("limits are counted for all processes again")
 
 
+def _connected(dsn: str, patience_s: float) -> redis.Redis:
+    pool = redis.BlockingConnectionPool.from_url(
+        dsn, max_connections=16, timeout=patience_s, socket_timeout=patience_s, socket_connect_timeout=patience_s,
+        retry=Retry(NoBackoff(), 0),
+    )  # fmt: skip
+    return redis.Redis(connection_pool=pool)
+
+
 def _checked(kind: str, per_minute: float, burst: int | None, cost: int) -> _Rate:
     words = kind.replace("_", " ")
     if per_minute <= 0:
@@ -232,3 +239,119 @@ def _checked(kind: str, per_minute: float, burst: int | None, cost: int) -> _Rat
 
 def _now() -> int:
     return time.monotonic_ns() // 1000
+
+
+# `ARGV[2]` is what the names of earlier holders begin with whose places this one takes. Answers 1 and who lost theirs, 0 when there
+# is no place, -1 when a later holder has it.
+_LEASE = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local holder, group, most, lasts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local others, replaced = 0, {}
+for _, one in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  if group ~= '' and one ~= holder and string.sub(one, 1, #group) == group then
+    if one > holder then
+      return {-1, {}}
+    end
+    replaced[#replaced + 1] = one
+  elseif one ~= holder then
+    others = others + 1
+  end
+end
+if others >= most then
+  return {0, {}}
+end
+for _, one in ipairs(replaced) do
+  redis.call('ZREM', KEYS[1], one)
+end
+redis.call('ZADD', KEYS[1], now + lasts, holder)
+redis.call('PEXPIRE', KEYS[1], lasts)
+return {1, replaced}
+"""
+# each key with the holder at the same place
+_RENEWAL = """
+local clock = redis.call('TIME')
+local until_ms = clock[1] * 1000 + math.floor(clock[2] / 1000) + tonumber(ARGV[#ARGV])
+for at, key in ipairs(KEYS) do
+  redis.call('ZADD', key, until_ms, ARGV[at])
+  redis.call('PEXPIRE', key, ARGV[#ARGV])
+end
+return 0
+"""
+_LEASE_DIGEST = hashlib.sha1(_LEASE.encode(), usedforsecurity=False).hexdigest()
+_AT_ONCE = 500
+_T = TypeVar("_T")
+Held = Sequence[tuple[str, str]]
+
+
+class Superseded(Exception):
+    """A later holder of the same group has the place."""
+
+
+class Leases:
+    """At most so many holders of a key at a time, in all processes together. A lease ends when it is given back, or not renewed."""
+
+    def __init__(self, dsn: str, service: str, namespace: str = "", *, lasts_s: float = 8.0, patience_s: float = 0.25) -> None:
+        self._prefix = f"{service}:{namespace}:lease:" if namespace else f"{service}:lease:"
+        self._lasts_ms, self._patience_s = math.ceil(lasts_s * 1000), patience_s
+        self._redis = _connected(dsn, patience_s)
+        self._ask_again_at = 0.0
+
+    async def take(self, key: str, holder: str, most: int, group: str = "") -> list[str] | None:
+        """A place among `most` for a holder; None when all are taken. Holders whose names begin with `group` lose theirs to this one,
+        and are returned; raises `Superseded` when one of them is later by its name. Raises `Unavailable`: then nobody counts for all.
+        """
+        arguments = (self._prefix + key, holder, group, most, self._lasts_ms)
+        given, replaced = await self._patiently(lambda: self._run(arguments))
+        if given < 0:
+            raise Superseded
+        return [one.decode() for one in replaced] if given else None
+
+    async def renew(self, held: Held) -> None:
+        """Keep what is held for as long again; what was forgotten meanwhile is known again. Raises `Unavailable`."""
+        for some in _parts(held):
+            await self._patiently(functools.partial(self._renew, some))
+
+    async def release(self, held: Held) -> None:
+        """Give places back. Raises `Unavailable`: then they are free when they are over."""
+        for some in _parts(held):
+            await self._patiently(functools.partial(self._release, some))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose(close_connection_pool=True)
+
+    async def _patiently(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """One that fails is not followed by others that would, for a while."""
+        try:
+            if time.monotonic() < self._ask_again_at:
+                raise TimeoutError
+            async with asyncio.timeout(self._patience_s):
+                return await work()
+        except _FAILURES as error:
+            if time.monotonic() >= self._ask_again_at:
+                self._ask_again_at = time.monotonic() + _PAUSE_S
+            raise errors.Unavailable(f"Valkey is not reachable just now ({type(error).__name__}).") from None
+
+    async def _run(self, arguments: tuple[str | int, ...]) -> tuple[int, list[bytes]]:
+        try:
+            answer = await self._redis.evalsha(_LEASE_DIGEST, 1, *arguments)
+        except NoScriptError:
+            answer = await self._redis.eval(_LEASE, 1, *arguments)
+        return int(answer[0]), list(answer[1])
+
+    async def _renew(self, held: Held) -> None:
+        # one command for all: a process renews thousands of them every few seconds
+        keys, holders = ([self._prefix + key for key, _ in held], [holder for _, holder in held])
+        await self._redis.eval(_RENEWAL, len(keys), *keys, *holders, self._lasts_ms)
+
+    async def _release(self, held: Held) -> None:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key, holder in held:
+                pipeline.zrem(self._prefix + key, holder)
+            await pipeline.execute()
+
+
+def _parts(held: Held) -> Iterator[Held]:
+    return (held[start : start + _AT_ONCE] for start in range(0, len(held), _AT_ONCE))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import asyncpg
@@ -22,6 +23,7 @@ _TRANSIENT = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNow
 _AWAY = (
     OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError,
     asyncpg.InsufficientResourcesError, asyncpg.TransactionRollbackError, asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     # a connection that was lost between two statements
     asyncpg.InternalClientError,
 )  # fmt: skip
@@ -34,6 +36,10 @@ class Conflict(Exception):
 
 class Unfit(Exception):
     """A value does not fit the database; the same again would fail again."""
+
+
+class Locked(errors.Unavailable):
+    """Another transaction holds a lock that was waited for as long as the pool allows; nothing was written."""
 
 
 class _Connection(asyncpg.Connection):
@@ -80,7 +86,7 @@ class Transaction:
 
 
 class DatabaseManager:
-    """The pool of one role. Errors of the driver leave as `Unavailable`, `DeadlineExceeded`, `Conflict` or `Unfit`."""
+    """The pool of one role. Errors of the driver leave as `Unavailable` (`Locked`), `DeadlineExceeded`, `Conflict` or `Unfit`."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
@@ -111,6 +117,8 @@ def translated() -> Iterator[None]:
         raise Conflict(error.constraint_name or "") from None
     except (asyncpg.QueryCanceledError, TimeoutError):
         raise errors.DeadlineExceeded("The database did not answer in time.") from None
+    except asyncpg.LockNotAvailableError:
+        raise Locked("Another transaction holds what this one needs. Try again.") from None
     except _UNFIT as error:
         raise Unfit(type(error).__name__) from error
     except _AWAY as error:
@@ -118,13 +126,13 @@ def translated() -> Iterator[None]:
         raise errors.Unavailable("The database is not reachable just now. Try again.") from None
 
 
-async def open_pool(dsn: str, name: str, *, size: int = 8) -> DatabaseManager:
-    """A pool that waits for the database at start, however long it takes."""
+async def open_pool(dsn: str, name: str, *, size: int = 8, options: Mapping[str, str] = MappingProxyType({})) -> DatabaseManager:
+    """A pool that waits for the database at start, however long it takes; `options` are settings of the server."""
     async for attempt in stamina.retry_context(on=_retryable, attempts=None, timeout=None, wait_initial=0.1, wait_max=2.0):
         with attempt:
             pool = await asyncpg.create_pool(
                 dsn, min_size=1, max_size=size, connection_class=_Connection, timeout=5.0, init=_ids_as_text,
-                server_settings={"application_name": name, "statement_timeout": "15s"},
+                server_settings={"application_name": name, "statement_timeout": "15s", **options},
             )  # fmt: skip
     return DatabaseManager(pool)
 

@@ -32,7 +32,7 @@ _OPTIONS = (
     ("grpc.http2.lookahead_bytes", 65536),
     ("grpc.http2.bdp_probe", 0),
     # both ends of keepalive are set, or eager clients get GOAWAY
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_500),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 _seconds = telemetry.meter.create_histogram("netra.rpc.server.duration", unit="s", description="Calls by method and code.")
@@ -267,6 +267,11 @@ class Server:
         """Say over grpc.health.v1 whether calls are welcome."""
         state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set("", state)
+
+    async def part(self, name: str, ok: bool) -> None:
+        """Say over grpc.health.v1 how a part of this process is, under its own name; whether calls are welcome is another matter."""
+        state = health_pb2.HealthCheckResponse.SERVING if ok else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(name, state)
 
     async def drain(self) -> None:
         """NOT_SERVING first, then streams are asked to end, then open calls get their time, then the rest is cut."""

@@ -35,7 +35,7 @@ class ProcessSettings(BaseSettings):
     auth_target: str = "127.0.0.1:7001"
     context_target: str = "127.0.0.1:7002"
     dispatcher_target: str = "127.0.0.1:7003"
-    events_target: str = "127.0.0.1:7004"
+    events_target: str = Field("127.0.0.1:7004", description="Where events is; several replicas with commas between, or dns:name:port.")
     postgres_url: str = Field("postgresql://127.0.0.1:7005/netra", description="Without user and password.")
     valkey_url: str = Field("redis://127.0.0.1:7006/0", description="Without user and password.")
     valkey_namespace: str = Field("", description="Set apart the keys of systems that share one Valkey.")

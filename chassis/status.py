@@ -39,6 +39,8 @@ _GRPC_CODE: dict[str, int] = {
 }
 # longer ones would not fit into the trailers of a call
 _MAX_MESSAGE = 1024
+# how grpc itself refuses a message, with the code of one who calls too often
+_TOO_LARGE = "larger than max"
 _BY_STATUS: dict[grpc.StatusCode, type[errors.NetraError]] = {
     grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
@@ -116,6 +118,8 @@ def from_rpc(error: grpc.aio.AioRpcError) -> errors.NetraError:
         known = errors.by_code(info.reason)(error.details() or "", retry_after_ms=retry_after_ms)
         known.details = details
         return known
+    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in (error.details() or ""):
+        return errors.TooLarge("A message between two parts of the platform is larger than it may be.")
     return _BY_STATUS.get(error.code(), errors.Internal)()
 
 

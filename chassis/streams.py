@@ -11,17 +11,24 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from chassis import log
+from chassis import lifecycle, log
 from netra import errors
 
 _log = log.get(__name__)
 Entry = tuple[str, str, dict[bytes, bytes]]
 
 
+def _heed_cancel() -> None:
+    # the driver writes under asyncio.wait_for, which before Python 3.12 loses a cancel that comes as the write ends
+    if lifecycle.told_to_stop():
+        raise asyncio.CancelledError
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
+        _heed_cancel()
     except (RedisError, OSError, TimeoutError) as error:
         raise errors.Unavailable(f"Valkey is not reachable just now ({type(error).__name__}).") from None
 
@@ -66,6 +73,15 @@ class Streams:
             for identifier, fields in _flat(entries)
         ]
 
+    async def trim(self, streams: Sequence[str], *, older_than_s: int) -> None:
+        """Drop entries that are older, by Valkey's own clock. Raises `Unavailable`."""
+        with _translated():
+            now_s: int = (await self._redis.time())[0]
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for stream in streams:
+                    pipeline.xtrim(self._prefix + stream, minid=(now_s - older_than_s) * 1000, approximate=False)
+                await pipeline.execute()
+
     async def generation(self) -> str:
         """A value that changes when Valkey has lost its data. Raises `Unavailable`."""
         key = self._prefix + "generation"
@@ -87,6 +103,7 @@ class Streams:
                     await pubsub.subscribe(self._prefix + channel)
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
+                        _heed_cancel()
                         if message is not None:
                             yield message["data"].decode()
             except (RedisError, OSError, TimeoutError) as error:

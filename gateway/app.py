@@ -113,7 +113,7 @@ class _Socket:
     async def _opened(self, websocket: WebSocket, greeting: Hello) -> session.Session:
         principal = await self._edge.callers.of(websocket, greeting.token)
         one = session.Session(self._edge, principal, greeting.client_id, self._edge.callers.address(websocket))
-        self._edge.open.admit(one)
+        await self._edge.open.admit(one)
         try:
             # revocations from now on close it; one that came after the token was looked at did not know of it
             if self._edge.verifier.trust.revoked(principal):

@@ -16,7 +16,8 @@ from netra import errors, ids
 
 MAX_DEPTH = 32
 MAX_MESSAGE_BYTES = 8192
-TYPES = ("START_AGENT", "USER_MESSAGE", "CHAT", "CANCEL", "RESUME", "AUTH", "PING")
+MESSAGES = ("START_AGENT", "USER_MESSAGE", "CHAT")
+TYPES = (*MESSAGES, "CANCEL", "RESUME", "SUBSCRIBE", "UNSUBSCRIBE", "STREAM", "STREAM_CANCEL", "AUTH", "PING")
 ALIASES = {
     "USER": "USER_MESSAGE",
     "USER_INPUT": "USER_MESSAGE",
@@ -31,6 +32,8 @@ ALIASES = {
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[{}\[\]:,]', re.DOTALL)
 # as many as the longest frame that is accepted can have
 _MAX_TOKENS = 65536
+# keys that change what an object is in a browser that reads it carelessly
+_RESERVED = frozenset({"__proto__", "constructor", "prototype"})
 # what a token says, nobody may say in a payload
 _IDENTITY = ("user_id", "tenant_id", "session_id", "role", "roles", "tier", "permissions", "is_admin")
 
@@ -44,6 +47,8 @@ class Frame:
     thread_id: str
     payload: Any
     alias: str = ""
+    # when it was there, in seconds since the epoch
+    received_at: float = 0.0
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -61,7 +66,7 @@ class Refused(Exception):
 
 
 def strict(text: str | bytes) -> Any:
-    """RFC 8259 JSON and nothing more. Raises `BadJson` or `DuplicateKey`."""
+    """RFC 8259 JSON and nothing more. Raises `BadJson`, `DuplicateKey`, or `InvalidPayload` for what is too deep or has reserved keys."""
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except errors.NetraError:
@@ -69,6 +74,8 @@ def strict(text: str | bytes) -> Any:
     except (ValueError, RecursionError) as error:
         raise errors.BadJson(f"This is not JSON: {_why(error)}.") from None
     _check_text(value, MAX_DEPTH)
+    if (reserved := _reserved(value, "")) is not None:
+        raise wrong(reserved, "is a key that is never accepted")
     return value
 
 
@@ -116,7 +123,20 @@ def _check_text(value: Any, depth: int) -> None:
             _check_text(item, depth - 1)
 
 
-def parse(text: str, max_bytes: int) -> Frame:
+def _reserved(value: Any, where: str) -> str | None:
+    """Where the first reserved key is."""
+    if isinstance(value, dict):
+        if not _RESERVED.isdisjoint(value):
+            return f"{where}{next(key for key in value if key in _RESERVED)}"
+        nested = ((f"{where}{key[:64]}.", item) for key, item in value.items() if isinstance(item, dict | list))
+    elif isinstance(value, list):
+        nested = ((f"{where}{at}.", item) for at, item in enumerate(value) if isinstance(item, dict | list))
+    else:
+        return None
+    return next((found for name, item in nested if (found := _reserved(item, name)) is not None), None)
+
+
+def parse(text: str, max_bytes: int, received_at: float = 0.0) -> Frame:
     """One frame. Raises `Refused` with the error to send."""
     try:
         if len(text) > max_bytes or len(text.encode("utf-8", "surrogatepass")) > max_bytes:
@@ -124,7 +144,7 @@ def parse(text: str, max_bytes: int) -> Frame:
         value = strict(text)
         if not isinstance(value, dict):
             raise errors.NotAnObject("A frame must be a JSON object.")
-        return _frame(value)
+        return _frame(value, received_at)
     except errors.NetraError as error:
         raise Refused(error, id_in(text)) from None
 
@@ -155,7 +175,7 @@ def _said(piece: str) -> str | None:
     return said if 0 < len(said) <= 64 else None
 
 
-def _frame(value: dict[str, Any]) -> Frame:
+def _frame(value: dict[str, Any], received_at: float) -> Frame:
     written = value.get("type")
     if not isinstance(written, str) or not written:
         raise wrong("type", "is required and must be a string")
@@ -173,6 +193,7 @@ def _frame(value: dict[str, Any]) -> Frame:
         thread_id=optional_id(value.get("thread_id"), "thread_id"),
         payload=_payload(value, known),
         alias=written if name != known else "",
+        received_at=received_at,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -101,6 +102,8 @@ class Api:
         """Whether every upstream serves, keys are known, and new sockets are welcome."""
         parts = await self._serving() | {"trust": self._edge.verifier.trust.ready, "accepting": not self._edge.open.draining.is_set()}
         ready = all(parts.values())
+        # without them events come late, but they come
+        parts |= {"tail": self._edge.tail.connected, "live": self._edge.tail.live}
         return _answer({"ready": ready, "parts": parts}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
@@ -119,11 +122,12 @@ class Api:
 
     async def start_run(self, request: Request) -> Response:
         """START_AGENT over HTTP; the idempotency key is the request id."""
+        received_at = time.time()
         who = await self._caller(request)
         payload = await problems.body_of(request, self._edge.settings.max_body_bytes)
         frames.refuse_identity(payload, "payload.")
         request_id = ids.RequestId(request.headers["idempotency-key"]) if "idempotency-key" in request.headers else ids.RequestId.new()
-        wanted = router.start_run(payload, "", request_id)
+        wanted = router.accepted(router.start_run(payload, "", request_id), received_at)
         with status.translated():
             answer = await self._services.dispatcher.StartRun(wanted, metadata=channel.bearer(who.token))
         found = {"run_id": answer.run_id, "thread_id": answer.thread_id, "message_id": answer.message_id}
@@ -151,7 +155,7 @@ class Api:
         wanted = dispatcher_pb2.GetRunRequest(run_id=_in_path(request, "run_id", ids.RunId))
         with status.translated():
             found = await self._services.dispatcher.GetRun(wanted, metadata=channel.bearer(who.token))
-        return _answer(views.run(found.run))
+        return _answer({**views.run(found.run), "stages": views.stages(found.run)})
 
     async def cancel_run(self, request: Request) -> Response:
         """Ask a run to stop."""
@@ -171,7 +175,9 @@ class Api:
         after = problems.number(request.query_params, "after", 0, 2**62, 0)
         size = problems.number(request.query_params, "limit", 1, 1000, 100)
         page = await self._events.page(who, run_id, after, size)
-        return _answer({"events": [orjson.Fragment(event.frame) for event in page.events], "next_after": page.next_after or after})
+        sse.check_kept(after, page)
+        found = [orjson.Fragment(event.frame) for event in page.events]
+        return _answer({"events": found, "next_after": page.next_after or after, "last": page.last, "oldest": max(page.oldest, 1)})
 
     def _last_seen(self, request: Request) -> int:
         last = request.headers.get("last-event-id", "")

@@ -27,7 +27,7 @@ def start_run(payload: Mapping[str, Any], thread_id: str, request_id: str, conne
         agent=frames.optional_text(payload, "agent"),
         user_request=frames.text_of(payload, ("user_request",), _MAX_REQUEST_BYTES),
         inputs=_inputs(payload),
-        thread_id=_thread_id(payload, thread_id),
+        thread_id=thread_of(payload, thread_id),
         connection_id=connection_id,
         **_options(payload),
     )
@@ -39,10 +39,17 @@ def message(payload: Mapping[str, Any], thread_id: str, request_id: str, connect
         request_id=request_id,
         agent=frames.optional_text(payload, "agent"),
         user_request=frames.text_of(payload, _MESSAGE_FIELDS, frames.MAX_MESSAGE_BYTES),
-        thread_id=_thread_id(payload, thread_id),
+        thread_id=thread_of(payload, thread_id),
         connection_id=connection_id,
         **_options(payload),
     )
+
+
+def accepted(request: dispatcher_pb2.StartRunRequest, received_at: float) -> dispatcher_pb2.StartRunRequest:
+    """The request, which was found in order just now, with the first two stages of its way."""
+    request.received_at.FromNanoseconds(int(received_at * 1e9))
+    request.validated_at.GetCurrentTime()
+    return request
 
 
 def _inputs(payload: Mapping[str, Any]) -> bytes:
@@ -57,7 +64,8 @@ def _inputs(payload: Mapping[str, Any]) -> bytes:
     return written
 
 
-def _thread_id(payload: Mapping[str, Any], thread_id: str) -> str:
+def thread_of(payload: Mapping[str, Any], thread_id: str) -> str:
+    """The thread a frame names, in its payload or beside it. Raises `InvalidPayload`."""
     inner = frames.optional_id(payload.get("thread_id"), "payload.thread_id")
     if inner and thread_id and inner != thread_id:
         raise frames.wrong("payload.thread_id", "names another thread than thread_id")
@@ -90,7 +98,7 @@ class Router:
         if frame.type == "CANCEL":
             return await self._cancel(who, frame.fields)
         make = start_run if frame.type == "START_AGENT" else message
-        request = make(frame.fields, frame.thread_id, request_id, connection_id)
+        request = accepted(make(frame.fields, frame.thread_id, request_id, connection_id), frame.received_at)
         with status.translated():
             answer = await self._dispatcher.StartRun(request, metadata=channel.bearer(who.token))
         data = {"run_id": answer.run_id, "thread_id": answer.thread_id}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +16,8 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response
 
-from chassis import channel, identity, status, telemetry
-from gateway import callers, frames, problems, session, upstreams
+from chassis import channel, identity, replicas, status, telemetry
+from gateway import bridge, callers, frames, problems, session, upstreams
 from netra import errors
 from netra.access.v1 import access_pb2
 from netra.auth.v1 import auth_pb2
@@ -49,18 +51,54 @@ class Method:
 
 def methods() -> list[Method]:
     """All of them, by descriptor: what is not in this list does not exist outside."""
+    return [one for one in _marked() if _is_outside(one)]
+
+
+def _marked() -> list[Method]:
     found = [
         Method(name, method, method.GetOptions().Extensions[access_pb2.rule])
         for name, module in _FILES.items()
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     ]
-    return [one for one in found if _is_outside(one)]
+    return [one for one in found if one.rule.edge]
+
+
+def streams() -> list[Method]:
+    """Those that answer with a stream: STREAM opens them."""
+    return [one for one in _marked() if one.descriptor.server_streaming and not one.descriptor.client_streaming and one.rule.permission]
+
+
+def streamed(channels: Mapping[str, grpc.aio.Channel], events: replicas.Each[grpc.aio.Channel]) -> dict[str, bridge.Method]:
+    """The same, by name, ready to be called: the record at the replica of the user, as pages are."""
+
+    def to(service: str, user_id: str) -> grpc.aio.Channel:
+        return events.of(events.replicas.first(user_id)) if service == "events" else channels[service]
+
+    return {one.path.removeprefix(_PREFIX): _streamed(one, functools.partial(to, one.service)) for one in streams()}
+
+
+def _streamed(method: Method, to: Callable[[str], grpc.aio.Channel]) -> bridge.Method:
+    request, response = (message_factory.GetMessageClass(one) for one in (method.descriptor.input_type, method.descriptor.output_type))
+    # a channel keeps every method it was ever asked for
+    known: weakref.WeakKeyDictionary[grpc.aio.Channel, Any] = weakref.WeakKeyDictionary()
+
+    def call(who: identity.Principal, wanted: Message) -> Any:
+        there = to(who.user_id)
+        if there not in known:
+            known[there] = there.unary_stream(method.path.removeprefix("/rpc"), request.SerializeToString, response.FromString)
+        return known[there](wanted, metadata=channel.bearer(who.token))
+
+    return bridge.Method(method.rule.permission, lambda fields: _message(request, fields), call, _json)
 
 
 def _is_outside(method: Method) -> bool:
     unary = not (method.descriptor.client_streaming or method.descriptor.server_streaming)
-    return unary and method.rule.edge and (method.rule.public or bool(method.rule.permission))
+    return unary and (method.rule.public or bool(method.rule.permission))
+
+
+def _json(answer: Message) -> dict[str, Any]:
+    return json_format.MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +131,12 @@ class Rpc:
             setattr(wanted, _ADDRESS, self._edge.callers.address(request))
         if isinstance(wanted, auth_pb2.IssueTokenRequest):
             wanted.device = callers.device(request, wanted.device)
+        if isinstance(wanted, dispatcher_pb2.StartRunRequest):
+            wanted.ClearField("received_at")
+            wanted.ClearField("validated_at")
         with status.translated():
             answer = await found.call(wanted, metadata=metadata, timeout=_PATIENCE_S.get(found.method.descriptor.name))
-        return problems.answer(
-            json_format.MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-        )
+        return problems.answer(_json(answer))
 
     async def _metadata(self, request: Request, method: Method) -> channel.Metadata:
         if method.rule.public:

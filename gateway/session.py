@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime
-import math
 import time
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.websockets import WebSocket
 
 from chassis import identity, log, status, telemetry
-from gateway import callers, close_codes, delivery, entitlements, frames, pump, record, router, sockets, wire
+from gateway import bridge, callers, close_codes, delivery, entitlements, envelope, frames, pump, record, router, sockets, wire, writer
+from gateway import stages as stages_
+from gateway import statistics as statistics_
 from gateway.settings import GatewaySettings
 from netra import errors, ids
 
-_log = log.get(__name__)
 _frames = telemetry.meter.create_counter("netra.gateway.frames", description="Frames of clients by type and outcome.")
-_RETRY_S = 0.2
 _MAX_WAITING = 32
 _MAX_UNSAID = 64
-_INLINE = frozenset({"PING", "AUTH", "RESUME"})
+_INLINE = frozenset({"PING", "AUTH", "RESUME"}) | bridge.TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +38,9 @@ class Edge:
     open: sockets.UnifiedWebSocketManager
     callers: callers.Callers
     entitled: entitlements.Entitlements
-
-
-class _Allowance:
-    """A token bucket: a minute's worth at once, then as many as a minute allows. What a minute allows may change at any time."""
-
-    def __init__(self) -> None:
-        self._left = math.inf
-        self._at = time.monotonic()
-        self.refusals = 0
-
-    def take(self, per_minute: int) -> int:
-        """0 when a frame may pass, else the milliseconds until one may."""
-        now = time.monotonic()
-        self._left = min(per_minute, self._left + (now - self._at) * per_minute / 60)
-        self._at = now
-        if self._left >= 1:
-            self._left -= 1
-            self.refusals = 0
-            return 0
-        self.refusals += 1
-        return int((1 - self._left) * 60_000 / max(per_minute, 1)) + 1
+    streams: bridge.Streams = field(default_factory=bridge.Streams)
+    statistics: statistics_.Statistics = field(default_factory=statistics_.Statistics)
+    stages: stages_.Stages = field(default_factory=stages_.Stages)
 
 
 class Session:
@@ -71,14 +52,17 @@ class Session:
         self.principal = principal
         self.client_id = client_id
         self._edge = edge
-        self._allowance = _Allowance()
+        self._refusals = 0
         self._inbox: deque[frames.Frame] = deque()
         self._room = asyncio.Semaphore(_MAX_WAITING)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timers: list[asyncio.TimerHandle] = []
+        self._departure: asyncio.TimerHandle | None = None
         self._wire: wire.Wire | None = None
+        self._writer: writer.Writer | None = None
         self._closing: close_codes.Close | None = None
         self._draining = self._over = False
+        self._bridge = bridge.Bridge(edge.streams, edge.entitled, self._start)
         self.delivery = self._owed(0, 0)
 
     def _owed(self, last: int, tail: int) -> delivery.Delivery:
@@ -103,10 +87,13 @@ class Session:
         """The last cursor known; the record itself is asked when a client has seen more than this gateway."""
         if wanted <= self._feed.cursor:
             return self._feed.cursor
-        return (await self._edge.reader.page(self.principal.token, wanted, 1)).last
+        page = await self._edge.reader.page(self.principal, wanted, 1)
+        if page.epoch != self._feed.epoch:
+            raise errors.Unavailable("The record is just being replaced. Connect again.", retry_after_ms=1000)
+        return page.last
 
     def _greeting(self, feed: pump.Feed) -> bytes:
-        limits = self._edge.settings
+        limits, entitled = self._edge.settings, self._edge.entitled
         return frames.dump(
             {
                 "type": "connected",
@@ -116,8 +103,8 @@ class Session:
                 "epoch": feed.epoch,
                 "heartbeat_s": limits.heartbeat_s,
                 "limits": {
-                    "max_frame_bytes": limits.max_frame_bytes,
-                    "frames_per_minute": self._edge.entitled.frames_per_minute(self.principal),
+                    "max_frame_bytes": entitled.max_frame_bytes(self.principal, limits.max_frame_bytes),
+                    "frames_per_minute": entitled.frames_per_minute(self.principal),
                 },
                 "server_time": _iso(time.time()),
             }
@@ -131,10 +118,12 @@ class Session:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                self._start("writer", self._write(line))
+                self._writer = writer.Writer(self.delivery, line, self, self._edge.settings.stall_s)
                 self._watch_token()
                 if self._closing is not None:
                     self.end(self._closing)
+                if self._draining:
+                    self._depart()
                 await self._read(websocket)
                 self._over = True
                 for task in self._tasks.values():
@@ -144,8 +133,11 @@ class Session:
 
     def leave(self) -> None:
         """Forget everything about the socket; once is enough."""
-        for timer in self._timers:
-            timer.cancel()
+        for timer in (*self._timers, self._departure):
+            if timer is not None:
+                timer.cancel()
+        if self._writer is not None:
+            self._writer.close()
         self._edge.tail.detach(self)
         self._edge.open.remove(self)
 
@@ -156,29 +148,40 @@ class Session:
             self._wire.end(close)
 
     def drain(self) -> None:
-        """Send what is queued, say where to resume, close."""
+        """Answer what was asked, send what is queued, say where to resume, close."""
         self._draining = True
+        self._bridge.close(errors.Unavailable("This gateway is stopping. Open it again at another.", retry_after_ms=100))
         self.delivery.stop()
+        loop, patience_s = asyncio.get_running_loop(), self._edge.settings.drain_s / 2
+        self._departure = loop.call_later(patience_s, self._depart, True)
+        self._depart()
+
+    def _depart(self, late: bool = False) -> None:
+        if self._writer is not None and (late or not ("worker" in self._tasks or self._inbox)):
+            self._writer.finish()
 
     def resync(self, epoch: str, cursor: int) -> None:
         """The record is another one now: say so and let the client come again."""
         self.delivery.stop()
         if self._wire is not None:
-            self._wire.put(frames.dump({"type": "resync", "epoch": epoch, "cursor": cursor}))
+            self._wire.put(envelope.text(frames.dump({"type": "resync", "epoch": epoch, "cursor": cursor})))
         self.end(close_codes.RESYNC)
 
-    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # a context of its own: what it does later belongs to no frame's trace
         task = self._group.create_task(work, name=name, context=contextvars.Context())
         self._tasks[name] = task
         task.add_done_callback(lambda _: self._finished(name))
+        return task
 
     def _finished(self, name: str) -> None:
         self._tasks.pop(name, None)
-        self.delivery.wake.set()
+        self.delivery.woken()
         # a frame may have come between the worker's last look and its end
         if name == "worker" and self._inbox and not self._over:
             self._start("worker", self._work())
+        elif name == "worker" and self._draining:
+            self._depart()
 
     # the reader
 
@@ -190,21 +193,24 @@ class Session:
             if self._closing is None:
                 await self._hear(message.get("text"))
             if self.delivery.unsaid > _MAX_UNSAID:
-                await self.delivery.quiet.wait()
+                await self.delivery.quiet()
 
     async def _hear(self, text: str | None) -> None:
+        now = time.time()
         per_minute = self._edge.entitled.frames_per_minute(self.principal)
-        wait_ms = self._allowance.take(per_minute)
+        wait_ms = self._edge.entitled.take_frame(self.principal)
+        self._refusals = self._refusals + 1 if wait_ms else 0
         if wait_ms:
             self._slow_down(wait_ms, per_minute, frames.id_in(text or ""))
             return
         try:
             if text is None:
                 raise frames.Refused(errors.BinaryNotSupported(), None)
-            frame = frames.parse(text, self._edge.settings.max_frame_bytes)
+            frame = frames.parse(text, self._edge.entitled.max_frame_bytes(self.principal, self._edge.settings.max_frame_bytes), now)
         except frames.Refused as refused:
             self._refuse(refused.error, refused.frame_id)
             return
+        self._edge.statistics.received(self.principal.user_id, frame)
         if frame.type in _INLINE:
             await self._answer(frame)
             return
@@ -215,19 +221,23 @@ class Session:
 
     def _heard(self) -> None:
         """Count a frame that is no message: a ping, a further part of one. There is no answer that could refuse it."""
-        per_minute = self._edge.entitled.frames_per_minute(self.principal)
-        if self._allowance.take(per_minute) and self._allowance.refusals > per_minute:
-            self.end(close_codes.ABUSE)
+        if self._edge.entitled.take_frame(self.principal):
+            self._refusals += 1
+            self._end_abuse()
 
     def _slow_down(self, wait_ms: int, per_minute: int, frame_id: str | None) -> None:
         self._refuse(errors.RateLimited("Too many frames in a minute.", retry_after_ms=wait_ms), frame_id)
-        if self._allowance.refusals > per_minute:
+        self._end_abuse()
+
+    def _end_abuse(self) -> None:
+        if self._refusals > self._edge.entitled.frames_per_minute(self.principal):
             self.end(close_codes.ABUSE)
 
     def _refuse(self, error: errors.NetraError, frame_id: str | None) -> None:
         with telemetry.span("ws refused", {}, "SERVER") as span:
             telemetry.failed(span, error.code)
             _frames.add(1, {"type": "refused", "code": error.code})
+            self._edge.statistics.refused(self.principal.user_id)
             self.delivery.say(frames.error(frame_id, error, telemetry.correlation_id()))
 
     # frames, in the order they came
@@ -249,6 +259,7 @@ class Session:
                 known = status.as_netra(error)
                 code = known.code
                 telemetry.failed(span, code)
+                self._edge.statistics.refused(self.principal.user_id)
                 self.delivery.say(frames.error(frame.id or None, known, correlation_id))
             _frames.add(1, {"type": frame.type, "code": code})
 
@@ -258,8 +269,12 @@ class Session:
             self.delivery.say(frames.dump({"type": "pong", "id": request_id, "payload": frame.payload}))
         elif frame.type == "RESUME":
             await self._resume(frame, request_id, correlation_id)
+        elif frame.type in bridge.TYPES:
+            data = self._bridge.answer(self.principal, frame, self.delivery)
+            self.delivery.say(frames.ack(request_id, data, correlation_id))
         else:
             data = await self._renew(frame) if frame.type == "AUTH" else await self._call(frame, request_id)
+            self._edge.statistics.processed(self.principal.user_id, frame)
             self.delivery.say(frames.ack(request_id, data, correlation_id))
 
     async def _call(self, frame: frames.Frame, request_id: str) -> dict[str, Any]:
@@ -306,56 +321,17 @@ class Session:
     def _announce_expiry(self) -> None:
         self.delivery.say(frames.dump({"type": "auth_expiring", "expires_at": _iso(self.principal.expires_at)}))
 
-    # the writer
+    # what the writer asks for
 
-    async def _write(self, line: wire.Wire) -> None:
-        try:
-            await self._send(line)
-        finally:
-            self.delivery.end()
+    def feed(self) -> None:
+        """Read on from the record."""
+        if "feeder" not in self._tasks and not self._over:
+            size = min(self._edge.settings.queue_events, 1000)
+            self._start("feeder", self._edge.reader.feed(self.delivery, self._feed.epoch, lambda: self.principal, size))
 
-    async def _send(self, line: wire.Wire) -> None:
-        owed = self.delivery
-        while True:
-            while (frame := owed.take()) is not None:
-                if not line.put(frame):
-                    return
-                if not line.writable.is_set() and not await self._taken(line):
-                    self.end(close_codes.SLOW_READER)
-                    return
-            if self._draining:
-                line.put(frames.dump({"type": "draining", "cursor": owed.sent}))
-                self.end(close_codes.DRAINING)
-                return
-            if owed.behind and "feeder" not in self._tasks:
-                self._start("feeder", self._fetch())
-            owed.wake.clear()
-            await owed.wake.wait()
-
-    async def _taken(self, line: wire.Wire) -> bool:
-        """Wait until there is room again; false when the peer takes nothing at all."""
-        before = line.unwritten()
-        while True:
-            try:
-                async with asyncio.timeout(self._edge.settings.stall_s):
-                    await line.writable.wait()
-                return True
-            except TimeoutError:
-                now = line.unwritten()
-                if now >= before:
-                    return False
-                before = now
-
-    async def _fetch(self) -> None:
-        """One page of the record for a socket that is behind."""
-        generation, moved = self.delivery.generation, False
-        try:
-            page = await self._edge.reader.page(self.principal.token, self.delivery.last, min(self._edge.settings.queue_events, 1000))
-            moved = self.delivery.fill(generation, page)
-        except errors.NetraError as error:
-            _log.info("the record cannot be read just now", code=error.code)
-        if not moved:
-            await asyncio.sleep(_RETRY_S)
+    def notified(self, event: delivery.Event) -> None:
+        """The last event of a run was sent."""
+        self._edge.stages.note(event.run_id)
 
 
 def _iso(at: float) -> str:

@@ -24,6 +24,7 @@ class Socket(Protocol):
 
     principal: identity.Principal
     client_id: str
+    connection_id: ids.ConnectionId
 
     def end(self, close: close_codes.Close) -> None:
         """Close it now."""
@@ -32,11 +33,22 @@ class Socket(Protocol):
         """Send what is queued, say where to resume, close."""
 
 
+class Presence(Protocol):
+    """The sockets of all gateways."""
+
+    async def enter(self, user_id: ids.UserId, connection_id: str, client_id: str, most: int) -> bool:
+        """Count a socket; false when the user has `most` elsewhere."""
+        ...
+
+    def leave(self, connection_id: str) -> None:
+        """Count it no more."""
+
+
 class UnifiedWebSocketManager:
     """Every open socket of this process."""
 
-    def __init__(self, allowed: Callable[[identity.Principal], int]) -> None:
-        self._allowed = allowed
+    def __init__(self, allowed: Callable[[identity.Principal], int], presence: Presence | None = None) -> None:
+        self._allowed, self._presence = allowed, presence
         self.draining = asyncio.Event()
         self._by_user: dict[ids.UserId, list[Socket]] = {}
         self._gone = asyncio.Event()
@@ -48,22 +60,46 @@ class UnifiedWebSocketManager:
         """How many sockets the user has here."""
         return len(self._by_user.get(user_id, ()))
 
-    def admit(self, socket: Socket) -> None:
-        """Take a socket in; an older one of the same client makes room. Raises `TooMany`, or `Unavailable` while draining."""
+    async def admit(self, socket: Socket) -> None:
+        """Take a socket in; an older one of the same client makes room, here or at another gateway.
+
+        Raises `TooMany`, or `Unavailable` while draining.
+        """
         if self.draining.is_set():
             raise errors.Unavailable("This gateway is stopping. Try again.", retry_after_ms=500)
-        mine = self._by_user.get(socket.principal.user_id, [])
+        who, allowed = socket.principal, self._allowed(socket.principal)
+        mine = self._by_user.get(who.user_id, [])
         older = next((one for one in mine if socket.client_id and one.client_id == socket.client_id), None)
         if older is not None:
-            self.remove(older)
-            older.end(close_codes.REPLACED)
-        elif len(mine) >= self._allowed(socket.principal):
+            self._replace(older)
+        elif len(mine) >= allowed:
             raise TooMany
-        self._by_user.setdefault(socket.principal.user_id, []).append(socket)
+        # in before it is counted elsewhere: others of the user may come meanwhile
+        self._by_user.setdefault(who.user_id, []).append(socket)
         _open.add(1)
+        try:
+            fits = self._presence is None or await self._presence.enter(who.user_id, socket.connection_id, socket.client_id, allowed)
+        except BaseException:
+            self.remove(socket)
+            raise
+        if not fits:
+            self.remove(socket)
+            raise TooMany
+
+    def replaced(self, connection_id: str) -> None:
+        """A newer socket of the same client was opened at another gateway."""
+        for socket in self._all():
+            if socket.connection_id == connection_id:
+                self._replace(socket)
+
+    def _replace(self, older: Socket) -> None:
+        self.remove(older)
+        older.end(close_codes.REPLACED)
 
     def remove(self, socket: Socket) -> None:
         """Forget a socket; once is enough."""
+        if self._presence is not None:
+            self._presence.leave(socket.connection_id)
         mine = self._by_user.get(socket.principal.user_id, [])
         if socket in mine:
             mine.remove(socket)

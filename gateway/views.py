@@ -113,6 +113,11 @@ def run(found: dispatcher_pb2.Run) -> dict[str, Any]:
     }
 
 
+def stages(found: dispatcher_pb2.Run) -> list[dict[str, Any]]:
+    """What a run has passed on its way, in order."""
+    return [{"name": stage.name, "at": stage.at.ToJsonString()} for stage in found.stages]
+
+
 def thread(found: context_pb2.Thread) -> dict[str, Any]:
     """A thread."""
     return {

@@ -22,6 +22,9 @@ _CREDENTIALS = frozenset({b"authorization", b"sec-websocket-protocol"})
 _MAX_CREDENTIAL = 8 * 1024 - 64
 _LINGER_S = 2.0
 _TRIFLE_S = 0.05
+# of RFC 6455: the one there is
+_ASKED, _VERSION = b"sec-websocket-version", b"13"
+_PATH = b"/ws"
 # of one message
 _MAX_PARTS = 64
 # how long the head of a request may take; how long the rest of one that was answered already may
@@ -31,12 +34,18 @@ _HEAD_S, _REST_S = 10.0, 30.0
 class Wire(Protocol):
     """What a session needs of its connection."""
 
-    writable: asyncio.Event
     # called for each frame that is no message: a ping, a further part of a message
     heard: Callable[[], None]
 
-    def put(self, frame: bytes) -> bool:
-        """Write one text frame; false when the connection is gone."""
+    @property
+    def blocked(self) -> bool:
+        """Whether the peer has to take something before more is written."""
+
+    def moved(self, told: Callable[[], None]) -> None:
+        """Call this whenever the peer has made room, or the connection is gone."""
+
+    def put(self, ready: bytes) -> bool:
+        """Write frames that are ready for the line; false when the connection is gone."""
 
     def unwritten(self) -> int:
         """How many bytes the peer has not taken."""
@@ -135,17 +144,26 @@ class HttpProtocol(H11Protocol):
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Hand over to the other protocol, which would not read lines as long as these."""
         if any(name.lower() in _CREDENTIALS and len(value) > _MAX_CREDENTIAL for name, value in self.headers):
-            self._refuse(401, errors.Unauthenticated("The token is refused: it is too long."))
+            self._refuse(401, errors.Unauthenticated("The token is refused: it is too long."), (b"www-authenticate", b"Bearer"))
+        elif event.http_version != b"1.1":
+            self._refuse(400, errors.InvalidPayload("A WebSocket takes HTTP/1.1.", field="version"))
+        elif event.target.partition(b"?")[0] != _PATH:
+            self._refuse(404, errors.NotFound("There is no WebSocket at this address. Connect to /ws."))
+        elif event.method == b"GET" and [value for name, value in self.headers if name == _ASKED] != [_VERSION]:
+            error = errors.InvalidPayload("Only version 13 of the WebSocket protocol is spoken here.", field="Sec-WebSocket-Version")
+            self._refuse(426, error, (_ASKED, _VERSION))
         else:
             super().handle_websocket_upgrade(event)
 
-    def _refuse(self, code: int, error: errors.NetraError) -> None:
+    def _refuse(self, code: int, error: errors.NetraError, *more: tuple[bytes, bytes]) -> None:
         body = frames.dump({"status": code, "detail": error.message, **frames.described(error, "")})
         kind = b"application/problem+json"
+        if error.retry_after_ms is not None:
+            more = (*more, (b"retry-after", b"%d" % -(-error.retry_after_ms // 1000)))
         headers = [
             (b"content-type", kind),
             (b"content-length", b"%d" % len(body)),
-            (b"www-authenticate", b"Bearer") if code == 401 else (b"retry-after", b"1"),
+            *more,
             (b"connection", b"close"),
         ]
         for part in (h11.Response(status_code=code, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
@@ -173,6 +191,7 @@ class WireProtocol(WebSocketsSansIOProtocol):
     # since when nothing is read because the session has not taken what was; how long that was since the last ping
     _unread_since: float | None = None
     _unread_s = 0.0
+    _told: Callable[[], None] | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a handshake that cannot be read is answered and ended, not left open."""
@@ -212,6 +231,22 @@ class WireProtocol(WebSocketsSansIOProtocol):
             self._pong, self._untaken = pongs[-1], self.unwritten()
         self.heard()
 
+    def handle_close(self, event: Frame) -> None:
+        """Take the peer's word that it is done, and end, also when it takes nothing more."""
+        super().handle_close(event)
+        self._linger()
+
+    def handle_parser_exception(self) -> None:
+        """Say what cannot be read, and end, also when the peer takes nothing more."""
+        super().handle_parser_exception()
+        self._linger()
+
+    def _linger(self) -> None:
+        # a transport that closes waits until everything was taken, for ever
+        if self.close_timer is None and not self.disconnected and self.transport.get_write_buffer_size():
+            self.stop_keepalive()
+            self.close_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+
     def handle_pong(self, event: Frame) -> None:
         """Take an answer; one that nobody asked for is a frame like others."""
         if self.pending_ping_payload is None or bytes(event.data) != self.pending_ping_payload:
@@ -224,6 +259,8 @@ class WireProtocol(WebSocketsSansIOProtocol):
         pong, self._pong = self._pong, b""
         if pong and not self.close_sent and not self.transport.is_closing():
             self.transport.write(pong)
+        if self._told is not None:
+            self._told()
 
     def send_receive_event_to_app(self) -> None:
         """Hand a message on, and read no further until it was taken."""
@@ -247,15 +284,37 @@ class WireProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """Pass on what the application says; a refused handshake is a complete one."""
         await super().send(message)
+        if message["type"] == "websocket.accept":
+            # who came was looked at; an idle socket needs none of it
+            self.scope["headers"].clear()  # type: ignore[attr-defined]
+            self.scope["subprotocols"] = []
+            del self.request, self.response
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True
 
-    def put(self, frame: bytes) -> bool:
-        """Write one text frame; false when the connection is gone."""
-        if self.close_sent or self.disconnected or self.transport.is_closing():
+    @property
+    def blocked(self) -> bool:
+        """Whether the peer has to take something before more is written."""
+        return not self.writable.is_set()
+
+    def moved(self, told: Callable[[], None]) -> None:
+        """Call this whenever the peer has made room, or the connection is gone."""
+        self._told = told
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        super().connection_lost(exc)
+        if self._told is not None:
+            self._told()
+            self._told = None
+
+    def put(self, ready: bytes) -> bool:
+        """Write frames that are ready for the line; false when the connection is gone."""
+        # past `conn`, which would make each frame anew for each socket; what it has to say itself is written at once, so nothing of
+        # it can come in between
+        if self.close_sent or self.disconnected or self.conn.state is not State.OPEN or self.transport.is_closing():
             return False
-        self.conn.send_text(frame)
-        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.write(ready)
         return True
 
     def unwritten(self) -> int:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from chassis import audit, identity, lifecycle, limits, log, trust
-from gateway import api_keys, app, callers, entitlements, http, pump, record, router, session, upstreams, wire
+from chassis import audit, identity, lifecycle, limits, log, status, streams, trust
+from gateway import api_keys, app, bridge, callers, entitlements, http, presence, pump, record, router, rpc, session, upstreams, wire
 from gateway import sockets as sockets_
 from gateway.settings import GatewaySettings
+from netra.dispatcher.v1 import dispatcher_pb2
 
 _log = log.get(__name__)
 # what a reader that has stalled may pile up in the kernel
@@ -90,20 +91,29 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
     counted = limits.Limits(settings.valkey_dsn("gateway"), "gateway", settings.valkey_namespace)
     refusals = audit.Refusals(audit.to_auth(services.auth, services.credentials))
     entitled = entitlements.Entitlements(known, counted, refusals, settings.anonymous_per_minute)
-    manager = sockets_.UnifiedWebSocketManager(entitled.sockets)
+    said = streams.Streams(settings.valkey_dsn("gateway"), "gateway", settings.valkey_namespace)
+    leases = limits.Leases(settings.valkey_dsn("gateway"), "gateway", settings.valkey_namespace)
+    present = presence.Presence(leases, said)
+    manager = sockets_.UnifiedWebSocketManager(entitled.sockets, present)
     known.on_revocation(manager.revoked)
     verifier = identity.Verifier(known)
     keys = api_keys.ApiKeys(services.auth, services.credentials, verifier)
     edge = session.Edge(
         settings=settings,
         verifier=verifier,
-        tail=pump.Pump(services.tail),
-        reader=record.Record(services.events),
+        tail=pump.Pump(services.tails, services.gateway_id),
+        reader=record.Record(services.records),
         calls=router.Router(services.dispatcher),
         open=manager,
         callers=callers.Callers(verifier, keys, entitled, settings.proxies),
         entitled=entitled,
+        streams=bridge.Streams(rpc.streamed(services.channels, services.each)),
     )
+
+    async def noted(request: dispatcher_pb2.RecordStagesRequest) -> None:
+        with status.translated():
+            await services.dispatcher.RecordStages(request, metadata=await services.credentials())
+
     listener = _listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     server = _server(settings, edge, services)
@@ -112,6 +122,8 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
     tasks.spawn(trust.follow(known, services.auth, services.credentials), "trust")
     tasks.spawn(edge.tail.run(), "pump")
     tasks.spawn(refusals.run(), "refusals")
+    tasks.spawn(present.run(manager.replaced), "presence")
+    tasks.spawn(edge.stages.run(noted), "stages")
     try:
         while not server.started and not serving.done():
             await asyncio.wait((serving,), timeout=0.01)
@@ -120,7 +132,13 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
         await manager.drain(settings.drain_s)
         server.should_exit = True
         await asyncio.wait((serving,), timeout=settings.drain_s + 3)
+        if server.server_state.tasks:
+            # what uvicorn has cancelled at the end still lets go of what it holds
+            await asyncio.wait(set(server.server_state.tasks), timeout=1)
         await tasks.close()
+        await edge.stages.flush(noted)
         await refusals.close()
-        await counted.close()
+        await present.close()
+        for store in (counted, leases, said):
+            await store.close()
         await services.close()

@@ -15,7 +15,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Turn(Protocol):
-    """What an agent may do. Each method is a step; its outcome is kept in the record."""
+    """What an agent may do. Each method but `delta` is a step; its outcome is kept in the record."""
 
     @property
     def request(self) -> str:
@@ -34,6 +34,10 @@ class Turn(Protocol):
 
     async def think(self, reasoning: str, *, progress: float | None = None) -> None:
         """Show what the agent considers; `progress` is 0 to 100."""
+        ...
+
+    def delta(self, text: str) -> None:
+        """Show text as it is produced to those who watch just now. It is not kept and may be dropped: put its sum into a step."""
         ...
 
     async def tool(self, name: str, **arguments: object) -> Any:

@@ -228,6 +228,9 @@ class Api:
             try:
                 async for event in self._streamed(run_id, after):
                     attempts = 0
+                    if "cursor" not in event:
+                        # shown to those who watch, not recorded
+                        continue
                     if event["cursor"] > after:
                         after = event["cursor"]
                         yield event

@@ -25,6 +25,8 @@ __all__ = ["TERMINAL", "Api", "Client", "connect"]
 _MAX_FRAME = 8 * 1024 * 1024
 _MAX_SENT = 64 * 1024
 _MAX_DEPTH = 32
+# keys that the gateway refuses anywhere
+_RESERVED = frozenset({"__proto__", "constructor", "prototype"})
 _FINAL: dict[int, type[errors.NetraError]] = {
     4501: errors.Unauthenticated,
     4503: errors.PermissionDenied,
@@ -273,6 +275,9 @@ class Client:
             await self._greeted(socket, frame)
         elif kind == "auth_expiring":
             self._renewal = asyncio.get_running_loop().create_task(self._renew(socket))
+        elif kind == "position":
+            # what a filter passed over need not come again
+            self.cursor = max(self.cursor or 0, int(frame["cursor"]))
         elif kind == "history_truncated":
             self.cursor = int(frame["oldest"]) - 1
         elif kind == "resync":
@@ -384,6 +389,8 @@ def _check(field: str, value: Any, depth: int) -> None:
 def _check_key(field: str, key: Any) -> None:
     if not isinstance(key, str | int | float | None):
         raise _wrong(field, "has a key that is not text")
+    if key in _RESERVED:
+        raise _wrong(f"{field}.{key}", "is a key that is never accepted")
     _check(field, key, 0)
 
 

@@ -24,10 +24,16 @@ class Process:
     port: int
     waits_for: tuple[str, ...]
     health: Health
+    # what it is a replica of: whose secrets and port setting it has. Empty: it is the only one
+    replica_of: str = ""
+
+    @property
+    def service(self) -> str:
+        return self.replica_of or self.name
 
     @property
     def port_setting(self) -> str:
-        return f"NETRA_{self.name.upper()}_PORT"
+        return f"NETRA_{self.service.upper()}_PORT"
 
 
 def _module(name: str) -> tuple[str, ...]:
@@ -91,20 +97,21 @@ def environment_of(row: Process, setting: Setting) -> dict[str, str]:
     place = setting.place
     told = {row.port_setting: str(setting.ports[row.name])}
     for name in SERVICES:
-        if name in setting.ports:
-            told[f"NETRA_{name.upper()}_TARGET"] = f"{LOOPBACK}:{setting.ports[name]}"
+        replicas = [port for process, port in setting.ports.items() if process.rstrip("0123456789") == name]
+        if replicas:
+            told[f"NETRA_{name.upper()}_TARGET"] = ",".join(f"{LOOPBACK}:{port}" for port in replicas)
     told |= {
         "NETRA_HOST": LOOPBACK,
         "NETRA_ENV": "dev",
         "NETRA_POSTGRES_URL": setting.postgres_url,
         "NETRA_VALKEY_URL": setting.valkey_url,
-        "NETRA_SECRETS_DIR": str(place.secrets / row.name),
+        "NETRA_SECRETS_DIR": str(place.secrets / row.service),
         "NETRA_STATE_DIR": str(place.path / "state" / row.name),
         "NETRA_TRACE_DIR": str(place.traces),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "",  # compiled once, a second start is seconds faster
     }
-    if row.name == "auth":
+    if row.service == "auth":
         told["NETRA_BOOTSTRAP_ADMIN"] = BOOTSTRAP_ADMIN
     return _with_defaults(told | dict(setting.extra or {}))
 

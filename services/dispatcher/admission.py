@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 import orjson
@@ -11,7 +13,7 @@ import orjson
 from chassis import identity, telemetry
 from netra import errors, ids
 from netra.context.v1 import context_pb2
-from services.dispatcher import entitlements, runs, settings, upstreams
+from services.dispatcher import entitlements, runs, settings, stages, upstreams
 
 _MAX_REQUEST_BYTES = 64 * 1024
 _MAX_INPUT_BYTES = 64 * 1024
@@ -30,6 +32,9 @@ class Wanted:
     connection_id: str
     deadline_s: float
     only_if_free: bool = False
+    # when the edge got the message, and had checked it, as it says
+    received_at: datetime | None = None
+    validated_at: datetime | None = None
 
     def digest(self) -> bytes:
         """What the same request must have in common."""
@@ -42,7 +47,7 @@ class Known(Protocol):
 
     async def add(
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
-        correlation_id: str, most_queued: int, only_if_free: bool, owner: str, lease_s: float,
+        correlation_id: str, most_queued: int, only_if_free: bool, passed: Mapping[str, datetime], owner: str, lease_s: float,
     ) -> runs.Run:  # fmt: skip
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1."""
         ...
@@ -78,10 +83,12 @@ class Admission:
         self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
     ) -> tuple[runs.Run, runs.Order]:
         """Open a context, store the message and the run. With an `owner` the run is that process's at once."""
+        passed = stages.accepted(wanted.received_at, wanted.validated_at, datetime.now(UTC))
         if wanted.kind == "agent":
             await self._entitled.count_run(user)
         opened = await self._opened(user, wanted)
         message_id = await self._message(wanted, opened)
+        passed.now(stages.PERSISTED if message_id else stages.ROUTING)
         # a call is executed here or not at all: its arguments, which may hold secrets, need not outlive it
         inputs = wanted.inputs if wanted.kind == "agent" else b"{}"
         order = runs.Order(
@@ -92,7 +99,8 @@ class Admission:
         run = await self._store.add(
             user.user_id, order, session_id=opened.context.session_id, tier=user.tier, thread_id=opened.context.thread_id,
             request_id=wanted.request_id, digest=wanted.digest(), correlation_id=opened.context.correlation_id,
-            most_queued=self._entitled.queued(user.tier), only_if_free=wanted.only_if_free, owner=owner, lease_s=lease_s,
+            most_queued=self._entitled.queued(user.tier), only_if_free=wanted.only_if_free,
+            passed=passed.times, owner=owner, lease_s=lease_s,
         )  # fmt: skip
         return run, order
 

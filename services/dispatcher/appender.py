@@ -1,80 +1,258 @@
-"""The one append stream to events: appends of all runs of this process, resent when the stream breaks."""
+"""The append streams to the replicas of events: appends of all runs of this process, resent when a stream breaks or falls silent."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 import grpc
 
-from chassis import log
+from chassis import lifecycle, log, replicas, telemetry
 from netra import errors
 from netra.events.v1 import events_pb2
 from services.dispatcher import upstreams
 
 _log = log.get(__name__)
 _RESEND_S = 0.2
+_LOOK_S = 0.25
 _MAX_BYTES = 2 * 1024 * 1024
+# an append that one replica cannot commit so often is tried at the next
+_REFUSALS = 3
+_MOST_SHOWN = 256
+_waiting = telemetry.meter.create_gauge("netra.bridge.waiting", description="Appends that the record has not acknowledged.")
+_unanswered = telemetry.meter.create_gauge("netra.bridge.unanswered_s", unit="s", description="Age of the oldest of them.")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How it stands with the record: how many appends and bytes it has not acknowledged, and for how long."""
+
+    reachable: bool
+    waiting: int
+    waiting_bytes: int
+    unanswered_s: float
+
+
+@dataclass(eq=False, slots=True)
+class _Pending:
+    """An append on its way. `sent_at` is when it was last given to a stream; `token` is what its context token is by then."""
+
+    request: events_pb2.AppendRequest
+    user_id: str
+    committed: asyncio.Future[None]
+    since: float
+    token: Callable[[], str] | None = None
+    sent_at: float = 0.0
+    refusals: int = 0
+
+    def as_sent(self) -> events_pb2.AppendRequest:
+        """The request as it goes out now: while it waited, its context token may have run out."""
+        if self.token is not None:
+            self.request.context_token = self.token()
+        return self.request
 
 
 class Appender:
-    """Sends appends and tells when they are committed. Resending is harmless: events acknowledges what it has."""
+    """Sends appends and tells when they are committed. Those of one user go to one replica, for as long as that answers.
 
-    def __init__(self, records: upstreams.Records) -> None:
-        self._records = records
+    Resending is harmless, also to another replica: events acknowledges what it has, and of each run one append is on its way.
+    """
+
+    def __init__(self, records: upstreams.Records, silence_s: float = replicas.SILENCE_S) -> None:
+        self._records, self._silence_s = records, silence_s
         self._numbers = itertools.count(1)
-        self._pending: dict[int, tuple[events_pb2.AppendRequest, asyncio.Future[None]]] = {}
-        self._outbox: asyncio.Queue[events_pb2.AppendRequest | None] = asyncio.Queue()
+        self._pending: dict[int, _Pending] = {}
+        self._streams: dict[str, _Stream] = {}
+        self._tasks = lifecycle.Tasks()
+        # a stream is opened by whichever run comes first, and is not that run's: neither its deadline nor its name may stick to it
+        self._nobodys = contextvars.copy_context()
 
-    def append(self, request: events_pb2.AppendRequest) -> asyncio.Future[None]:
-        """Done when the append is committed; fails with the error it was refused with."""
+    def append(self, request: events_pb2.AppendRequest, user_id: str, token: Callable[[], str] | None = None) -> asyncio.Future[None]:
+        """Done when the append is committed; fails with the error it was refused with. `token` is asked each time it is sent."""
         request.append_id = next(self._numbers)
         committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if request.ByteSize() > _MAX_BYTES:
             # the stream would break on it, for every run, each time it is sent again
             committed.set_exception(errors.TooLarge(f"An append holds at most {_MAX_BYTES} bytes."))
             return committed
-        self._pending[request.append_id] = (request, committed)
-        self._outbox.put_nowait(request)
+        self._pending[request.append_id] = pending = _Pending(request, user_id, committed, time.monotonic(), token)
+        self._send(pending)
         return committed
+
+    def show(self, request: events_pb2.AppendRequest, user_id: str) -> None:
+        """Send what is not recorded, if there is somebody to send it to just now."""
+        request.append_id = next(self._numbers)
+        self._stream(self._records.replicas.first(user_id)).show(request)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the record takes appends, as far as is known."""
+        return self._records.replicas.reachable
+
+    def health(self) -> Health:
+        """How it stands with the record."""
+        size = sum(pending.request.ByteSize() for pending in self._pending.values())
+        return Health(self.reachable, len(self._pending), size, round(self._oldest_s(), 3))
+
+    def _oldest_s(self) -> float:
+        # in the order they came in
+        oldest = next(iter(self._pending.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.since
+
+    async def watch(self, tell: Callable[[bool], Awaitable[None]]) -> None:
+        """Tell whether the record is reachable, now and whenever that changes, for ever."""
+        told: bool | None = None
+        while True:
+            if told != (now := self.reachable):
+                told = now
+                await tell(now)
+            await asyncio.sleep(_LOOK_S)
+
+    async def run(self) -> None:
+        """Look after the streams, for ever; they end with it."""
+        try:
+            while True:
+                now = time.monotonic()
+                for target in self._streams.keys() - set(self._records.replicas.targets):
+                    self._leave(target)
+                for stream in tuple(self._streams.values()):
+                    self._look_after(stream, now)
+                _waiting.set(len(self._pending))
+                _unanswered.set(self._oldest_s())
+                await asyncio.sleep(min(_LOOK_S, self._silence_s / 4))
+        finally:
+            await self._tasks.close()
+
+    def _leave(self, target: str) -> None:
+        """What is on its way to a replica that is none any more goes to others."""
+        stream = self._streams.pop(target)
+        for pending in stream.end():
+            self._send(pending)
+
+    def _look_after(self, stream: _Stream, now: float) -> None:
+        late = [pending for pending in stream.pending.values() if now - pending.sent_at > self._silence_s]
+        if late and now - stream.heard_at > self._silence_s:
+            stream.give_up()
+            return
+        for pending in late:
+            # the replica lives, yet not for this one: somebody holds what it needs there
+            del stream.pending[pending.request.append_id]
+            pending.refusals += _REFUSALS
+            self._send(pending)
+
+    def _send(self, pending: _Pending) -> None:
+        if pending.request.append_id not in self._pending:
+            return
+        ranked = self._records.replicas.ranked(pending.user_id)
+        self._stream(ranked[pending.refusals // _REFUSALS % len(ranked)]).send(pending)
+
+    def _stream(self, target: str) -> _Stream:
+        if target not in self._streams:
+            self._streams[target] = stream = _Stream(target, self._records, self)
+            stream.task = self._nobodys.run(self._tasks.spawn, stream.run(), name=f"append stream to {target}")
+        return self._streams[target]
+
+    def broken(self, target: str, pending: list[_Pending]) -> None:
+        """A stream has ended with these unanswered: the next replica gets them."""
+        self._records.replicas.away(target)
+        for one in pending:
+            self._send(one)
+
+    def answered(self, target: str, pending: _Pending, answer: events_pb2.AppendResponse) -> None:
+        """An append has its answer."""
+        self._records.replicas.heard(target)
+        if answer.error_code == errors.Unavailable.code:
+            pending.refusals += 1
+            asyncio.get_running_loop().call_later(_RESEND_S, self._send, pending)
+            return
+        del self._pending[answer.append_id]
+        if pending.committed.done():
+            return
+        if answer.error_code:
+            pending.committed.set_exception(errors.by_code(answer.error_code)(answer.error_message))
+        else:
+            pending.committed.set_result(None)
+
+
+class _Stream:
+    """The append stream to one replica, open while there is something to say and for as long as the replica keeps it."""
+
+    def __init__(self, target: str, records: upstreams.Records, owner: Appender) -> None:
+        self._target, self._records, self._owner = target, records, owner
+        self.pending: dict[int, _Pending] = {}
+        self.heard_at = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
+        self._outbox: asyncio.Queue[events_pb2.AppendRequest | None] | None = None
+        self._wanted = asyncio.Event()
+        self._call: grpc.aio.StreamStreamCall[events_pb2.AppendRequest, events_pb2.AppendResponse] | None = None
+
+    def send(self, pending: _Pending) -> None:
+        """Send an append; it is in `pending` until it is answered."""
+        pending.sent_at = time.monotonic()
+        self.pending[pending.request.append_id] = pending
+        self._wanted.set()
+        if self._outbox is not None:
+            self._outbox.put_nowait(pending.as_sent())
+
+    def show(self, request: events_pb2.AppendRequest) -> None:
+        """Send what needs no answer, unless too much waits."""
+        if self._outbox is not None and self._outbox.qsize() < _MOST_SHOWN:
+            self._outbox.put_nowait(request)
+
+    def give_up(self) -> None:
+        """End the stream: nothing comes any more."""
+        if self._call is not None:
+            self._call.cancel()
+
+    def end(self) -> list[_Pending]:
+        """Close the stream for good; returns what it had not answered."""
+        unanswered, self.pending = list(self.pending.values()), {}
+        if self.task is not None:
+            self.task.cancel()
+        return unanswered
 
     async def run(self) -> None:
         """Keep the stream open, for ever."""
         while True:
-            self._outbox = asyncio.Queue()
-            for request, _ in self._pending.values():
-                self._outbox.put_nowait(request)
+            if not self.pending:
+                self._wanted.clear()
+                await self._wanted.wait()
             try:
-                await self._converse(self._outbox)
+                reason = await self._converse()
             except (grpc.aio.AioRpcError, errors.NetraError) as error:
-                _log.warning("the append stream broke; resending", pending=len(self._pending), error=type(error).__name__)
+                reason = type(error).__name__
+            unanswered, self.pending = list(self.pending.values()), {}
+            _log.warning("an append stream ended; resending", target=self._target, pending=len(unanswered), reason=reason)
+            self._owner.broken(self._target, unanswered)
             await asyncio.sleep(_RESEND_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
-    async def _converse(self, outbox: asyncio.Queue[events_pb2.AppendRequest | None]) -> None:
-        call = self._records.stub.Append(_drawn_from(outbox))
+    async def _converse(self) -> str:
+        outbox: asyncio.Queue[events_pb2.AppendRequest | None] = asyncio.Queue()
+        self._outbox = outbox
+        for pending in self.pending.values():
+            outbox.put_nowait(pending.as_sent())
+        self._call = call = self._records.of(self._target).Append(_drawn_from(outbox))
+        self.heard_at = time.monotonic()
         try:
             async for answer in call:
-                self._answered(answer)
+                self.heard_at = time.monotonic()
+                if (asked := self.pending.pop(answer.append_id, None)) is not None:
+                    self._owner.answered(self._target, asked, answer)
+            return "ended by the replica"
+        except asyncio.CancelledError:
+            if lifecycle.told_to_stop():
+                raise
+            return "nothing came"
         finally:
+            self._outbox = self._call = None
             call.cancel()
             # grpc waits for the next request for as long as there may be one
             outbox.put_nowait(None)
-
-    def _answered(self, answer: events_pb2.AppendResponse) -> None:
-        request, committed = self._pending.pop(answer.append_id, (None, None))
-        if request is None or committed is None:
-            return
-        if answer.error_code == errors.Unavailable.code:
-            self._pending[answer.append_id] = (request, committed)
-            asyncio.get_running_loop().call_later(_RESEND_S, self._outbox.put_nowait, request)
-        elif committed.done():
-            return
-        elif answer.error_code:
-            committed.set_exception(errors.by_code(answer.error_code)(answer.error_message))
-        else:
-            committed.set_result(None)
 
 
 async def _drawn_from(outbox: asyncio.Queue[events_pb2.AppendRequest | None]) -> AsyncIterator[events_pb2.AppendRequest]:

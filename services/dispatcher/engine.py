@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -22,7 +23,7 @@ from netra.auth.v1 import auth_pb2
 from netra.context import UserExecutionContext
 from netra.context.v1 import context_pb2
 from netra.events.v1 import events_pb2
-from services.dispatcher import appender, entitlements, journal, runs, turn, upstreams
+from services.dispatcher import appender, entitlements, journal, outbox, runs, stages, turn, upstreams
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, permits, results, workspace
 from services.dispatcher.tools import registry as tools_
@@ -33,6 +34,8 @@ _GRACE_S = 3.0
 # a run that so many owners could not bring to an end is given up
 _MOST_OWNERS = 10
 _PATIENCE_S = 30.0
+# what a message of a thread may have, in bytes; a longer answer is in the artifact of its result
+_MAX_MESSAGE = 256 * 1024
 _CALL_STATE = {"success": runs.RunState.COMPLETED, "cancelled": runs.RunState.CANCELLED, "timeout": runs.RunState.TIMED_OUT}
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 
@@ -40,12 +43,12 @@ _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 class Ends(Protocol):
     """Where the ends of runs are kept."""
 
-    async def finishing(self, run_id: ids.RunId, epoch: int) -> bool:
-        """The run's thread is free from now on. False when another owns the run."""
+    async def finishing(self, run_id: ids.RunId, epoch: int, passed: Mapping[str, datetime]) -> bool:
+        """The run's thread is free from now on; it has passed these stages. False when another owns the run."""
         ...
 
-    async def ended(self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes) -> None:
-        """The run's final state."""
+    async def ended(self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime]) -> None:
+        """The run's final state; it has passed these stages."""
         ...
 
 
@@ -63,6 +66,9 @@ class Running:
     # its final state is being stored: from then on nobody owns it
     over: bool = False
     task: asyncio.Task[Any] | None = None
+    passed: stages.Passed = field(default_factory=stages.Passed)
+    # the record was away for longer than the run may take
+    overdue: bool = False
 
     def ask_to_stop(self, by: str = "user") -> None:
         """Cancel the run, once."""
@@ -134,28 +140,34 @@ class ExecutionEngine:
             await self._close(running, runs.state_after(record.terminal_type))
             return
         spec = self._agents.get(order.agent) if order.kind == "agent" else None
-        bridge = self._bridge(running, record, spec)
-        if record.next_seq > 1 or spec is None:
-            ending = _lost(record, bridge, is_tool=order.kind == "tool")
-        elif running.stop.is_set():
-            ending = _cancelled(running, [])
-        elif running.claim.epoch > _MOST_OWNERS:
-            ending = _failed(errors.OwnerLost())
-        elif (refused := self._refusal(running, context, spec)) is not None:
-            ending = _failed(refused)
-        else:
-            bridge.started(context.depth, f"{spec.name} begins.")
-            bridge.message_created(order.message_id, "user", order.request)
-            ending = await self._agent(running, context, spec, bridge)
-        await self._end(running, bridge, ending)
+        async with self._bridge(running, context, record, spec) as bridge:
+            if record.next_seq > 1 or spec is None:
+                ending = _lost(record, bridge, is_tool=order.kind == "tool")
+            elif running.stop.is_set():
+                ending = _cancelled(running, [])
+            elif running.claim.finishing or running.claim.epoch > _MOST_OWNERS:
+                ending = _failed(errors.OwnerLost())
+            elif running.overdue:
+                ending = _timed_out(order)
+            elif (refused := self._refusal(running, context, spec)) is not None:
+                ending = _failed(refused)
+            else:
+                bridge.started(context.depth, f"{spec.name} begins.")
+                bridge.message_created(order.message_id, "user", order.request)
+                running.passed.now(stages.STARTED)
+                ending = await self._agent(running, context, spec, bridge)
+            await self._end(running, bridge, ending)
 
-    def _bridge(self, running: Running, record: events_pb2.OpenRunResponse, spec: AgentSpec | None) -> journal.AgentWebSocketBridge:
+    def _bridge(
+        self, running: Running, context: UserExecutionContext, record: events_pb2.OpenRunResponse, spec: AgentSpec | None
+    ) -> contextlib.AbstractAsyncContextManager[journal.AgentWebSocketBridge]:
         order = running.claim.order
+        owned = outbox.Owned(order.run_id, context.user_id, running.claim.epoch, lambda: running.token, self._files(running).keep)
         version = spec.version if spec is not None else ""
-        return journal.AgentWebSocketBridge(
-            self._appends, order.run_id, running.claim.epoch, record.next_seq, order.agent, agent_version=version,
-            ends_with_tool=order.kind == "tool",
-        )  # fmt: skip
+        bridge = journal.AgentWebSocketBridge(
+            self._appends, owned, record.next_seq, order.agent, agent_version=version, ends_with_tool=order.kind == "tool"
+        )
+        return _closing(bridge)
 
     async def _opened(self, running: Running) -> events_pb2.OpenRunResponse | None:
         """The record so far; None when nothing can be recorded in the user's name any more."""
@@ -163,8 +175,15 @@ class ExecutionEngine:
         if running.claim.expired:
             _log.error("the context token of the run ran out; it ends without an event")
             return None
+        user_id, began = _context(order).user_id, time.monotonic()
+
+        async def opened() -> events_pb2.OpenRunResponse:
+            # only what the record was away counts: it answers within the first call, or it is
+            running.overdue = time.monotonic() - began > order.deadline_s
+            return await self._records.open(order.run_id, user_id, epoch, running.token, telemetry.trace_id())
+
         try:
-            return await _patient(lambda: self._records.open(order.run_id, epoch, running.token, telemetry.trace_id()))
+            return await _patient(opened)
         except errors.Fenced:
             raise
         except errors.NetraError as error:
@@ -187,8 +206,10 @@ class ExecutionEngine:
                 return _cancelled(running, tools.stopped)
             if finished is None:
                 return _timed_out(order)
+            running.passed.now(stages.COMPLETED)
             if isinstance(finished, errors.NetraError):
                 return _failed(finished)
+            running.passed.now(stages.RESPONDED)
             usage = {"steps": mine.steps, "tools": tools.calls, "tokens": 0, "cost": 0.0}
         elapsed = round((time.perf_counter() - began) * 1000, 3)
         return _Ending(runs.RunState.COMPLETED, lambda bridge: bridge.completed(finished, elapsed, usage), _answer(finished))
@@ -224,9 +245,15 @@ class ExecutionEngine:
     async def _end(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: _Ending) -> None:
         if ending.answer:
             ending = await self._answered(running, bridge, ending)
-        if not await _patient(lambda: self._store.finishing(running.claim.order.run_id, running.claim.epoch)):
+        if not await self._finishing(running):
             raise errors.Fenced
-        await self._close(running, await self._told(bridge, ending))
+        state = await self._told(bridge, ending)
+        if state == runs.RunState.COMPLETED:
+            running.passed.now(stages.RESPONSE_PERSISTED)
+        await self._close(running, state)
+
+    async def _finishing(self, running: Running) -> bool:
+        return await _patient(lambda: self._store.finishing(running.claim.order.run_id, running.claim.epoch, running.passed.times))
 
     async def _told(self, bridge: journal.AgentWebSocketBridge, ending: _Ending) -> runs.RunState:
         """The state that the run ends in, once its end is in the record. What the record refuses makes it a failure."""
@@ -256,9 +283,9 @@ class ExecutionEngine:
 
     async def _close(self, running: Running, state: runs.RunState, outcome: bytes = b"") -> None:
         order, epoch = running.claim.order, running.claim.epoch
-        await _patient(lambda: self._store.finishing(order.run_id, epoch))
+        await self._finishing(running)
         running.over = True
-        await _patient(lambda: self._store.ended(order.run_id, epoch, state, outcome))
+        await _patient(lambda: self._store.ended(order.run_id, epoch, state, outcome, running.passed.times))
         try:
             await self._contexts.close(running.token)
         except errors.NetraError as error:
@@ -271,21 +298,40 @@ class ExecutionEngine:
         record = await self._opened(running)
         if record is None:
             raise errors.Unauthenticated("The context of the call has ended.")
-        bridge = self._bridge(running, record, None)
         permitted = self._entitled.of_context(context, lambda: running.rights)
-        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permitted, bridge, self._files(running)) as tools:
-            # the tool has a deadline of its own; a cancel leaves its outcome as the last one
-            outcome = await self._until(running, tools.execute(order.agent, arguments), None) or tools.last
-        if outcome is None:
-            raise errors.Cancelled
-        await bridge.barrier()
+        async with self._bridge(running, context, record, None) as bridge:
+            if running.overdue:
+                await self._end(running, bridge, _timed_out(order))
+                raise errors.DeadlineExceeded(
+                    f"{order.agent} was not called: the record could not be reached within {order.deadline_s:g} s."
+                )
+            async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permitted, bridge, self._files(running)) as tools:
+                # the tool has a deadline of its own; a cancel leaves its outcome as the last one
+                outcome = await self._until(running, tools.execute(order.agent, arguments), None) or tools.last
+            if outcome is None:
+                raise errors.Cancelled
+            await bridge.barrier()
+            running.passed.now(stages.RESPONSE_PERSISTED)
         kept = answer(outcome)
         await self._close(running, _CALL_STATE.get(outcome.status, runs.RunState.FAILED), kept)
         return kept
 
+    @property
+    def can_record(self) -> bool:
+        """Whether a run that begins now could be recorded, as far as is known."""
+        return self._appends.reachable
+
     async def close(self) -> None:
         """Stop all agents."""
         await self._tasks.close()
+
+
+@contextlib.asynccontextmanager
+async def _closing(bridge: journal.AgentWebSocketBridge) -> AsyncIterator[journal.AgentWebSocketBridge]:
+    try:
+        yield bridge
+    finally:
+        await bridge.close()
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:
@@ -323,8 +369,9 @@ def _context(order: runs.Order) -> UserExecutionContext:
 
 def _answer(result: results.Result) -> str:
     value = result.value
-    if isinstance(value, dict) and isinstance(value.get("message"), str) and value["message"].strip():
-        return str(value["message"])
+    message = value.get("message") if isinstance(value, dict) else None
+    if isinstance(message, str) and message.strip() and len(message.encode()) <= _MAX_MESSAGE:
+        return message
     if result.artifact is not None:
         return f"The result has {result.artifact.size} bytes; it is the artifact {result.artifact.artifact_id}. It begins: {result.preview}"
     return orjson.dumps(value).decode()

@@ -1,10 +1,9 @@
-"""AgentWebSocketBridge: appends the run's events and steps to the record, in order; the only writer."""
+"""AgentWebSocketBridge: tells the record, and through it every socket, what a run does; the only writer, one method per kind."""
 
 from __future__ import annotations
 
-import asyncio
 import copy
-from collections import deque
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,44 +12,37 @@ import orjson
 
 from netra import errors, ids
 from netra.events.v1 import events_pb2
-from services.dispatcher import appender
+from services.dispatcher import kinds, masks, outbox
 from services.dispatcher.tools import dispatch, results
-
-_MAX_ENTRIES = 128
-_MAX_BYTES = 512 * 1024
-_MAX_WAITING = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """An event, a step, or an event with the step it belongs to."""
+class Health:
+    """How far a run is ahead of its record."""
 
-    event: events_pb2.NewEvent | None
-    step: events_pb2.Step | None
-    end: bool
-
-    @property
-    def size(self) -> int:
-        """Bytes of what it carries."""
-        return (len(self.event.data) if self.event else 0) + (len(self.step.result) if self.step else 0)
+    waiting: int
+    waiting_bytes: int
+    unanswered_s: float
 
 
 class AgentWebSocketBridge:
-    """What one run has to tell, and in whose name: the agent of the run, or one that does a part of its work."""
+    """What one run has to tell, and in whose name: the agent of the run, or one that does a part of its work.
+
+    Every method raises `InvalidPayload` naming the field when its data is not what the kind promises; then nothing is told.
+    """
 
     def __init__(
         self,
-        to: appender.Appender,
-        run_id: ids.RunId,
-        epoch: int,
+        to: outbox.Appends,
+        run: outbox.Owned,
         next_seq: int,
         agent_name: str,
         *,
         agent_version: str = "",
         ends_with_tool: bool = False,
     ) -> None:
-        self._record = _Record(to, run_id, epoch, next_seq)
-        self._agent = {"agent_id": run_id, "agent_name": agent_name}
+        self._record = outbox.Outbox(to, run, next_seq)
+        self._agent = {"agent_id": run.run_id, "agent_name": agent_name}
         self._version = agent_version
         self._ends_with_tool = ends_with_tool
 
@@ -67,32 +59,44 @@ class AgentWebSocketBridge:
 
     def thinking(self, reasoning: str, step_number: int, progress: float | None, step_key: str) -> None:
         """The agent considers something; a step of its own."""
-        data: dict[str, object] = {"reasoning": reasoning, "step_number": step_number, "status": "thinking"}
-        if progress is not None:
-            data["progress_percentage"] = progress
+        data = {"reasoning": reasoning, "step_number": step_number, "status": "thinking", **_given(progress_percentage=progress)}
         self._emit("agent_thinking", data, step=(step_key, None))
+
+    def delta(self, text: str) -> None:
+        """Text as it is produced: shown to those who watch, not recorded."""
+        self._show("agent_delta", {"text": text})
 
     def step(self, key: str, result: object) -> None:
         """A step without an event."""
-        self._record.add(_Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result)), end=False))
+        self._record.add(outbox.Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result))))
 
     def tool_executing(self, call: dispatch.Call) -> None:
         """A call begins."""
+        masked = masks.Masked()
         data = {
             "tool_name": call.tool, "tool_version": call.version, "tool_call_id": call.tool_call_id,
-            "parameters": dispatch.masked(call.arguments), "status": "executing",
+            "parameters": masked.of(call.arguments, "parameters"), "status": "executing", **_paths(masked),
         }  # fmt: skip
         self._emit("tool_executing", data, tool_call_id=call.tool_call_id)
 
-    def tool_completed(self, outcome: dispatch.Outcome, enforcement: Mapping[str, object], step_key: str) -> None:
-        """A call is over; its result is kept under the step's key."""
-        data: dict[str, object] = {
-            "tool_name": outcome.call.tool, "tool_call_id": outcome.call.tool_call_id, "status": outcome.status,
-            "execution_time_ms": outcome.execution_time_ms, "attempts": 1, "enforcement": enforcement,
+    def tool_progress(self, call: dispatch.Call, progress: float | None, message: str | None, *, transient: bool = True) -> None:
+        """How far a call has come; shown to those who watch, or recorded as well."""
+        data = {
+            "tool_name": call.tool, "tool_call_id": call.tool_call_id, "status": "executing",
+            **_given(progress_percentage=progress, message=message),
         }  # fmt: skip
-        data |= outcome.result.told() if outcome.result is not None else {}
-        data |= {"error": error_data(outcome.error)} if outcome.error is not None else {}
-        kept = {name: data[name] for name in ("status", "result", "result_ref", "preview", "error") if name in data}
+        (self._show if transient else self._emit)("tool_progress", data)
+
+    def tool_completed(self, outcome: dispatch.Outcome, enforcement: Mapping[str, object], step_key: str) -> None:
+        """A call is over; its result is kept under the step's key, as it is."""
+        kept: dict[str, object] = {"status": outcome.status}
+        kept |= outcome.result.told() if outcome.result is not None else {}
+        kept |= {"error": error_data(outcome.error)} if outcome.error is not None else {}
+        data = {
+            "tool_name": outcome.call.tool, "tool_call_id": outcome.call.tool_call_id,
+            "execution_time_ms": outcome.execution_time_ms, "attempts": 1, "enforcement": dict(enforcement),
+            **kept, **_masked(outcome.result, outcome.error),
+        }  # fmt: skip
         self._emit(
             "tool_completed",
             data,
@@ -114,18 +118,56 @@ class AgentWebSocketBridge:
         """A message was added to the thread."""
         self._emit("message_created", {"message_id": message_id, "role": role, "content": content})
 
+    def suspended(self, waits_for: str, message: str | None = None, approval_id: str | None = None) -> None:
+        """The run waits for a `message` or an `approval`."""
+        data = {"status": "suspended", "waits_for": waits_for, **_given(message=message, approval_id=approval_id)}
+        self._emit("agent_suspended", data)
+
+    def resumed(self, reason: str, suspended_ms: float) -> None:
+        """The run goes on: because of a `message`, an `approval` or a `timeout`."""
+        self._emit("agent_resumed", {"status": "resumed", "reason": reason, "suspended_ms": suspended_ms})
+
+    def approval_requested(self, approval_id: str, message: str, call: dispatch.Call | None = None, expires_at: str | None = None) -> None:
+        """A person is to decide, perhaps about a call."""
+        masked = masks.Masked()
+        about = {} if call is None else {"tool_name": call.tool, "parameters": masked.of(call.arguments, "parameters"), **_paths(masked)}
+        self._emit("approval_requested", {"approval_id": approval_id, "message": message, **about, **_given(expires_at=expires_at)})
+
+    def approval_resolved(self, approval_id: str, decision: str, by: str | None = None, comment: str | None = None) -> None:
+        """It was decided: `approve` or `reject`, or `expired` when nobody did in time."""
+        self._emit("approval_resolved", {"approval_id": approval_id, "decision": decision, **_given(by=by, comment=comment)})
+
+    def quality_alert(self, severity: str, metric: str, current_value: float, threshold: float, message: str) -> None:
+        """A measure of the agent's answers has crossed its threshold; of the user's record, but of no run."""
+        data = {"severity": severity, "metric": metric, "current_value": current_value, "threshold": threshold, "message": message}
+        self._emit("quality_alert", data, beside=True)
+
+    def security_violation(self, violation: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        """Something was tried that is not allowed; of the user's record, but of no run."""
+        masked = masks.Masked()
+        more = {} if details is None else {"details": masked.of(details, "details"), **_paths(masked)}
+        self._emit("security_violation", {"violation": violation, "message": message, **more}, beside=True)
+
+    def custom(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Something of an agent's own kind. Raises `InvalidPayload` for a kind that is the platform's."""
+        if kind in kinds.KINDS:
+            raise errors.InvalidPayload(f"{kind} is told by the platform alone; choose another name.", field="kind")
+        masked = masks.Masked()
+        self._emit(kind, {**masked.of(data, "data"), **_paths(masked)})
+
     def completed(self, result: results.Result, execution_time_ms: float, usage: Mapping[str, object]) -> None:
         """The run has a result."""
-        data = {"status": "completed", **result.told(), "execution_time_ms": execution_time_ms, "usage": usage}
+        shown = {**result.told(), **_masked(result, None)}
+        data = {"status": "completed", **shown, "execution_time_ms": execution_time_ms, "usage": dict(usage)}
         self._emit("agent_completed", data, end=True)
 
     def failed(self, error: errors.NetraError) -> None:
         """The run could not finish."""
-        self._emit("agent_failed", {"error": error_data(error), "message": error.message}, end=True)
+        self._emit("agent_failed", {"message": error.message, **_masked(None, error)}, end=True)
 
     def timed_out(self, error: errors.NetraError) -> None:
         """The deadline passed."""
-        self._emit("agent_timed_out", {"error": error_data(error), "message": error.message}, end=True)
+        self._emit("agent_timed_out", {"message": error.message, **_masked(None, error)}, end=True)
 
     def cancelled(self, by: str, stopped: Sequence[Mapping[str, object]], after_ms: float) -> None:
         """The run was cancelled, and what it ran is gone."""
@@ -136,89 +178,63 @@ class AgentWebSocketBridge:
         await self._record.barrier()
 
     async def room(self) -> None:
-        """Returns when not too much waits to be recorded: an agent must not run away from its record."""
+        """Returns when the record has, or is about to have, what was told: an agent must not run away from its record."""
         await self._record.room()
 
     def mend(self) -> None:
         """Forget what the record refused, and what came after it; go on with the seq that was refused."""
         self._record.mend()
 
+    def health(self) -> Health:
+        """How far the run is ahead of its record."""
+        return Health(*self._record.waiting, round(self._record.unanswered_s, 3))
+
+    async def close(self) -> None:
+        """Nothing more is told."""
+        await self._record.close()
+
     def _emit(
-        self, kind: str, data: Mapping[str, object], *, tool_call_id: str = "", step: tuple[str, object] | None = None, end: bool = False
-    ) -> None:
-        body = orjson.dumps({**self._agent, **data})
-        event = events_pb2.NewEvent(event_id=ids.EventId.new(), type=kind, data=body, tool_call_id=tool_call_id)
+        self, kind: str, data: Mapping[str, Any], *, tool_call_id: str = "", step: tuple[str, object] | None = None, end: bool = False,
+        beside: bool = False,
+    ) -> None:  # fmt: skip
+        event = events_pb2.NewEvent(event_id=ids.EventId.new(), type=kind, data=self._checked(kind, data), tool_call_id=tool_call_id)
+        if beside:
+            self._record.add_beside(event)
+            return
         kept = None if step is None else events_pb2.Step(key=step[0], result=orjson.dumps(step[1]))
-        self._record.add(_Entry(event, kept, end))
+        self._record.add(outbox.Entry(event, kept, end))
+
+    def _show(self, kind: str, data: Mapping[str, Any]) -> None:
+        self._record.show(kind, self._checked(kind, data))
+
+    def _checked(self, kind: str, data: Mapping[str, Any]) -> bytes:
+        return kinds.written(kind, {**self._agent, **data})
 
 
-class _Record:
-    """The record of one run. Appends are pipelined, one in flight at a time."""
+def _given(**fields: object) -> dict[str, Any]:
+    """The fields that there are."""
+    return {name: value for name, value in fields.items() if value is not None}
 
-    def __init__(self, to: appender.Appender, run_id: ids.RunId, epoch: int, next_seq: int) -> None:
-        self._appender = to
-        self._run_id, self._epoch, self._next_seq = run_id, epoch, next_seq
-        self._entries: deque[_Entry] = deque()
-        self._in_flight: asyncio.Future[None] | None = None
-        self._idle, self._room = asyncio.Event(), asyncio.Event()
-        self._idle.set()
-        self._room.set()
-        self._broken: BaseException | None = None
 
-    async def barrier(self) -> None:
-        await self._idle.wait()
-        if self._broken is not None:
-            raise self._broken
+def _paths(masked: masks.Masked) -> dict[str, Any]:
+    return {"masked": masked.paths} if masked.paths else {}
 
-    async def room(self) -> None:
-        await self._room.wait()
 
-    def mend(self) -> None:
-        self._entries.clear()
-        self._broken = None
-
-    def add(self, entry: _Entry) -> None:
-        self._entries.append(entry)
-        if len(self._entries) >= _MAX_WAITING:
-            self._room.clear()
-        self._send()
-
-    def _send(self) -> None:
-        if self._in_flight is not None or self._broken is not None:
-            return
-        if not self._entries:
-            self._idle.set()
-            return
-        self._idle.clear()
-        request = self._next_append()
-        self._in_flight = self._appender.append(request)
-        self._in_flight.add_done_callback(lambda done: self._committed(done, len(request.events)))
-
-    def _next_append(self) -> events_pb2.AppendRequest:
-        request = events_pb2.AppendRequest(run_id=self._run_id, epoch=self._epoch, first_seq=self._next_seq)
-        size = 0
-        for _ in range(_MAX_ENTRIES):
-            if not self._entries or (size and size + self._entries[0].size > _MAX_BYTES):
-                break
-            entry = self._entries.popleft()
-            size += entry.size
-            # an event and the step it belongs to are recorded together or not at all
-            request.events.extend([entry.event] if entry.event is not None else [])
-            request.steps.extend([entry.step] if entry.step is not None else [])
-            request.end = entry.end
-        if len(self._entries) < _MAX_WAITING:
-            self._room.set()
-        return request
-
-    def _committed(self, done: asyncio.Future[None], count: int) -> None:
-        self._in_flight = None
-        self._broken = asyncio.CancelledError() if done.cancelled() else done.exception()
-        if self._broken is not None:
-            self._idle.set()
-            self._room.set()
-        else:
-            self._next_seq += count
-            self._send()
+def _masked(result: results.Result | None, error: errors.NetraError | None) -> dict[str, Any]:
+    """Result and error as an event shows them: what keys call a secret is not in it."""
+    is_elsewhere = result is not None and result.artifact is not None
+    masked = masks.Masked(results.PREVIEW_BYTES if is_elsewhere else math.inf)
+    shown: dict[str, Any] = {}
+    if result is not None:
+        value = masked.of(result.value, "result")
+        if not is_elsewhere:
+            shown["result"] = value
+        elif masked.paths:
+            shown |= {**result.told(), "preview": results.preview_of(orjson.dumps(value))}
+    if error is not None:
+        data = error_data(error)
+        shown["error"] = {**data, "details": masked.of(data["details"], "error.details")}
+    return {**shown, **_paths(masked)}
 
 
 def error_data(error: errors.NetraError) -> dict[str, Any]:

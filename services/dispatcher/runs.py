@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from netra import ids
@@ -73,6 +74,8 @@ class Run:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     outcome: bytes = b""
+    # when its message passed which stage; read for one run alone, not for lists of them
+    stages: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class Claim:
     `cancelled` is who asked for its end: `user`, `security`, or empty.
     `expired` means that nobody renewed its context token in time: the record cannot be opened for it any more.
     `rights` is what its user got meanwhile in place of what they had; None when that is the same.
+    `finishing` means that an earlier owner was at its end already: it is brought there, and never begun.
     """
 
     order: Order
@@ -114,6 +118,7 @@ class Claim:
     cancelled: str
     expired: bool
     rights: Rights | None = None
+    finishing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

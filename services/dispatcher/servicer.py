@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -15,13 +16,14 @@ from netra import errors, ids
 from netra.dispatcher.v1 import dispatcher_pb2 as pb
 from netra.dispatcher.v1 import dispatcher_pb2_grpc
 from netra.tool import ToolSpec
-from services.dispatcher import admission, entitlements, journal, runs, settings, supervisor
+from services.dispatcher import admission, entitlements, journal, runs, settings, stages, supervisor
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, permits
 from services.dispatcher.tools import registry as tools_
 
 _STATE = {state: pb.RunState.Value(f"RUN_STATE_{state.name}") for state in runs.RunState}
 _STATE_NAME = {value: state.value for state, value in _STATE.items()}
+_MOST_NOTIFIED = 1000
 
 
 class Known(Protocol):
@@ -40,14 +42,22 @@ class Known(Protocol):
         ...
 
 
+class Notices(Protocol):
+    """Where is kept that users were told of the ends of their runs."""
+
+    async def notified(self, told: Sequence[tuple[ids.RunId, datetime.datetime]]) -> None:
+        """The ends of runs were sent to their users at these times. The first time counts; unknown runs are passed over."""
+        ...
+
+
 class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
     """The RPCs."""
 
     def __init__(
-        self, overseer: supervisor.Supervisor, known: Known, agents: agents_.AgentRegistry, tools: tools_.ToolRegistry,
+        self, overseer: supervisor.Supervisor, known: Known, notices: Notices, agents: agents_.AgentRegistry, tools: tools_.ToolRegistry,
         entitled: entitlements.Entitlements, limits: settings.DispatcherSettings,
     ) -> None:  # fmt: skip
-        self._supervisor, self._store, self._agents, self._tools = overseer, known, agents, tools
+        self._supervisor, self._store, self._notices, self._agents, self._tools = overseer, known, notices, agents, tools
         self._entitled, self._limits = entitled, limits
 
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
@@ -65,6 +75,8 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
             connection_id=request.connection_id,
             deadline_s=deadline_s,
             only_if_free=request.on_busy == pb.ON_BUSY_REJECT,
+            received_at=_moment(request, "received_at"),
+            validated_at=_moment(request, "validated_at"),
         )
         run = await self._supervisor.start(identity.current().user, wanted)
         return pb.StartRunResponse(run_id=run.run_id, thread_id=run.thread_id, message_id=run.message_id)
@@ -72,7 +84,9 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         """One run."""
         run = await self._store.get(identity.current().user_id, ids.RunId(request.run_id))
-        return pb.GetRunResponse(run=_run(run))
+        shown = _run(run)
+        shown.stages.extend(pb.Stage(name=name, at=_time(at)) for name, at in stages.in_order(run.stages))
+        return pb.GetRunResponse(run=shown)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         """One page of runs."""
@@ -91,6 +105,16 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
         """Ask a run to stop."""
         run = await self._supervisor.cancel(identity.current().user_id, ids.RunId(request.run_id))
         return pb.CancelRunResponse(state=_STATE[run.state])
+
+    async def RecordStages(self, request: pb.RecordStagesRequest, context: Any) -> pb.RecordStagesResponse:
+        """Users were told of the ends of their runs."""
+        if len(request.notified) > _MOST_NOTIFIED:
+            raise errors.TooLarge(f"notified has at most {_MOST_NOTIFIED} runs", field="notified", limit=_MOST_NOTIFIED)
+        now = datetime.datetime.now(datetime.UTC)
+        told = [(ids.RunId(one.run_id), min(_moment(one, "at") or now, now)) for one in request.notified]
+        if told:
+            await self._notices.notified(told)
+        return pb.RecordStagesResponse()
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Any) -> pb.ListAgentsResponse:
         """The agents of the caller's tier."""
@@ -186,6 +210,17 @@ def _time(value: datetime.datetime | None) -> timestamp_pb2.Timestamp | None:
     stamp = timestamp_pb2.Timestamp()
     stamp.FromDatetime(value)
     return stamp
+
+
+def _moment(message: pb.StartRunRequest | pb.Notified, name: str) -> datetime.datetime | None:
+    """The time in a field; None when it is not set. Raises `InvalidPayload` naming the field when it is no time."""
+    if not message.HasField(name):  # type: ignore[arg-type]
+        return None
+    try:
+        found: datetime.datetime = getattr(message, name).ToDatetime(datetime.UTC)
+    except (ValueError, OverflowError):
+        raise errors.InvalidPayload(f"{name} must be a time from year 1 to 9999", field=name) from None
+    return found
 
 
 def _seconds(value: duration_pb2.Duration) -> float:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime
+
 from chassis import postgres
 from netra import errors, ids
-from services.dispatcher import runs
+from services.dispatcher import runs, stages
 
 _COLUMNS = (
     "run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, state, correlation_id, created_at, started_at,"
@@ -39,7 +43,7 @@ class Store:
 
     async def add(
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
-        correlation_id: str, most_queued: int, only_if_free: bool, owner: str = "", lease_s: float = 0.0,
+        correlation_id: str, most_queued: int, only_if_free: bool, passed: Mapping[str, datetime], owner: str = "", lease_s: float = 0.0,
     ) -> runs.Run:  # fmt: skip
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1.
 
@@ -54,13 +58,14 @@ class Store:
             row = await transaction.row(
                 "INSERT INTO dispatcher.runs (run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, request, inputs,"
                 " deadline_s, context, context_token, correlation_id, traceparent, state, epoch, lease_owner, tier, session_id,"
-                " lease_until, started_at)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $20, $21,"
+                " stages, lease_until, started_at)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $20, $21, $22::jsonb,"
                 " CASE WHEN $19::float8 > 0 THEN now() + make_interval(secs => $19) END, CASE WHEN $19::float8 > 0 THEN now() END)"
                 f" RETURNING {_COLUMNS}",
                 run.run_id, user_id, thread_id, request_id, digest, run.message_id or None, run.kind, run.agent, run.request, run.inputs,
                 run.deadline_s, run.context, run.context_token, correlation_id, run.traceparent,
                 "running" if owner else "queued", 1 if owner else 0, owner or None, lease_s, tier, session_id,
+                stages.written(passed),
             )  # fmt: skip
         if row is None:
             raise errors.Internal("The run was not stored.")
@@ -97,13 +102,13 @@ class Store:
             return await self._by_request(transaction, user_id, request_id)
 
     async def get(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
-        """One run. Raises `NotFound`."""
-        query = f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE user_id = $1 AND run_id = $2"
+        """One run, with its stages. Raises `NotFound`."""
+        query = f"SELECT {_COLUMNS}, stages FROM dispatcher.runs WHERE user_id = $1 AND run_id = $2"
         async with self._database.transaction(user_id) as transaction:
             row = await transaction.row(query, user_id, run_id)
         if row is None:
             raise errors.NotFound("There is no such run.", field="run_id")
-        return _run(row)
+        return dataclasses.replace(_run(row), stages=stages.read(row["stages"]))
 
     async def page(self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str) -> list[runs.Run]:
         """Up to `size` runs, newest first, older than the run `before` when given."""

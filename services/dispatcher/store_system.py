@@ -7,7 +7,7 @@ from datetime import datetime
 
 from chassis import postgres
 from netra import ids
-from services.dispatcher import runs
+from services.dispatcher import runs, stages
 
 _CLAIM = """
 WITH first AS (
@@ -36,11 +36,12 @@ claimable AS (
     ORDER BY created_at, run_id LIMIT $4 FOR UPDATE SKIP LOCKED)
 UPDATE dispatcher.runs AS r
 SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, epoch = epoch + 1, lease_owner = $1,
-    lease_until = now() + make_interval(secs => $2), started_at = coalesce(started_at, now())
+    lease_until = now() + make_interval(secs => $2), started_at = coalesce(started_at, now()),
+    stages = jsonb_build_object('routing_to_agent', clock_timestamp()) || stages
 FROM claimable WHERE r.run_id = claimable.run_id
 RETURNING r.run_id, r.kind, r.agent, r.request, r.inputs, r.deadline_s, r.message_id, r.context, r.context_token, r.traceparent,
     r.epoch, CASE WHEN r.cancelled_at IS NULL THEN '' ELSE r.cancelled_by END AS cancelled,
-    r.token_renewed_at < now() - interval '1 hour' AS expired, r.roles, r.tier, r.narrowed_at
+    r.token_renewed_at < now() - interval '1 hour' AS expired, r.roles, r.tier, r.narrowed_at, r.state = 'finishing' AS finishing
 """
 # Whoever writes to many runs takes them in one order: two that met crosswise would cost leases.
 # The lease of a tool that was called directly begins longer than this.
@@ -75,6 +76,15 @@ WHERE r.run_id = meant.run_id
 _OLD_TOKENS = """
 SELECT run_id, epoch, context_token FROM dispatcher.runs
 WHERE state = 'queued' AND token_renewed_at < now() - interval '20 minutes' ORDER BY token_renewed_at LIMIT $1
+"""
+# the first one counts; two gateways that tell of the same runs must not wait for each other in a circle
+_NOTIFIED = """
+WITH told AS (SELECT run_id, min(at) AS at FROM unnest($1::uuid[], $2::timestamptz[]) AS given (run_id, at) GROUP BY run_id),
+first AS (
+    SELECT run_id FROM dispatcher.runs WHERE run_id IN (SELECT run_id FROM told) AND NOT stages ? 'websocket_notification_sent'
+    ORDER BY run_id FOR UPDATE)
+UPDATE dispatcher.runs AS r SET stages = jsonb_build_object('websocket_notification_sent', told.at) || r.stages
+FROM told JOIN first USING (run_id) WHERE r.run_id = told.run_id
 """
 
 
@@ -115,20 +125,28 @@ class SystemStore:
         async with self._database.transaction() as transaction:
             await transaction.execute(query, run_id, epoch, token)
 
-    async def finishing(self, run_id: ids.RunId, epoch: int) -> bool:
-        """The run's thread is free from now on. False when another owns the run."""
-        query = "UPDATE dispatcher.runs SET state = 'finishing' WHERE run_id = $1 AND epoch = $2 AND state IN ('running', 'finishing')"
-        async with self._database.transaction() as transaction:
-            return await transaction.execute(query, run_id, epoch) == "UPDATE 1"
-
-    async def ended(self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes = b"") -> None:
-        """The run's final state."""
+    async def finishing(self, run_id: ids.RunId, epoch: int, passed: Mapping[str, datetime]) -> bool:
+        """The run's thread is free from now on; it has passed these stages. False when another owns the run."""
         query = (
-            "UPDATE dispatcher.runs SET state = $3, outcome = $4, ended_at = now(), lease_owner = NULL, lease_until = NULL"
-            " WHERE run_id = $1 AND epoch = $2 AND state = 'finishing'"
+            "UPDATE dispatcher.runs SET state = 'finishing', stages = $3::jsonb || stages"
+            " WHERE run_id = $1 AND epoch = $2 AND state IN ('running', 'finishing')"
         )
         async with self._database.transaction() as transaction:
-            await transaction.execute(query, run_id, epoch, state, outcome)
+            return await transaction.execute(query, run_id, epoch, stages.written(passed)) == "UPDATE 1"
+
+    async def ended(self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime]) -> None:
+        """The run's final state; it has passed these stages."""
+        query = (
+            "UPDATE dispatcher.runs SET state = $3, outcome = $4, ended_at = now(), lease_owner = NULL, lease_until = NULL,"
+            " stages = $5::jsonb || stages WHERE run_id = $1 AND epoch = $2 AND state = 'finishing'"
+        )
+        async with self._database.transaction() as transaction:
+            await transaction.execute(query, run_id, epoch, state, outcome, stages.written(passed))
+
+    async def notified(self, told: Sequence[tuple[ids.RunId, datetime]]) -> None:
+        """The ends of runs were sent to their users at these times. The first time counts; unknown runs are passed over."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_NOTIFIED, [run_id for run_id, _ in told], [at for _, at in told])
 
     async def revoke(self, session_id: str, user_id: str, before: datetime) -> None:
         """Ask all runs of a session to stop, or those that a user started before."""
@@ -159,7 +177,7 @@ def _claim(row: postgres.Row) -> runs.Claim:
         context_token=row["context_token"],
         traceparent=row["traceparent"],
     )
-    return runs.Claim(order, row["epoch"], row["cancelled"], row["expired"], _rights(row))
+    return runs.Claim(order, row["epoch"], row["cancelled"], row["expired"], _rights(row), row["finishing"])
 
 
 def _rights(row: postgres.Row) -> runs.Rights | None:

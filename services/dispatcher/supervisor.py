@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -202,15 +203,14 @@ class Supervisor:
         while True:
             self._woken.clear()
             if not await self._claim():
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._limits.poll_s):
                         await self._woken.wait()
-                except TimeoutError:
-                    continue
 
     async def _claim(self) -> bool:
         free = self._limits.slots - len(self._running)
-        if free <= 0 or not self._claiming:
+        # what could not be recorded waits in the queue, where another process can take it
+        if free <= 0 or not self._claiming or not self._engine.can_record:
             return False
         try:
             claims = await self._all.claim(self.owner, self._limits.lease_s, self._agents.names(), free, self._entitled.concurrent())
@@ -301,11 +301,9 @@ class Supervisor:
         deadline = time.monotonic() + self._limits.drain_s
         while self._running and time.monotonic() < deadline:
             self._woken.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await self._woken.wait()
-            except TimeoutError:
-                continue
         await self._tasks.close()
         await self._engine.close()
         try:

@@ -84,6 +84,11 @@ class Turn:
         self._totals.thoughts += 1
         self._bridge.thinking(reasoning, self._totals.thoughts, progress, key)
 
+    def delta(self, text: str) -> None:
+        """Show text as it is produced; dropped where it cannot be shown, and when it has more than 16 KiB."""
+        if text:
+            self._bridge.delta(text)
+
     async def tool(self, name: str, **arguments: object) -> Any:
         """Call a tool and return its result. Raises what went wrong."""
         key = self._key(f"tool:{name}")

@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import io
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -15,14 +15,14 @@ from typing import IO, Any, Self
 import grpc
 import stamina
 
-from chassis import channel, status
+from chassis import channel, replicas, status
 from netra import errors, ids
 from netra.context import UserExecutionContext
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
 from netra.tool import Artifact
 
-_EVENT_WAIT_S = 10.0
+_EVENT_WAIT_S = replicas.SILENCE_S
 _PIECE = 64 * 1024
 _BLOCK = 1024 * 1024
 # a restart of PostgreSQL or of the context service is waited for
@@ -155,16 +155,28 @@ def _artifact(found: context_pb2.Artifact) -> Artifact:
 
 
 class Records:
-    """The events service."""
+    """The events service. A user's record is written through the replica that is first for the user."""
 
-    def __init__(self, to: grpc.aio.Channel) -> None:
-        self.stub: events_pb2_grpc.EventsServiceAsyncStub = events_pb2_grpc.EventsServiceStub(to)
+    def __init__(self, known: replicas.Replicas, connect: Callable[[str], grpc.aio.Channel]) -> None:
+        """`connect` makes the channel to one replica."""
+        self.replicas = known
+        self._stubs: replicas.Each[events_pb2_grpc.EventsServiceAsyncStub] = replicas.Each(
+            known, lambda target: events_pb2_grpc.EventsServiceStub(connect(target))
+        )
 
-    async def open(self, run_id: str, epoch: int, context_token: str, trace_id: str) -> events_pb2.OpenRunResponse:
+    def of(self, target: str) -> events_pb2_grpc.EventsServiceAsyncStub:
+        """The stub of one replica."""
+        return self._stubs.of(target)
+
+    async def open(self, run_id: str, user_id: str, epoch: int, context_token: str, trace_id: str) -> events_pb2.OpenRunResponse:
         """Own the record of a run at this epoch, and read it. Raises `Fenced` when another owns it at a higher one."""
         request = events_pb2.OpenRunRequest(run_id=run_id, epoch=epoch, context_token=context_token, trace_id=trace_id)
-        with status.translated():
-            return await self.stub.OpenRun(request, timeout=_EVENT_WAIT_S)
+
+        async def opened(stub: events_pb2_grpc.EventsServiceAsyncStub) -> events_pb2.OpenRunResponse:
+            with status.translated():
+                return await stub.OpenRun(request, timeout=_EVENT_WAIT_S)
+
+        return await self._stubs.ask(user_id, opened)
 
 
 def _in_context(token: str) -> channel.Metadata:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from chassis import audit, channel, identity, lifecycle, limits, migrations, postgres, server, streams, tls, trust
+from chassis import audit, channel, identity, lifecycle, limits, migrations, postgres, replicas, server, streams, tls, trust
 from netra.agent import AgentSpec
 from netra.auth.v1 import auth_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
@@ -57,7 +57,10 @@ async def build(
         listening = server.Server(settings.host, settings.port, authenticator, settings.drain_s, certificates, refusals)
         contexts = upstreams.Contexts(channel.connect(settings.context_target, authorized, certificates=certificates, name="context"))
         files = upstreams.Artifacts(channel.connect(settings.context_target, authorized, certificates=certificates, name="context"))
-        records = upstreams.Records(channel.connect(settings.events_target, authorized, certificates=certificates, name="events"))
+        replicated = replicas.Replicas(settings.events_target)
+        records = upstreams.Records(
+            replicated, lambda target: channel.connect(target, authorized, certificates=certificates, name="events")
+        )
         spaces = await asyncio.to_thread(workspace.Workspaces, settings.workspaces(), files, settings.tool_processes)
         stack.push_async_callback(asyncio.to_thread, spaces.close)
         signals = streams.Streams(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
@@ -79,7 +82,7 @@ async def build(
         listening.add(
             _DESCRIPTOR,
             dispatcher_pb2_grpc.add_DispatcherServiceServicer_to_server,
-            servicer.Dispatcher(overseer, users, known_agents, known_tools, entitled, settings),
+            servicer.Dispatcher(overseer, users, all_runs, known_agents, known_tools, entitled, settings),
         )
         await listening.start()
         stack.push_async_callback(tasks.close)
@@ -87,7 +90,9 @@ async def build(
         stack.push_async_callback(listening.drain)
         tasks.spawn(trust.follow(trusted, auth, authorized), name="trust")
         tasks.spawn(refusals.run(), name="refusals")
-        tasks.spawn(appends.run(), name="append stream")
+        tasks.spawn(replicated.follow(), name="replicas of events")
+        tasks.spawn(appends.run(), name="append streams")
+        tasks.spawn(appends.watch(lambda reachable: listening.part("netra.record", reachable)), name="health of the record")
         tasks.spawn(_serve(mine, trusted, listening, tasks, overseer), name="serving")
         yield Service(listening, trusted)
 

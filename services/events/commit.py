@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 from chassis import log as log_
 from chassis import postgres, telemetry
 from netra import errors
-from services.events import log
+from services.events import ledger, log
 
 _log = log_.get(__name__)
 MAX_APPENDS = 512
@@ -22,13 +22,15 @@ _seconds = telemetry.meter.create_histogram("netra.events.commit.duration", unit
 _appends = telemetry.meter.create_counter("netra.events.appends", description="Appends by outcome.")
 _events = telemetry.meter.create_counter("netra.events.recorded", description="Events committed.")
 Reply = Callable[[log.Outcome], None]
+Told = Callable[[ledger.Ledger], None]
 
 
 class Writer(Protocol):
     """Judges and writes appends in one transaction."""
 
-    async def commit(self, appends: Sequence[log.Append]) -> log.Ledger:
-        """Raises what the database raises; then nothing was written, or nobody knows."""
+    async def commit(self, appends: Sequence[log.Append], *, pass_over: bool = False) -> ledger.Ledger:
+        """Raises what the database raises; then nothing was written, or nobody knows. When told to `pass_over`, it waits for no
+        row that another transaction holds, and refuses whoever needs it."""
         ...
 
 
@@ -40,6 +42,10 @@ class Announcer(Protocol):
         ...
 
 
+def _nobody(_written: ledger.Ledger) -> None:
+    """Nobody is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     append: log.Append
@@ -47,11 +53,14 @@ class _Pending:
 
 
 class Committer:
-    """The one writer of this replica. `run` commits; what was submitted is answered, always."""
+    """The one writer of this replica. `run` commits; what was submitted is answered, always.
 
-    def __init__(self, writer: Writer, announcer: Announcer) -> None:
+    `told` learns of each transaction after its events were announced. Like the announcer, it neither waits nor fails.
+    """
+
+    def __init__(self, writer: Writer, announcer: Announcer, told: Told = _nobody) -> None:
         self._writer = writer
-        self._announcer = announcer
+        self._announcer, self._told = announcer, told
         self._pending: deque[_Pending] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -90,14 +99,21 @@ class Committer:
 
     async def _commit(self, batch: list[_Pending]) -> None:
         try:
-            ledger = await self._writer.commit([pending.append for pending in batch])
+            written = await self._written([pending.append for pending in batch])
         except (errors.Unavailable, errors.DeadlineExceeded):
             # perhaps it was committed all the same: the writer sends it again and the digest tells
             _refuse(batch, errors.Unavailable("The record is not reachable just now. Send the append again."))
         except Exception as error:
             await self._bisect(batch, error)
         else:
-            self._answer(batch, ledger)
+            self._answer(batch, written)
+
+    async def _written(self, appends: Sequence[log.Append]) -> ledger.Ledger:
+        try:
+            return await self._writer.commit(appends)
+        except postgres.Locked:
+            # by a transaction elsewhere that stands still, for as long as the database lets it: whoever needs it not goes on
+            return await self._writer.commit(appends, pass_over=True)
 
     async def _bisect(self, batch: list[_Pending], error: Exception) -> None:
         if len(batch) == 1:
@@ -107,12 +123,14 @@ class Committer:
         await self._commit(batch[:middle])
         await self._commit(batch[middle:])
 
-    def _answer(self, batch: list[_Pending], ledger: log.Ledger) -> None:
-        for pending, outcome in zip(batch, ledger.outcomes, strict=True):
+    def _answer(self, batch: list[_Pending], written: ledger.Ledger) -> None:
+        for pending, outcome in zip(batch, written.outcomes, strict=True):
             pending.reply(outcome)
-            _appends.add(1, {"outcome": outcome.refused.code if outcome.refused else "OK"})
-        _events.add(len(ledger.events))
-        self._announcer.announce([row.event for row in ledger.events])
+        for code, many in Counter(outcome.refused.code if outcome.refused else "OK" for outcome in written.outcomes).items():
+            _appends.add(many, {"outcome": code})
+        _events.add(len(written.events))
+        self._announcer.announce([row.event for row in written.events])
+        self._told(written)
 
 
 def _refuse(batch: Sequence[_Pending], reason: errors.NetraError) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from chassis import lifecycle, telemetry
@@ -21,7 +21,10 @@ _SETTLE_S = 0.05
 _RETRY_S = 0.5
 _PAGE_EVENTS = 500
 _PAGE_BYTES = 1024 * 1024
-_CATCH_UPS = 4
+# pages that are read at a time because live readers have missed something
+CATCH_UPS = 4
+# transients of one user that wait until the events before them come from the record
+_MAX_WAITING = 32
 _gaps = telemetry.meter.create_counter("netra.events.gaps", description="Gaps of the live tail filled from the record.")
 _degraded = telemetry.meter.create_gauge("netra.events.degraded", description="1 while the live tail polls the record.")
 
@@ -54,6 +57,10 @@ class Listener(Protocol):
         """Must not wait. Events come in order, without a hole."""
         ...
 
+    def show(self, transient: log.Transient) -> None:
+        """Must not wait. It comes after the events up to its cursor, and before those after it."""
+        ...
+
     def reset(self) -> None:
         """The record was replaced by a backup: nothing of what was said holds."""
         ...
@@ -62,7 +69,7 @@ class Listener(Protocol):
 class Topic:
     """One served user: how far this process has delivered, and to whom."""
 
-    __slots__ = ("catching_up", "last", "listeners", "pins", "target", "user_id")
+    __slots__ = ("_waiting", "catching_up", "last", "listeners", "pins", "target", "user_id")
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
@@ -71,6 +78,7 @@ class Topic:
         self.target = 0
         self.listeners: set[Listener] = set()
         self.catching_up = False
+        self._waiting: list[log.Transient] = []
 
     @property
     def behind(self) -> bool:
@@ -83,8 +91,26 @@ class Topic:
             self.last = event.cursor
             for listener in tuple(self.listeners):
                 listener.offer(event)
+            self._show_waiting()
         elif event.cursor > self.last:
             self.target = max(self.target, event.cursor)
+
+    def show(self, transient: log.Transient) -> None:
+        """Show it in its place, when that is here or still to come; what comes later contains its sum."""
+        if transient.cursor == self.last:
+            for listener in tuple(self.listeners):
+                listener.show(transient)
+        elif 0 <= self.last < transient.cursor and len(self._waiting) < _MAX_WAITING:
+            self.target = max(self.target, transient.cursor)
+            self._waiting.append(transient)
+        else:
+            announce.missed("late")
+
+    def _show_waiting(self) -> None:
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for transient in waiting:
+                self.show(transient)
 
 
 class Fanout:
@@ -96,7 +122,7 @@ class Fanout:
         self._topics: dict[str, Topic] = {}
         self._heard_at = 0.0
         self._hurry = asyncio.Event()
-        self._catch_ups = asyncio.Semaphore(_CATCH_UPS)
+        self._catch_ups = asyncio.Semaphore(CATCH_UPS)
         self.generation = ""
 
     @property
@@ -110,6 +136,9 @@ class Fanout:
         try:
             await self.known_generation()
             positions = await self._cursors.positions(topics)
+            if any(self._topics.get(user) is not topic for user, topic in topics.items()):
+                # nothing would ever come for these
+                raise errors.Unavailable("The record was replaced. Connect again.")
         except BaseException:
             for topic in topics.values():
                 self.release(topic)
@@ -200,16 +229,25 @@ class Fanout:
                     return
 
     def _dispatch(self, fields: Mapping[bytes, bytes]) -> None:
-        for event in announce.decoded(fields):
-            if (topic := self._topics.get(event.user_id)) is not None:
-                topic.offer(event)
+        for told in announce.decoded(fields):
+            if (topic := self._topics.get(told.user_id)) is not None:
+                topic.show(told) if isinstance(told, log.Transient) else topic.offer(told)
                 self._catch_up(topic)
 
-    async def watch(self) -> None:
-        """Compare the served users with the record every 2 s, and oftener while Valkey is not heard; for ever."""
+    async def watch(self, tell: Callable[[bool], Awaitable[None]]) -> None:
+        """Compare the served users with the record every 2 s, and oftener while Valkey is not heard; for ever.
+
+        `tell` learns at first, and whenever it changes, whether Valkey is heard.
+        """
+        told: bool | None = None
         while True:
             degraded = self.degraded
-            _degraded.set(int(degraded))
+            if degraded is not told:
+                await tell(not degraded)
+                _degraded.set(int(degraded))
+                if told is not None:
+                    (_log.warning if degraded else _log.info)("the live tail", degraded=degraded)
+                told = degraded
             try:
                 async with asyncio.timeout(self._poll_s if degraded else self._compare_s):
                     await self._hurry.wait()

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
-from chassis import identity
+from chassis import identity, lifecycle
 from netra import errors
 from netra.events.v1 import events_pb2
-from services.events import fanout, log
+from services.events import announce, fanout, log
 
 MAX_BATCH_EVENTS = 256
 MAX_BATCH_BYTES = 256 * 1024
@@ -28,6 +29,19 @@ class Pages(Protocol):
     async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some of a user's record, up to a cursor, and whether there was `more` when it was read.
+
+    `truncated_to` is set when something is gone that was to come before: the record begins there now.
+    """
+
+    events: list[log.Recorded]
+    through: int
+    more: bool
+    truncated_to: int
+
+
 class Follower:
     """One user on one stream: what was queued, what was sent, and by whose leave."""
 
@@ -41,6 +55,7 @@ class Follower:
         self.oldest = 1
         self.grants: dict[str, float] = {}
         self._held: list[log.Recorded] | None = None
+        self._begun = False
 
     def grant(self, principal: identity.Principal) -> None:
         """A session of the user vouches for following."""
@@ -52,13 +67,20 @@ class Follower:
             return
         if self.behind:
             self._hold(event)
-        elif self.run_id and event.run_id != self.run_id:
-            self.queued_to = event.cursor
-        elif self.stream.push(self, event):
+        elif event.cursor == self.queued_to + 1 and (not self._wants(event) or self.stream.push(self, event)):
             self.queued_to = event.cursor
         else:
+            # no room; or what is in between was dropped from the record, which the next page tells
             self.behind = True
             self.stream.fall_behind(self)
+
+    def show(self, transient: log.Transient) -> None:
+        """What is not recorded, for whoever has got all that is before it and nothing that is after it."""
+        if self.run_id in ("", transient.run_id) and transient.cursor == self.queued_to and not self.behind:
+            self.stream.show(self, transient)
+
+    def _wants(self, event: log.Recorded) -> bool:
+        return not self.run_id or event.run_id == self.run_id
 
     def _hold(self, event: log.Recorded) -> None:
         if self._held is not None:
@@ -70,36 +92,41 @@ class Follower:
         """The record was replaced: this stream must be opened anew."""
         self.stream.fail(errors.Unavailable("The record was replaced. Connect again."))
 
-    async def from_record(self, pages: Pages) -> list[log.Recorded]:
+    async def from_record(self, pages: Pages) -> Piece:
         """The next page; when it reaches the live events, the follower is live again. Raises `Unavailable`."""
         self._held = []
-        page = await pages.page(
-            self.user_id, self.queued_to, limit=MAX_BATCH_EVENTS, max_bytes=MAX_BATCH_BYTES, run_id=self.run_id
-        )  # fmt: skip
+        after = self.queued_to
+        page = await pages.page(self.user_id, after, limit=MAX_BATCH_EVENTS, max_bytes=MAX_BATCH_BYTES, run_id=self.run_id)
         events = list(page.events)
         self.queued_to = max(self.queued_to, page.through)
         for event in self._held or ():
             if event.cursor == self.queued_to + 1:
                 self.queued_to = event.cursor
-                if not self.run_id or event.run_id == self.run_id:
+                if self._wants(event):
                     events.append(event)
         self._held = None
         self.behind = self.queued_to < self.topic.last
-        self.sent_to = self.queued_to
-        return events
+        # at first, 0 is wherever the record begins
+        truncated_to = page.position.oldest if after < page.position.oldest - 1 and (after or self._begun) else 0
+        self._begun = True
+        return Piece(events, self.queued_to, self.behind, truncated_to)
 
 
 class Stream:
     """What one call sends: a bounded queue of live events, and followers that are fed from the record."""
 
-    def __init__(self, live: fanout.Fanout, pages: Pages) -> None:
-        self._live, self._pages = live, pages
+    def __init__(self, live: fanout.Fanout, pages: Pages, tasks: lifecycle.Tasks) -> None:
+        self._live, self._pages, self._tasks = live, pages, tasks
         self.followers: dict[str, Follower] = {}
-        self._queue: deque[tuple[Follower, log.Recorded]] = deque()
+        self._queue: deque[tuple[Follower, log.Recorded | log.Transient]] = deque()
+        self._shown: list[log.Transient] = []
         self._bytes = 0
         self._behind: deque[Follower] = deque()
+        self._reading: asyncio.Task[None] | None = None
+        self._read: tuple[Follower, Piece] | None = None
+        self._truncated_to = 0
         self._wake = asyncio.Event()
-        self._failure: errors.NetraError | None = None
+        self._failure: Exception | None = None
         self._ended = False
         self._said: list[events_pb2.TailPosition] = []
         self._expire_at = 0.0
@@ -127,11 +154,21 @@ class Stream:
         """Queue a live event; False when there is no room."""
         if len(self._queue) >= _MAX_QUEUED_EVENTS or self._bytes >= _MAX_QUEUED_BYTES:
             return False
-        self._queue.append((follower, event))
-        self._bytes += len(event.frame)
+        self._put(follower, event)
+        return True
+
+    def show(self, follower: Follower, transient: log.Transient) -> None:
+        """Queue what is not recorded, in its place among the events; dropped when the queue is half full."""
+        if len(self._queue) * 2 >= _MAX_QUEUED_EVENTS or self._bytes * 2 >= _MAX_QUEUED_BYTES:
+            announce.missed("busy")
+        else:
+            self._put(follower, transient)
+
+    def _put(self, follower: Follower, told: log.Recorded | log.Transient) -> None:
+        self._queue.append((follower, told))
+        self._bytes += len(told.frame)
         follower.queued += 1
         self._wake.set()
-        return True
 
     def fall_behind(self, follower: Follower) -> None:
         """Feed the follower from the record."""
@@ -142,7 +179,7 @@ class Stream:
         """Look again whether anything is to be sent."""
         self._wake.set()
 
-    def fail(self, reason: errors.NetraError) -> None:
+    def fail(self, reason: Exception) -> None:
         """End the stream with an error."""
         self._failure = self._failure or reason
         self._wake.set()
@@ -156,6 +193,8 @@ class Stream:
         """Let go of everything."""
         for user_id in tuple(self.followers):
             self.leave(user_id)
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def batches(self) -> AsyncIterator[list[log.Recorded]]:
         """Events to send, in order per user; an empty list at least every second, and when woken. Raises what it failed with."""
@@ -164,12 +203,13 @@ class Stream:
                 raise self._failure
             self._wake.clear()
             self._expire()
-            # in this order: a follower that becomes live during the first has its live events in the second
-            events = await self._recorded()
+            # in this order: a follower that became live with its page has its live events in the queue
+            events = self._from_record()
             events += self._queued()
+            self._read_on()
             yield events
             if not events:
-                await self._woken(_RETRY_S if self._behind else _TICK_S)
+                await self._woken(_TICK_S)
 
     async def _woken(self, patience_s: float) -> None:
         try:
@@ -180,41 +220,74 @@ class Stream:
 
     def _queued(self) -> list[log.Recorded]:
         events: list[log.Recorded] = []
-        size = 0
-        while self._queue and len(events) < MAX_BATCH_EVENTS and size < MAX_BATCH_BYTES:
-            follower, event = self._queue.popleft()
+        shown_to: set[str] = set()
+        size, self._shown = 0, []
+        while self._queue and len(events) + len(self._shown) < MAX_BATCH_EVENTS and size < MAX_BATCH_BYTES:
+            follower, told = self._queue[0]
+            if isinstance(told, log.Recorded) and told.user_id in shown_to:
+                # it comes after what is shown, so it goes with the next batch
+                self._wake.set()
+                break
+            self._queue.popleft()
             follower.queued -= 1
-            self._bytes -= len(event.frame)
-            if not follower.gone:
-                follower.sent_to = event.cursor
-                events.append(event)
-                size += len(event.frame)
-        return events
-
-    async def _recorded(self) -> list[log.Recorded]:
-        # one page of one follower per round, in turn; what it has queued goes out first
-        for _ in range(len(self._behind)):
-            follower = self._behind.popleft()
+            self._bytes -= len(told.frame)
             if follower.gone:
                 continue
-            if follower.queued:
-                self._behind.append(follower)
-                continue
-            return await self._page_of(follower)
-        return []
+            size += len(told.frame)
+            if isinstance(told, log.Transient):
+                self._shown.append(told)
+                shown_to.add(told.user_id)
+            else:
+                follower.sent_to = told.cursor
+                events.append(told)
+        return events
 
-    async def _page_of(self, follower: Follower) -> list[log.Recorded]:
-        try:
-            events = await follower.from_record(self._pages)
-        except (errors.Unavailable, errors.DeadlineExceeded):
-            self._behind.append(follower)
+    def _from_record(self) -> list[log.Recorded]:
+        if self._read is None:
             return []
+        (follower, piece), self._read = self._read, None
         if follower.gone:
             return []
-        if follower.behind:
+        follower.sent_to = piece.through
+        self._truncated_to = piece.truncated_to
+        if piece.more:
             self._behind.append(follower)
             self._wake.set()
-        return events
+        return piece.events
+
+    def _read_on(self) -> None:
+        """Read one page of one follower, in turn, while this batch goes out; what a follower has queued goes out before."""
+        if self._read is not None or (self._reading is not None and not self._reading.done()):
+            return
+        for _ in range(len(self._behind)):
+            follower = self._behind.popleft()
+            if follower.queued:
+                self._behind.append(follower)
+            elif not follower.gone:
+                self._reading = self._tasks.spawn(self._read_page(follower), "feed-page")
+                return
+
+    async def _read_page(self, follower: Follower) -> None:
+        try:
+            self._read = follower, await follower.from_record(self._pages)
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            await asyncio.sleep(_RETRY_S)
+            self._behind.append(follower)
+        except Exception as error:
+            self.fail(error)
+        # here, and not when the task is done: whoever is woken must be able to read on
+        self._reading = None
+        self._wake.set()
+
+    def take_truncated(self) -> int:
+        """Where the record begins now, when something was dropped that was to come in the batch at hand; once."""
+        truncated_to, self._truncated_to = self._truncated_to, 0
+        return truncated_to
+
+    def take_shown(self) -> list[log.Transient]:
+        """What is not recorded and comes after the events of the batch at hand, once."""
+        shown, self._shown = self._shown, []
+        return shown
 
     def say(self, position: events_pb2.TailPosition) -> None:
         """Send a word about a user before the next events."""
@@ -226,10 +299,10 @@ class Stream:
         said, self._said = self._said, []
         return said
 
-    def dismiss(self, user_id: str, reason: str) -> None:
-        """Leave a user, and say so."""
+    def dismiss(self, user_id: str, reason: str, join_id: str = "") -> None:
+        """Leave a user, and say so: in answer to a join, or by itself."""
         self.leave(user_id)
-        self.say(events_pb2.TailPosition(user_id=user_id, joined=False, reason=reason))
+        self.say(events_pb2.TailPosition(user_id=user_id, joined=False, reason=reason, join_id=join_id))
 
     def revoke(self, session_id: str, user_id: str) -> None:
         """Send nothing more on the word of a session that was ended, or of any session of a user."""

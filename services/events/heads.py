@@ -15,6 +15,7 @@ class NewHead:
 
     run_id: str
     user_id: str
+    tenant_id: str
     thread_id: str
     request_id: str
     correlation_id: str
@@ -30,7 +31,6 @@ class Opened:
     next_seq: int
     ended: bool
     terminal_type: str
-    steps: Sequence[tuple[str, bytes]]
     open_tool_calls: Sequence[str]
 
 
@@ -41,5 +41,6 @@ def new(context: UserExecutionContext, run_id: ids.RunId, trace_id: str) -> NewH
     deadline = context.deadline.timestamp() if context.deadline is not None else None
     # what a tier keeps for how long is decided when partitions are dropped, not here
     return NewHead(
-        run_id, context.user_id, context.thread_id, context.request_id, context.correlation_id, trace_id, context.tier, deadline
+        run_id, context.user_id, context.tenant_id, context.thread_id, context.request_id, context.correlation_id, trace_id, context.tier,
+        deadline,
     )  # fmt: skip

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 from chassis import lifecycle
 from chassis import log as log_
 from netra import errors
+from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
 from services.events import commit, log
 
 _log = log_.get(__name__)
+Show = Callable[[events_pb2.AppendRequest], log.Outcome]
+
+
+class Verifier(Protocol):
+    """Knows whom a context token is for."""
+
+    async def context(self, token: str) -> UserExecutionContext:
+        """Raises `Unauthenticated`."""
+        ...
+
+
+def _to_nobody(request: events_pb2.AppendRequest) -> log.Outcome:
+    """Nobody watches."""
+    return log.Outcome(request.append_id)
 
 
 class Intake:
-    """All streams of appends of this replica."""
+    """All streams of appends of this replica. `show` shows what they have for those who watch; it neither waits nor fails."""
 
-    def __init__(self, committer: commit.Committer, tasks: lifecycle.Tasks) -> None:
-        self._committer = committer
-        self._tasks = tasks
+    def __init__(self, committer: commit.Committer, verifier: Verifier, tasks: lifecycle.Tasks, show: Show = _to_nobody) -> None:
+        self._committer, self._verifier = committer, verifier
+        self._tasks, self._show = tasks, show
         self._readers: set[asyncio.Task[None]] = set()
         self._closing = False
 
     async def answers(self, requests: AsyncIterator[events_pb2.AppendRequest]) -> AsyncIterator[log.Outcome]:
         """One outcome per append; ends when the writer has no more, or on `close`, after all that was read is answered."""
-        stream = _Stream(self._committer)
+        stream = _Stream(self._committer, self._verifier, self._show)
         reader = self._tasks.spawn(stream.read(requests), "append-reader")
         self._readers.add(reader)
         if self._closing:
@@ -47,8 +63,8 @@ class Intake:
 
 
 class _Stream:
-    def __init__(self, committer: commit.Committer) -> None:
-        self._committer = committer
+    def __init__(self, committer: commit.Committer, verifier: Verifier, show: Show) -> None:
+        self._committer, self._verifier, self._show = committer, verifier, show
         self._answers: asyncio.Queue[log.Outcome | None] = asyncio.Queue()
         self._open = 0
         self._ended = False
@@ -72,10 +88,17 @@ class _Stream:
         if not isinstance(request, events_pb2.AppendRequest):
             raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
         try:
-            append = log.checked(request)
+            # whose events they are is in a signed context only when no run says it
+            context = await self._verifier.context(request.context_token) if request.context_token else None
+            append = log.checked(request, context)
         except errors.NetraError as refused:
             self._open += 1
             self._reply(log.Outcome(request.append_id, refused=refused))
+            return
+        shown = self._show(request) if request.transients else None
+        if shown is not None and not append.is_recorded:
+            self._open += 1
+            self._reply(shown)
             return
         await self._committer.submit(append, self._reply)
         self._open += 1

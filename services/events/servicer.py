@@ -1,15 +1,16 @@
-"""EventsService: OpenRun, Append, Tail, Subscribe, ListEvents."""
+"""EventsService: OpenRun, Append, Tail, Subscribe, ListEvents, ExportEvents, EraseEvents."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chassis import identity, telemetry
 from netra import errors, ids
 from netra.events.v1 import events_pb2, events_pb2_grpc
-from services.events import fanout, heads, intake, log, tail
+from services.events import erasure, exports, fanout, heads, intake, log, paces, reach, tail
 
 if TYPE_CHECKING:
     import grpc
@@ -17,23 +18,34 @@ if TYPE_CHECKING:
 _TRACE = re.compile(r"[0-9a-f]{32}")
 _DEFAULT_PAGE, _MAX_PAGE = 100, 1000
 _PAGE_BYTES = 1024 * 1024
+_MAX_REQUEST_ID = 64
 
 
 class Record(Protocol):
-    """One user's record."""
+    """The runs of one user's record."""
 
     async def open(self, head: heads.NewHead, epoch: int) -> heads.Opened: ...
     async def end_of(self, user_id: str, run_id: str) -> int: ...
-    async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What is done with a user's whole record, and who may."""
+
+    exports: exports.Exports
+    erasures: erasure.Erasures
+    reach: reach.Reach
 
 
 class EventsServicer(events_pb2_grpc.EventsServiceServicer):
     """The record over gRPC."""
 
     def __init__(
-        self, record: Record, appends: intake.Intake, streams: tail.Tail, live: fanout.Fanout, verifier: identity.Verifier
+        self, record: Record, pages: paces.Pages, appends: intake.Intake, streams: tail.Tail, live: fanout.Fanout,
+        verifier: identity.Verifier, whole: Whole, opened: Callable[[str, int], None],
     ) -> None:  # fmt: skip
-        self._record, self._appends, self._streams, self._live, self._verifier = record, appends, streams, live, verifier
+        self._record, self._pages, self._appends, self._streams = record, pages, appends, streams
+        self._live, self._verifier, self._whole, self._opened = live, verifier, whole, opened
 
     async def OpenRun(self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]) -> events_pb2.OpenRunResponse:
         execution = await self._verifier.context(request.context_token)
@@ -43,11 +55,10 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
         if request.epoch < 1:
             raise errors.InvalidPayload("epoch counts from 1", field="epoch")
         opened = await self._record.open(head, request.epoch)
+        self._opened(head.run_id, request.epoch)
         return events_pb2.OpenRunResponse(
-            next_seq=opened.next_seq, ended=opened.ended, terminal_type=opened.terminal_type,
-            steps=[events_pb2.Step(key=key, result=result) for key, result in opened.steps],
-            open_tool_calls=opened.open_tool_calls,
-        )  # fmt: skip
+            next_seq=opened.next_seq, ended=opened.ended, terminal_type=opened.terminal_type, open_tool_calls=opened.open_tool_calls
+        )
 
     async def Append(
         self, request_iterator: AsyncIterator[events_pb2.AppendRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -63,14 +74,20 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
         self, request_iterator: AsyncIterator[events_pb2.TailRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[events_pb2.TailResponse]:
         async for batch in self._streams.follow(request_iterator):
-            yield events_pb2.TailResponse(positions=batch.positions, events=[_event(event) for event in batch.events])
+            answer = events_pb2.TailResponse(positions=batch.positions, degraded=batch.degraded)
+            answer.transients.extend(transient.message() for transient in batch.shown)
+            fill(answer.events, batch.events)
+            yield answer
 
     async def Subscribe(
         self, request: events_pb2.SubscribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[events_pb2.SubscribeResponse]:
         after, run_id = _after(request.after), _run(request.run_id)
-        async for events in self._streams.subscribe(identity.current().user, after, run_id):
-            yield events_pb2.SubscribeResponse(events=[_event(event) for event in events])
+        async for part in self._streams.subscribe(identity.current().user, after, run_id):
+            answer = events_pb2.SubscribeResponse(truncated_to=part.truncated_to)
+            answer.transients.extend(transient.message() for transient in part.shown)
+            fill(answer.events, part.events)
+            yield answer
 
     async def ListEvents(
         self, request: events_pb2.ListEventsRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -81,15 +98,35 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
         if run_id:
             await self._record.end_of(user_id, run_id)
         generation = await self._live.known_generation()
-        page = await self._record.page(
+        page = await self._pages.page(
             user_id, after, limit=request.page_size or _DEFAULT_PAGE, max_bytes=_PAGE_BYTES, run_id=run_id
         )  # fmt: skip
         answer = events_pb2.ListEventsResponse(
-            events=[_event(event) for event in page.events], next_after=page.through, last=page.position.last,
-            oldest=page.position.oldest, epoch=generation,
-        )  # fmt: skip
+            next_after=page.through, last=page.position.last, oldest=page.position.oldest, epoch=generation
+        )
+        fill(answer.events, page.events)
         answer.read_at.GetCurrentTime()
         return answer
+
+    async def ExportEvents(
+        self, request: events_pb2.ExportEventsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[events_pb2.ExportEventsResponse]:
+        user_id = await self._whole.reach.reader(request.user_id)
+        generation = await self._live.known_generation()
+        async for page in self._whole.exports.pages(user_id):
+            self._whole.reach.still()
+            answer = events_pb2.ExportEventsResponse(last=page.position.last, oldest=page.position.oldest, epoch=generation)
+            fill(answer.events, page.events)
+            yield answer
+
+    async def EraseEvents(
+        self, request: events_pb2.EraseEventsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> events_pb2.EraseEventsResponse:
+        if not 1 <= len(request.request_id) <= _MAX_REQUEST_ID:
+            raise errors.InvalidPayload(f"request_id has 1 to {_MAX_REQUEST_ID} characters", field="request_id")
+        user_id = await self._whole.reach.eraser(request.user_id)
+        erased = await self._whole.erasures.erase(user_id, request.request_id, identity.current().user_id)
+        return events_pb2.EraseEventsResponse(events=erased.events, runs=erased.runs, next_cursor=erased.upto + 1)
 
 
 def _after(cursor: int) -> int:
@@ -102,8 +139,11 @@ def _run(run_id: str) -> str:
     return ids.RunId(run_id) if run_id else ""
 
 
-def _event(event: log.Recorded) -> events_pb2.Event:
-    return events_pb2.Event(
-        cursor=event.cursor, seq=event.seq, user_id=event.user_id, run_id=event.run_id, thread_id=event.thread_id, type=event.kind,
-        frame=event.frame,
-    )  # fmt: skip
+def fill(into: Any, events: Sequence[log.Recorded]) -> None:
+    """Make the messages of events in their place: a message that is made beside an answer is copied into it."""
+    add = into.add
+    for event in events:
+        add(
+            cursor=event.cursor, seq=event.seq, user_id=event.user_id, run_id=event.run_id, thread_id=event.thread_id, type=event.kind,
+            frame=event.frame,
+        )  # fmt: skip

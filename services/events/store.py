@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from chassis import log as log_
 from chassis import postgres
 from netra import errors
-from services.events import heads, log
+from services.events import days, heads, log
 
-_POSITION = "SELECT last, oldest FROM events.cursors WHERE user_id = $1"
+_log = log_.get(__name__)
+# what is stopped in the middle of a transaction holds up nobody for long; a plan that fits any day would look into every day
+OPTIONS = {"idle_in_transaction_session_timeout": "2s", "lock_timeout": "500ms", "plan_cache_mode": "force_custom_plan"}
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+
+# how far the record reaches, and the first days and classes that hold something after a cursor: in the order of cursors, as time is
+_POSITION = f"""
+SELECT c.last, c.oldest, d.day, d.retention, d.first_cursor FROM events.cursors c LEFT JOIN LATERAL (
+    SELECT day, retention, first_cursor FROM events.days
+    WHERE user_id = $1 AND first_cursor <= greatest($2, c.oldest - 1) + $3 AND day >= (
+        SELECT max(day) FROM events.days WHERE user_id = $1 AND first_cursor <= greatest($2, c.oldest - 1) + 1)
+    ORDER BY first_cursor LIMIT {days.MAX_ROWS}
+) d ON true WHERE c.user_id = $1 ORDER BY d.first_cursor
+"""
+_SPAN_OF_RUN = "SELECT retention, created_at, last_at FROM events.heads WHERE run_id = $2 AND user_id = $1"
 # sizes are known without reading the frames, so a page costs what it sends
 _PAGE = """
 SELECT cursor, run_id, seq, thread_id, type, ends, frame FROM (
@@ -15,17 +34,35 @@ SELECT cursor, run_id, seq, thread_id, type, ends, frame FROM (
     FROM events.events WHERE user_id = $1 AND cursor > $2 AND cursor <= $3 {filter} ORDER BY cursor LIMIT $4
 ) page WHERE before < $5 ORDER BY cursor
 """
-_PAGE_OF_ALL = _PAGE.format(filter="")
-_PAGE_OF_RUN = _PAGE.format(filter="AND run_id = $6")
+_PAGE_OF_ALL = _PAGE.format(filter="AND retention = ANY($6::text[]) AND recorded_at >= $7 AND recorded_at < $8")
+_PAGE_OF_RUN = _PAGE.format(filter="AND run_id = $6 AND retention = $7 AND recorded_at >= $8 AND recorded_at <= $9")
+_PAGE_ANYWHERE = _PAGE.format(filter="")
+_NEW_CURSOR = "INSERT INTO events.cursors (user_id, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+# a row that says so already is not locked
+_TENANT = "UPDATE events.cursors SET tenant_id = $2 WHERE user_id = $1 AND tenant_id IS DISTINCT FROM $2"
 _NEW_HEAD = """
 INSERT INTO events.heads (run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, deadline)
 VALUES ($1, $2, $3, $4, $5, $6, $7, to_timestamp($8::float8)) ON CONFLICT DO NOTHING
 """
-_HEAD = "SELECT epoch, next_seq, ended, terminal_type FROM events.heads WHERE run_id = $1 AND user_id = $2 FOR UPDATE"
+_HEAD = """
+SELECT epoch, next_seq, ended, terminal_type, retention, created_at, last_at FROM events.heads
+WHERE run_id = $1 AND user_id = $2 FOR UPDATE
+"""
 _OPEN_CALLS = """
-SELECT tool_call_id FROM events.events WHERE user_id = $2 AND run_id = $1 AND type IN ('tool_executing', 'tool_completed')
+SELECT tool_call_id FROM events.events
+WHERE user_id = $2 AND run_id = $1 AND type IN ('tool_executing', 'tool_completed')
+  AND retention = $3 AND recorded_at >= $4 AND recorded_at <= $5
 GROUP BY tool_call_id HAVING count(*) FILTER (WHERE type = 'tool_completed') = 0 ORDER BY min(seq)
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """Where to look for a page: the query, up to which cursor it is complete, the arguments beyond those of every page."""
+
+    query: str
+    through: int
+    more: tuple[object, ...]
 
 
 class Record:
@@ -35,10 +72,14 @@ class Record:
         self._database = database
 
     async def open(self, head: heads.NewHead, epoch: int) -> heads.Opened:
-        """Raise the epoch of a head, made when it is new. Raises `Fenced`, or `NotFound` when it is another user's."""
+        """Raise the epoch of a head, made when it is new; the same epoch again, whose answer was lost, gets the same answer.
+
+        Raises `Fenced`, or `NotFound` when it is another user's.
+        """
         async with self._database.transaction(head.user_id) as transaction:
             # in the order of the writer's locks: cursors, then heads
-            await transaction.execute("INSERT INTO events.cursors (user_id) VALUES ($1) ON CONFLICT DO NOTHING", head.user_id)
+            await transaction.execute(_NEW_CURSOR, head.user_id, head.tenant_id)
+            await transaction.execute(_TENANT, head.user_id, head.tenant_id)
             await transaction.execute(
                 _NEW_HEAD, head.run_id, head.user_id, head.thread_id, head.request_id, head.correlation_id, head.trace_id,
                 head.retention, head.deadline,
@@ -46,40 +87,78 @@ class Record:
             row = await transaction.row(_HEAD, head.run_id, head.user_id)
             if row is None:
                 raise errors.NotFound("There is no such run.")
-            if epoch <= row["epoch"]:
+            # each claim of a run has an epoch of its own
+            if epoch < row["epoch"]:
                 raise errors.Fenced(f"The run is owned under epoch {row['epoch']} already.", epoch=row["epoch"])
             owner = (head.run_id, head.user_id)
             await transaction.execute("UPDATE events.heads SET epoch = $3 WHERE run_id = $1 AND user_id = $2", *owner, epoch)
-            steps = await transaction.fetch("SELECT key, result FROM events.steps WHERE run_id = $1 AND user_id = $2 ORDER BY key", *owner)
-            calls = await transaction.fetch(_OPEN_CALLS, *owner)
-        return heads.Opened(
-            row["next_seq"], row["ended"], row["terminal_type"],
-            [(step["key"], step["result"]) for step in steps], [call["tool_call_id"] for call in calls],
-        )  # fmt: skip
+            calls = await transaction.fetch(_OPEN_CALLS, *owner, row["retention"], row["created_at"], row["last_at"])
+        return heads.Opened(row["next_seq"], row["ended"], row["terminal_type"], [call["tool_call_id"] for call in calls])
 
     async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page:
-        """The user's events after a cursor; at least one, however big, if there is one."""
+        """The user's events after a cursor; at least one, however big, if there is one and no run is asked for."""
+        page = await self._page(user_id, after, limit, max_bytes, run_id)
+        if not run_id and _has_hole(page, after):
+            # the day was dropped between two looks; or, and that must not be, the days are wrong
+            page = await self._page(user_id, after, limit, max_bytes, run_id, everywhere=True)
+            if _has_hole(page, after):
+                _log.error("the record has a hole", user_id=user_id, after=after, through=page.through, found=len(page.events))
+        return page
+
+    async def _page(
+        self, user_id: str, after: int, limit: int, max_bytes: int, run_id: str, *, everywhere: bool = False
+    ) -> log.Page:  # fmt: skip
         async with self._database.transaction(user_id) as transaction:
             # first how far, then what: both commit together, so nothing up to there is missing
-            row = await transaction.row(_POSITION, user_id)
-            position = log.Position(row["last"], row["oldest"]) if row is not None else log.Position()
-            if position.last <= after:
-                return log.Page([], after, position)
-            arguments = (user_id, after, position.last, limit, max_bytes)
-            query, filters = (_PAGE_OF_RUN, (run_id,)) if run_id else (_PAGE_OF_ALL, ())
-            rows = await transaction.fetch(query, *arguments, *filters)
-        events = [_recorded(user_id, found) for found in rows]
+            rows = await transaction.fetch(_POSITION, user_id, after, limit)
+            position = log.Position(rows[0]["last"], rows[0]["oldest"]) if rows else log.Position()
+            # what retention hides is not shown any more, dropped or not
+            start = max(after, position.oldest - 1)
+            if position.last <= start:
+                return log.Page([], max(after, position.last), position)
+            wanted = min(position.last, start + limit)
+            if run_id:
+                lookup = await self._of_run(transaction, user_id, run_id, position.last)
+            else:
+                lookup = _Lookup(_PAGE_ANYWHERE, wanted, ()) if everywhere else _of_all(rows, wanted)
+            found = await transaction.fetch(lookup.query, user_id, start, lookup.through, limit, max_bytes, *lookup.more)
+        events = [_recorded(user_id, row) for row in found]
         whole = len(events) < limit and sum(len(event.frame) for event in events) < max_bytes
-        return log.Page(events, position.last if whole else events[-1].cursor, position)
+        return log.Page(events, lookup.through if whole else events[-1].cursor, position)
+
+    async def _of_run(self, transaction: postgres.Transaction, user_id: str, run_id: str, last: int) -> _Lookup:
+        span = await transaction.row(_SPAN_OF_RUN, user_id, run_id)
+        # without a head there is nothing: an empty span finds that
+        times = (span["retention"], span["created_at"], span["last_at"]) if span is not None else ("", _NEVER, _NEVER)
+        return _Lookup(_PAGE_OF_RUN, last, (run_id, *times))
 
     async def end_of(self, user_id: str, run_id: str) -> int:
         """The cursor of the run's terminal event, 0 while it has none. Raises `NotFound`."""
-        query = "SELECT ended, last_cursor FROM events.heads WHERE run_id = $1 AND user_id = $2"
+        query = "SELECT ended, last_cursor FROM events.heads WHERE run_id = $1 AND user_id = $2 AND NOT erased"
         async with self._database.transaction(user_id) as transaction:
             row = await transaction.row(query, run_id, user_id)
         if row is None:
             raise errors.NotFound("There is no such run.")
         return int(row["last_cursor"]) if row["ended"] else 0
+
+    async def tenant_of(self, user_id: str) -> str:
+        """The tenant the user's record belongs to; empty when there is none, or it was not told yet."""
+        async with self._database.transaction(user_id) as transaction:
+            return _text(await transaction.value("SELECT tenant_id FROM events.cursors WHERE user_id = $1", user_id))
+
+
+def _of_all(rows: Sequence[postgres.Row], last: int) -> _Lookup:
+    found = [days.Day(row["day"], row["retention"], row["first_cursor"]) for row in rows if row["day"] is not None]
+    if not found:
+        return _Lookup(_PAGE_ANYWHERE, last, ())
+    window = days.window(found, last)
+    return _Lookup(_PAGE_OF_ALL, window.through, (list(window.classes), window.begins, window.ends))
+
+
+def _has_hole(page: log.Page, after: int) -> bool:
+    """Whether something is missing: without a filter, cursors are contiguous."""
+    start = max(after, page.position.oldest - 1)
+    return page.through > start and (len(page.events) != page.through - start or page.events[-1].cursor != page.through)
 
 
 def _recorded(user_id: str, row: postgres.Row) -> log.Recorded:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import jwt
 
@@ -23,10 +23,14 @@ _log = log_.get(__name__)
 _PERMISSION = "events:read"
 _MAX_INBOX = 1024
 _LOOK_AGAIN_S = 0.1
+# streams are looked at every second, so something comes every two
+_SILENCE_S = 1.0
+# by user: who asks, and what the asker calls that
+_Joining: TypeAlias = dict[str, tuple[identity.Principal, str]]
 
 
-class Record(feed.Pages, Protocol):
-    """One user's record."""
+class Record(Protocol):
+    """What is known of one user's runs."""
 
     async def end_of(self, user_id: str, run_id: str) -> int:
         """The cursor of the run's terminal event, 0 while it has none. Raises `NotFound`."""
@@ -35,19 +39,31 @@ class Record(feed.Pages, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes out in one message; the positions come before the events."""
+    """What goes out in one message: positions, then events, then what is not recorded. Without any it says that the stream is alive."""
 
     positions: Sequence[events_pb2.TailPosition]
     events: Sequence[log.Recorded]
+    degraded: bool = False
+    shown: Sequence[log.Transient] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a subscriber is told next: that the record begins later now, when it does, the events from there, what is not recorded."""
+
+    events: Sequence[log.Recorded]
+    truncated_to: int = 0
+    shown: Sequence[log.Transient] = ()
 
 
 class Tail:
     """The open streams of this replica."""
 
     def __init__(
-        self, live: fanout.Fanout, record: Record, verifier: identity.Verifier, tasks: lifecycle.Tasks, unknown_run_s: float
+        self, live: fanout.Fanout, record: Record, pages: feed.Pages, verifier: identity.Verifier, tasks: lifecycle.Tasks,
+        unknown_run_s: float,
     ) -> None:  # fmt: skip
-        self._live, self._record, self._verifier, self._tasks = live, record, verifier, tasks
+        self._live, self._record, self._pages, self._verifier, self._tasks = live, record, pages, verifier, tasks
         self._unknown_run_s = unknown_run_s
         self._calls: set[_Call] = set()
         self._closed = False
@@ -65,7 +81,7 @@ class Tail:
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[_Call]:
-        call = _Call(feed.Stream(self._live, self._record), self._live, self._verifier)
+        call = _Call(feed.Stream(self._live, self._pages, self._tasks), self._live, self._verifier)
         self._calls.add(call)
         if self._closed:
             call.stream.end()
@@ -80,34 +96,56 @@ class Tail:
         with self._call() as call:
             workers = [self._tasks.spawn(call.receive(requests), "tail-receive"), self._tasks.spawn(call.admit(), "tail-admit")]
             try:
-                async for events in call.stream.batches():
-                    said = call.stream.take_said()
-                    if said or events:
-                        yield Batch(said, events)
+                async for batch in self._batches(call.stream):
+                    if batch is not None:
+                        yield batch
                     elif call.idle:
                         return
             finally:
                 for worker in workers:
                     worker.cancel()
 
-    async def subscribe(self, principal: identity.Principal, after: int, run_id: str) -> AsyncIterator[list[log.Recorded]]:
+    async def _batches(self, stream: feed.Stream) -> AsyncIterator[Batch | None]:
+        """What there is to say, if only how things are after a while of silence; None in between."""
+        told, told_at = None, 0.0
+        async for events in stream.batches():
+            said, shown, degraded, now = stream.take_said(), stream.take_shown(), self._live.degraded, time.monotonic()
+            if said or events or shown or degraded is not told or now - told_at >= _SILENCE_S:
+                told, told_at = degraded, now
+                yield Batch(said, events, degraded, shown)
+            else:
+                yield None
+
+    async def subscribe(self, principal: identity.Principal, after: int, run_id: str) -> AsyncIterator[Part]:
         """One user's events after a cursor, all or of one run up to its end. Raises `NotFound`, `FailedPrecondition`."""
         if run_id and 0 < await self._end_of(principal.user_id, run_id) <= after:
             return
         with self._call() as call:
-            joined = await self._live.join([principal.user_id])
+            topic, position = (await self._live.join([principal.user_id]))[principal.user_id]
+            # followed first: then it is let go of, whatever happens
+            call.stream.follow(topic, after, behind=True, run_id=run_id).grant(principal)
             if self._verifier.trust.revoked(principal):  # while it was joined
                 raise errors.Unauthenticated("The session has ended. Sign in again.")
-            topic, position = joined[principal.user_id]
-            call.stream.follow(topic, after, behind=True, run_id=run_id).grant(principal)
             _check_range(after, position)
             async for events in call.stream.batches():
-                if events:
-                    yield events
-                    if run_id and events[-1].ends:
-                        return
+                part = Part(events, call.stream.take_truncated(), call.stream.take_shown())
+                if part.truncated_to or events or part.shown:
+                    yield part
+                if run_id and await self._over(principal.user_id, run_id, part):
+                    return
                 for said in call.stream.take_said():
                     raise errors.Unauthenticated(said.reason)
+
+    async def _over(self, user_id: str, run_id: str, part: Part) -> bool:
+        """Whether nothing of the run can come after this: its end was in it, or is not in the record any more."""
+        if part.events and part.events[-1].ends:
+            return True
+        if not part.truncated_to:
+            return False
+        try:
+            return 0 < await self._record.end_of(user_id, run_id) < part.truncated_to
+        except errors.NotFound:
+            return True
 
     async def _end_of(self, user_id: str, run_id: str) -> int:
         # a run is accepted before it is opened here: whoever asks in between is made to wait a little
@@ -175,35 +213,36 @@ class _Call:
             self._busy = True
             taken, self._inbox = self._inbox, deque()
             self._room.set()
-            joining: dict[str, identity.Principal] = {}
+            joining: _Joining = {}
             for request in taken:
                 if request.WhichOneof("action") == "leave":
                     await self._join(joining)
                     joining = {}
                     self.stream.leave(request.leave.user_id)
-                elif request.HasField("join") and (principal := await self._verified(request.join.access_token)) is not None:
-                    joining = await self._noted(joining, principal)
+                elif request.HasField("join") and (principal := await self._verified(request.join)) is not None:
+                    joining = await self._noted(joining, principal, request.join.join_id)
             await self._join(joining)
             self._busy = False
             self.stream.wake()
 
-    async def _noted(self, joining: dict[str, identity.Principal], principal: identity.Principal) -> dict[str, identity.Principal]:
+    async def _noted(self, joining: _Joining, principal: identity.Principal, join_id: str) -> _Joining:
         if principal.user_id in joining:  # two sessions of one user: the second renews what the first began
             await self._join(joining)
             joining = {}
-        return {**joining, principal.user_id: principal}
+        return {**joining, principal.user_id: (principal, join_id)}
 
-    async def _verified(self, token: str) -> identity.Principal | None:
+    async def _verified(self, join: events_pb2.JoinUser) -> identity.Principal | None:
         try:
-            principal = await self._verifier.principal(token)
+            principal = await self._verifier.principal(join.access_token)
             identity.require(self._verifier.trust, principal, _PERMISSION)
         except errors.NetraError as refused:
-            user_id = _claimed_user(token)
-            self.stream.say(events_pb2.TailPosition(user_id=user_id, joined=user_id in self.stream.followers, reason=refused.message))
+            user_id = _claimed_user(join.access_token)
+            joined = user_id in self.stream.followers
+            self.stream.say(events_pb2.TailPosition(user_id=user_id, joined=joined, reason=refused.message, join_id=join.join_id))
             return None
         return principal
 
-    async def _join(self, joining: dict[str, identity.Principal]) -> None:
+    async def _join(self, joining: _Joining) -> None:
         new = [user for user in joining if user not in self.stream.followers]
         try:
             joined = await self._live.join(new) if new else {}
@@ -213,24 +252,29 @@ class _Call:
             joined = {}
         for user, (topic, position) in joined.items():
             self.stream.follow(topic, max(topic.last, position.last))
-            self._say_joined(joining[user], position.oldest)
+            self._say_joined(*joining[user], position.oldest)
         for user in joining.keys() - set(new):
-            self._say_joined(joining[user], 0)
+            self._say_joined(*joining[user], 0)
 
-    def _say_joined(self, principal: identity.Principal, oldest: int) -> None:
+    def _say_joined(self, principal: identity.Principal, join_id: str, oldest: int) -> None:
         follower = self.stream.followers.get(principal.user_id)
         if follower is None:  # its last token ended in between
-            self.stream.dismiss(principal.user_id, "The token has expired.")
+            self.stream.dismiss(principal.user_id, "The token has expired.", join_id)
             return
         if self._verifier.trust.revoked(principal):
             if not follower.grants:
-                self.stream.dismiss(principal.user_id, "The session has ended.")
+                self.stream.dismiss(principal.user_id, "The session has ended.", join_id)
             return
         follower.grant(principal)
         follower.oldest = oldest or follower.oldest
         self.stream.say(
             events_pb2.TailPosition(
-                user_id=principal.user_id, cursor=follower.sent_to, oldest=follower.oldest, epoch=self._live.generation, joined=True
+                user_id=principal.user_id,
+                cursor=follower.sent_to,
+                oldest=follower.oldest,
+                epoch=self._live.generation,
+                joined=True,
+                join_id=join_id,
             )
         )
 

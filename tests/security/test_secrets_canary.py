@@ -57,7 +57,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
     """A system that has seen it all and is stopped."""
     folder, known = tmp_path_factory.mktemp("netra"), Canaries()
     settings = {"JWT_SECRET_KEY": known.new("JWT_SECRET_KEY"), "NETRA_LOG_LEVEL": "debug"}
-    system = own.Own(folder, {"dispatcher": {"PYTHONPATH": str(_plug(tmp_path_factory.mktemp("plug")))}}, **settings)
+    system = own.Own(folder, {"dispatcher": {"PYTHONPATH": str(_plug(tmp_path_factory.mktemp("plug")))}}, (), **settings)
     _operate(system.secrets, known)
     with oidc.provider(f"{gateway_url(system)}/auth/oidc/callback") as provider:
         known.keep("client secret of Netra at the provider", provider.client_secret)

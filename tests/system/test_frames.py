@@ -47,6 +47,11 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     ),
     "empty message": ('{"type":"CHAT","id":"a","payload":{"text":""}}', "INVALID_PAYLOAD"),
     "negative cursor": ('{"type":"RESUME","id":"a","payload":{"after":-1}}', "INVALID_PAYLOAD"),
+    "a key of prototypes": ('{"type":"PING","id":"a","payload":{"__proto__":{}}}', "INVALID_PAYLOAD"),
+    "a subscription to nothing": ('{"type":"SUBSCRIBE","id":"a","payload":{"types":"all"}}', "INVALID_PAYLOAD"),
+    "no such subscription": (json.dumps({"type": "UNSUBSCRIBE", "id": "a", "payload": {"subscription_id": ids.uuid7()}}), "NOT_FOUND"),
+    "no such method": ('{"type":"STREAM","id":"a","payload":{"method":"x"}}', "NOT_FOUND"),
+    "no such stream": (json.dumps({"type": "STREAM_CANCEL", "id": "a", "payload": {"stream_id": ids.uuid7()}}), "NOT_FOUND"),
     "a bad token": ('{"type":"AUTH","id":"a","payload":{"access_token":"x"}}', "UNAUTHENTICATED"),
 }
 

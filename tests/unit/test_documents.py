@@ -32,6 +32,14 @@ def test_every_setting_is_documented(settings: type[AuthSettings]) -> None:
     assert missing == []
 
 
+def test_every_rpc_is_named() -> None:
+    text = (ROOT / "protos" / "README.md").read_text(encoding="utf-8")
+    protos = [file.read_text(encoding="utf-8") for file in (ROOT / "protos").rglob("*.proto")]
+    assert [
+        name for proto in protos for name in re.findall(r"^  rpc (\w+)", proto, re.MULTILINE) if not re.search(rf"\b{name}\b", text)
+    ] == []
+
+
 def test_every_name_that_a_column_is_known_by_is_documented() -> None:
     text = (ROOT / "docs" / "analyst.md").read_text(encoding="utf-8")
     known = {name for style in columns.STYLES for names in (style.signature, *style.roles.values()) for name in names}

@@ -792,6 +792,7 @@ class TierLimits(_message.Message):
     RETENTION_DAYS_FIELD_NUMBER: _builtins.int
     MONTHLY_COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     SINGLE_SESSION_FIELD_NUMBER: _builtins.int
+    MAX_FRAME_BYTES_FIELD_NUMBER: _builtins.int
     tier: _builtins.str
     """The tier."""
     runs_per_minute: _builtins.int
@@ -805,7 +806,7 @@ class TierLimits(_message.Message):
     sockets: _builtins.int
     """Open sockets."""
     frames_per_minute: _builtins.int
-    """Frames that one socket may send in a minute."""
+    """Frames that all sockets of a user may send in a minute."""
     requests_per_minute: _builtins.int
     """Calls over HTTP in a minute."""
     retention_days: _builtins.int
@@ -814,6 +815,8 @@ class TierLimits(_message.Message):
     """What models and tools may cost in a calendar month, in millionths of a US dollar."""
     single_session: _builtins.bool
     """A new session ends the older ones."""
+    max_frame_bytes: _builtins.int
+    """Bytes that one frame from a client may have; 0 means 65,536. The gateway's own limit holds as well."""
     def __init__(
         self,
         *,
@@ -828,10 +831,11 @@ class TierLimits(_message.Message):
         retention_days: _builtins.int = ...,
         monthly_cost_micro_usd: _builtins.int = ...,
         single_session: _builtins.bool = ...,
+        max_frame_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_runs", b"concurrent_runs", "frames_per_minute", b"frames_per_minute", "monthly_cost_micro_usd", b"monthly_cost_micro_usd", "queued_runs", b"queued_runs", "requests_per_minute", b"requests_per_minute", "retention_days", b"retention_days", "runs_per_minute", b"runs_per_minute", "single_session", b"single_session", "sockets", b"sockets", "tier", b"tier", "tool_calls_per_minute", b"tool_calls_per_minute"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_runs", b"concurrent_runs", "frames_per_minute", b"frames_per_minute", "max_frame_bytes", b"max_frame_bytes", "monthly_cost_micro_usd", b"monthly_cost_micro_usd", "queued_runs", b"queued_runs", "requests_per_minute", b"requests_per_minute", "retention_days", b"retention_days", "runs_per_minute", b"runs_per_minute", "single_session", b"single_session", "sockets", b"sockets", "tier", b"tier", "tool_calls_per_minute", b"tool_calls_per_minute"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -111,6 +111,8 @@ class StartRunRequest(_message.Message):
     ON_BUSY_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     CONNECTION_ID_FIELD_NUMBER: _builtins.int
+    RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    VALIDATED_AT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, unique per user, 1 to 64 characters."""
     agent: _builtins.str
@@ -129,6 +131,14 @@ class StartRunRequest(_message.Message):
     def deadline(self) -> _duration_pb2.Duration:
         """How long the run may run; unset means 30 s; at most 24 h."""
 
+    @_builtins.property
+    def received_at(self) -> _timestamp_pb2.Timestamp:
+        """When the edge received the message; believed from the gateway alone. Unset: when this request came."""
+
+    @_builtins.property
+    def validated_at(self) -> _timestamp_pb2.Timestamp:
+        """When the edge had checked it; as `received_at`."""
+
     def __init__(
         self,
         *,
@@ -140,10 +150,12 @@ class StartRunRequest(_message.Message):
         on_busy: Global___OnBusy.ValueType = ...,
         deadline: _duration_pb2.Duration | None = ...,
         connection_id: _builtins.str = ...,
+        received_at: _timestamp_pb2.Timestamp | None = ...,
+        validated_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "received_at", b"received_at", "validated_at", b"validated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "connection_id", b"connection_id", "deadline", b"deadline", "inputs", b"inputs", "on_busy", b"on_busy", "request_id", b"request_id", "thread_id", b"thread_id", "user_request", b"user_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "connection_id", b"connection_id", "deadline", b"deadline", "inputs", b"inputs", "on_busy", b"on_busy", "received_at", b"received_at", "request_id", b"request_id", "thread_id", b"thread_id", "user_request", b"user_request", "validated_at", b"validated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,6 +207,7 @@ class Run(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
     thread_id: _builtins.str
@@ -221,6 +234,13 @@ class Run(_message.Message):
     def ended_at(self) -> _timestamp_pb2.Timestamp:
         """When it ended; unset before."""
 
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stage]:
+        """The stages its message has passed, in order: `message_received`, `message_validated`, `message_persisted`,
+        `routing_to_agent`, `agent_execution_started`, `agent_execution_completed`, `agent_response_received`, `response_persisted`,
+        `websocket_notification_sent`. In GetRun only.
+        """
+
     def __init__(
         self,
         *,
@@ -234,14 +254,43 @@ class Run(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         correlation_id: _builtins.str = ...,
+        stages: _abc.Iterable[Global___Stage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "correlation_id", b"correlation_id", "created_at", b"created_at", "ended_at", b"ended_at", "kind", b"kind", "request_id", b"request_id", "run_id", b"run_id", "started_at", b"started_at", "state", b"state", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "correlation_id", b"correlation_id", "created_at", b"created_at", "ended_at", b"ended_at", "kind", b"kind", "request_id", b"request_id", "run_id", b"run_id", "stages", b"stages", "started_at", b"started_at", "state", b"state", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class Stage(_message.Message):
+    """Stage is one step of a message on its way from the socket to the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it was passed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final
 class GetRunRequest(_message.Message):
@@ -727,3 +776,72 @@ class ResultRef(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResultRef: _TypeAlias = ResultRef  # noqa: Y015
+
+@_typing.final
+class RecordStagesRequest(_message.Message):
+    """RecordStagesRequest tells of some runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTIFIED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def notified(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notified]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        notified: _abc.Iterable[Global___Notified] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notified", b"notified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordStagesRequest: _TypeAlias = RecordStagesRequest  # noqa: Y015
+
+@_typing.final
+class Notified(_message.Message):
+    """Notified says when the end of a run was sent to its user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When its terminal event had been written to a socket."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notified: _TypeAlias = Notified  # noqa: Y015
+
+@_typing.final
+class RecordStagesResponse(_message.Message):
+    """RecordStagesResponse says they are noted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordStagesResponse: _TypeAlias = RecordStagesResponse  # noqa: Y015

@@ -55,6 +55,11 @@ class DispatcherServiceStub:
                 request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.RecordStages = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/RecordStages',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RecordStagesRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RecordStagesResponse.FromString,
+                _registered_method=True)
         self.ListAgents = channel.unary_unary(
                 '/netra.dispatcher.v1.DispatcherService/ListAgents',
                 request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListAgentsRequest.SerializeToString,
@@ -107,6 +112,13 @@ class DispatcherServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordStages(self, request, context):
+        """RecordStages notes when the edge had sent the end of runs to their users. The first one counts; unknown runs are passed over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAgents(self, request, context):
         """ListAgents lists the agents the caller may start.
         """
@@ -151,6 +163,11 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunRequest.FromString,
                     response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'RecordStages': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordStages,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RecordStagesRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RecordStagesResponse.SerializeToString,
             ),
             'ListAgents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAgents,
@@ -277,6 +294,33 @@ class DispatcherService:
             '/netra.dispatcher.v1.DispatcherService/CancelRun',
             netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunRequest.SerializeToString,
             netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordStages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/RecordStages',
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RecordStagesRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RecordStagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

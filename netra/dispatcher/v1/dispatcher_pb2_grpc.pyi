@@ -46,6 +46,8 @@ class DispatcherServiceStub:
     """CancelRun asks a run to stop. `agent_cancelled` is written once its tools are gone. Cancelling an ended run changes
     nothing and tells its state.
     """
+    RecordStages: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.RecordStagesRequest, _dispatcher_pb2.RecordStagesResponse]
+    """RecordStages notes when the edge had sent the end of runs to their users. The first one counts; unknown runs are passed over."""
     ListAgents: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListAgentsRequest, _dispatcher_pb2.ListAgentsResponse]
     """ListAgents lists the agents the caller may start."""
     ListTools: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListToolsRequest, _dispatcher_pb2.ListToolsResponse]
@@ -73,6 +75,8 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     """CancelRun asks a run to stop. `agent_cancelled` is written once its tools are gone. Cancelling an ended run changes
     nothing and tells its state.
     """
+    RecordStages: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.RecordStagesRequest, _dispatcher_pb2.RecordStagesResponse]  # type: ignore[assignment]
+    """RecordStages notes when the edge had sent the end of runs to their users. The first one counts; unknown runs are passed over."""
     ListAgents: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListAgentsRequest, _dispatcher_pb2.ListAgentsResponse]  # type: ignore[assignment]
     """ListAgents lists the agents the caller may start."""
     ListTools: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListToolsRequest, _dispatcher_pb2.ListToolsResponse]  # type: ignore[assignment]
@@ -121,6 +125,14 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         """CancelRun asks a run to stop. `agent_cancelled` is written once its tools are gone. Cancelling an ended run changes
         nothing and tells its state.
         """
+
+    @_abc_1.abstractmethod
+    def RecordStages(
+        self,
+        request: _dispatcher_pb2.RecordStagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.RecordStagesResponse, _abc.Awaitable[_dispatcher_pb2.RecordStagesResponse]]:
+        """RecordStages notes when the edge had sent the end of runs to their users. The first one counts; unknown runs are passed over."""
 
     @_abc_1.abstractmethod
     def ListAgents(

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from netra.access.v1 import access_pb2 as netra_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnetra/events/v1/events.proto\x12\x0fnetra.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cnetra/access/v1/access.proto\"u\n\x05\x45vent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x11\n\tthread_id\x18\x05 \x01(\t\x12\x0c\n\x04type\x18\x06 \x01(\t\x12\r\n\x05\x66rame\x18\x07 \x01(\x0c\"X\n\x0eOpenRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rcontext_token\x18\x03 \x01(\t\x12\x10\n\x08trace_id\x18\x04 \x01(\t\"#\n\x04Step\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06result\x18\x02 \x01(\x0c\"\x88\x01\n\x0fOpenRunResponse\x12\x10\n\x08next_seq\x18\x01 \x01(\x03\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\x15\n\rterminal_type\x18\x03 \x01(\t\x12$\n\x05steps\x18\x04 \x03(\x0b\x32\x15.netra.events.v1.Step\x12\x17\n\x0fopen_tool_calls\x18\x05 \x03(\t\"N\n\x08NewEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"\xb2\x01\n\rAppendRequest\x12\x11\n\tappend_id\x18\x01 \x01(\x03\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x11\n\tfirst_seq\x18\x04 \x01(\x03\x12)\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x19.netra.events.v1.NewEvent\x12$\n\x05steps\x18\x06 \x03(\x0b\x32\x15.netra.events.v1.Step\x12\x0b\n\x03\x65nd\x18\x07 \x01(\x08\"c\n\x0e\x41ppendResponse\x12\x11\n\tappend_id\x18\x01 \x01(\x03\x12\x13\n\x0blast_cursor\x18\x02 \x01(\x03\x12\x12\n\nerror_code\x18\x03 \x01(\t\x12\x15\n\rerror_message\x18\x04 \x01(\t\"o\n\x0bTailRequest\x12)\n\x04join\x18\x01 \x01(\x0b\x32\x19.netra.events.v1.JoinUserH\x00\x12+\n\x05leave\x18\x02 \x01(\x0b\x32\x1a.netra.events.v1.LeaveUserH\x00\x42\x08\n\x06\x61\x63tion\" \n\x08JoinUser\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\"\x1c\n\tLeaveUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"h\n\x0cTailResponse\x12\x30\n\tpositions\x18\x01 \x03(\x0b\x32\x1d.netra.events.v1.TailPosition\x12&\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x16.netra.events.v1.Event\"n\n\x0cTailPosition\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x0e\n\x06oldest\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x0e\n\x06joined\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\"1\n\x10SubscribeRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\x0e\n\x06run_id\x18\x02 \x01(\t\";\n\x11SubscribeResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.netra.events.v1.Event\"E\n\x11ListEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"\xaa\x01\n\x12ListEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.netra.events.v1.Event\x12\x12\n\nnext_after\x18\x02 \x01(\x03\x12\x0c\n\x04last\x18\x03 \x01(\x03\x12\x0e\n\x06oldest\x18\x04 \x01(\x03\x12\r\n\x05\x65poch\x18\x05 \x01(\t\x12+\n\x07read_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xff\x03\n\rEventsService\x12^\n\x07OpenRun\x12\x1f.netra.events.v1.OpenRunRequest\x1a .netra.events.v1.OpenRunResponse\"\x10\x8a\xb5\x18\x0c\x1a\ndispatcher\x12_\n\x06\x41ppend\x12\x1e.netra.events.v1.AppendRequest\x1a\x1f.netra.events.v1.AppendResponse\"\x10\x8a\xb5\x18\x0c\x1a\ndispatcher(\x01\x30\x01\x12V\n\x04Tail\x12\x1c.netra.events.v1.TailRequest\x1a\x1d.netra.events.v1.TailResponse\"\r\x8a\xb5\x18\t\x1a\x07gateway(\x01\x30\x01\x12i\n\tSubscribe\x12!.netra.events.v1.SubscribeRequest\x1a\".netra.events.v1.SubscribeResponse\"\x13\x8a\xb5\x18\x0f\x12\x0b\x65vents:read(\x01\x30\x01\x12j\n\nListEvents\x12\".netra.events.v1.ListEventsRequest\x1a#.netra.events.v1.ListEventsResponse\"\x13\x8a\xb5\x18\x0f\x12\x0b\x65vents:read(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnetra/events/v1/events.proto\x12\x0fnetra.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cnetra/access/v1/access.proto\"u\n\x05\x45vent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x11\n\tthread_id\x18\x05 \x01(\t\x12\x0c\n\x04type\x18\x06 \x01(\t\x12\r\n\x05\x66rame\x18\x07 \x01(\x0c\"X\n\x0eOpenRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rcontext_token\x18\x03 \x01(\t\x12\x10\n\x08trace_id\x18\x04 \x01(\t\"#\n\x04Step\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06result\x18\x02 \x01(\x0c\"\x88\x01\n\x0fOpenRunResponse\x12\x10\n\x08next_seq\x18\x01 \x01(\x03\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\x15\n\rterminal_type\x18\x03 \x01(\t\x12$\n\x05steps\x18\x04 \x03(\x0b\x32\x15.netra.events.v1.Step\x12\x17\n\x0fopen_tool_calls\x18\x05 \x03(\t\"N\n\x08NewEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\":\n\tTransient\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\"\xf9\x01\n\rAppendRequest\x12\x11\n\tappend_id\x18\x01 \x01(\x03\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x11\n\tfirst_seq\x18\x04 \x01(\x03\x12)\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x19.netra.events.v1.NewEvent\x12$\n\x05steps\x18\x06 \x03(\x0b\x32\x15.netra.events.v1.Step\x12\x0b\n\x03\x65nd\x18\x07 \x01(\x08\x12\x15\n\rcontext_token\x18\x08 \x01(\t\x12.\n\ntransients\x18\t \x03(\x0b\x32\x1a.netra.events.v1.Transient\"c\n\x0e\x41ppendResponse\x12\x11\n\tappend_id\x18\x01 \x01(\x03\x12\x13\n\x0blast_cursor\x18\x02 \x01(\x03\x12\x12\n\nerror_code\x18\x03 \x01(\t\x12\x15\n\rerror_message\x18\x04 \x01(\t\"o\n\x0bTailRequest\x12)\n\x04join\x18\x01 \x01(\x0b\x32\x19.netra.events.v1.JoinUserH\x00\x12+\n\x05leave\x18\x02 \x01(\x0b\x32\x1a.netra.events.v1.LeaveUserH\x00\x42\x08\n\x06\x61\x63tion\"1\n\x08JoinUser\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12\x0f\n\x07join_id\x18\x02 \x01(\t\"\x1c\n\tLeaveUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x8a\x01\n\x0eTransientEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tthread_id\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\r\n\x05\x66rame\x18\x05 \x01(\x0c\x12\x11\n\tafter_seq\x18\x06 \x01(\x03\x12\x14\n\x0c\x61\x66ter_cursor\x18\x07 \x01(\x03\"\xaf\x01\n\x0cTailResponse\x12\x30\n\tpositions\x18\x01 \x03(\x0b\x32\x1d.netra.events.v1.TailPosition\x12&\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x16.netra.events.v1.Event\x12\x33\n\ntransients\x18\x03 \x03(\x0b\x32\x1f.netra.events.v1.TransientEvent\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\"\x7f\n\x0cTailPosition\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x0e\n\x06oldest\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x0e\n\x06joined\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07join_id\x18\x07 \x01(\t\"1\n\x10SubscribeRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"\x86\x01\n\x11SubscribeResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.netra.events.v1.Event\x12\x14\n\x0ctruncated_to\x18\x02 \x01(\x03\x12\x33\n\ntransients\x18\x03 \x03(\x0b\x32\x1f.netra.events.v1.TransientEvent\"E\n\x11ListEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"\xaa\x01\n\x12ListEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.netra.events.v1.Event\x12\x12\n\nnext_after\x18\x02 \x01(\x03\x12\x0c\n\x04last\x18\x03 \x01(\x03\x12\x0e\n\x06oldest\x18\x04 \x01(\x03\x12\r\n\x05\x65poch\x18\x05 \x01(\t\x12+\n\x07read_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x13\x45xportEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"k\n\x14\x45xportEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.netra.events.v1.Event\x12\x0c\n\x04last\x18\x02 \x01(\x03\x12\x0e\n\x06oldest\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\t\"9\n\x12\x45raseEventsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"H\n\x13\x45raseEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x03\x12\x0c\n\x04runs\x18\x02 \x01(\x03\x12\x13\n\x0bnext_cursor\x18\x03 \x01(\x03\x32\xe3\x05\n\rEventsService\x12^\n\x07OpenRun\x12\x1f.netra.events.v1.OpenRunRequest\x1a .netra.events.v1.OpenRunResponse\"\x10\x8a\xb5\x18\x0c\x1a\ndispatcher\x12_\n\x06\x41ppend\x12\x1e.netra.events.v1.AppendRequest\x1a\x1f.netra.events.v1.AppendResponse\"\x10\x8a\xb5\x18\x0c\x1a\ndispatcher(\x01\x30\x01\x12V\n\x04Tail\x12\x1c.netra.events.v1.TailRequest\x1a\x1d.netra.events.v1.TailResponse\"\r\x8a\xb5\x18\t\x1a\x07gateway(\x01\x30\x01\x12i\n\tSubscribe\x12!.netra.events.v1.SubscribeRequest\x1a\".netra.events.v1.SubscribeResponse\"\x13\x8a\xb5\x18\x0f\x12\x0b\x65vents:read(\x01\x30\x01\x12j\n\nListEvents\x12\".netra.events.v1.ListEventsRequest\x1a#.netra.events.v1.ListEventsResponse\"\x13\x8a\xb5\x18\x0f\x12\x0b\x65vents:read(\x01\x12r\n\x0c\x45xportEvents\x12$.netra.events.v1.ExportEventsRequest\x1a%.netra.events.v1.ExportEventsResponse\"\x13\x8a\xb5\x18\x0f\x12\x0b\x65vents:read(\x01\x30\x01\x12n\n\x0b\x45raseEvents\x12#.netra.events.v1.EraseEventsRequest\x1a$.netra.events.v1.EraseEventsResponse\"\x14\x8a\xb5\x18\x10\x12\x0c\x65vents:erase(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTSSERVICE'].methods_by_name['Subscribe']._serialized_options = b'\212\265\030\017\022\013events:read(\001'
   _globals['_EVENTSSERVICE'].methods_by_name['ListEvents']._loaded_options = None
   _globals['_EVENTSSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\212\265\030\017\022\013events:read(\001'
+  _globals['_EVENTSSERVICE'].methods_by_name['ExportEvents']._loaded_options = None
+  _globals['_EVENTSSERVICE'].methods_by_name['ExportEvents']._serialized_options = b'\212\265\030\017\022\013events:read(\001'
+  _globals['_EVENTSSERVICE'].methods_by_name['EraseEvents']._loaded_options = None
+  _globals['_EVENTSSERVICE'].methods_by_name['EraseEvents']._serialized_options = b'\212\265\030\020\022\014events:erase(\001'
   _globals['_EVENT']._serialized_start=112
   _globals['_EVENT']._serialized_end=229
   _globals['_OPENRUNREQUEST']._serialized_start=231
@@ -53,28 +57,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENRUNRESPONSE']._serialized_end=495
   _globals['_NEWEVENT']._serialized_start=497
   _globals['_NEWEVENT']._serialized_end=575
-  _globals['_APPENDREQUEST']._serialized_start=578
-  _globals['_APPENDREQUEST']._serialized_end=756
-  _globals['_APPENDRESPONSE']._serialized_start=758
-  _globals['_APPENDRESPONSE']._serialized_end=857
-  _globals['_TAILREQUEST']._serialized_start=859
-  _globals['_TAILREQUEST']._serialized_end=970
-  _globals['_JOINUSER']._serialized_start=972
-  _globals['_JOINUSER']._serialized_end=1004
-  _globals['_LEAVEUSER']._serialized_start=1006
-  _globals['_LEAVEUSER']._serialized_end=1034
-  _globals['_TAILRESPONSE']._serialized_start=1036
-  _globals['_TAILRESPONSE']._serialized_end=1140
-  _globals['_TAILPOSITION']._serialized_start=1142
-  _globals['_TAILPOSITION']._serialized_end=1252
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=1254
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=1303
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=1305
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=1364
-  _globals['_LISTEVENTSREQUEST']._serialized_start=1366
-  _globals['_LISTEVENTSREQUEST']._serialized_end=1435
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=1438
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=1608
-  _globals['_EVENTSSERVICE']._serialized_start=1611
-  _globals['_EVENTSSERVICE']._serialized_end=2122
+  _globals['_TRANSIENT']._serialized_start=577
+  _globals['_TRANSIENT']._serialized_end=635
+  _globals['_APPENDREQUEST']._serialized_start=638
+  _globals['_APPENDREQUEST']._serialized_end=887
+  _globals['_APPENDRESPONSE']._serialized_start=889
+  _globals['_APPENDRESPONSE']._serialized_end=988
+  _globals['_TAILREQUEST']._serialized_start=990
+  _globals['_TAILREQUEST']._serialized_end=1101
+  _globals['_JOINUSER']._serialized_start=1103
+  _globals['_JOINUSER']._serialized_end=1152
+  _globals['_LEAVEUSER']._serialized_start=1154
+  _globals['_LEAVEUSER']._serialized_end=1182
+  _globals['_TRANSIENTEVENT']._serialized_start=1185
+  _globals['_TRANSIENTEVENT']._serialized_end=1323
+  _globals['_TAILRESPONSE']._serialized_start=1326
+  _globals['_TAILRESPONSE']._serialized_end=1501
+  _globals['_TAILPOSITION']._serialized_start=1503
+  _globals['_TAILPOSITION']._serialized_end=1630
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=1632
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=1681
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=1684
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1818
+  _globals['_LISTEVENTSREQUEST']._serialized_start=1820
+  _globals['_LISTEVENTSREQUEST']._serialized_end=1889
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=1892
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=2062
+  _globals['_EXPORTEVENTSREQUEST']._serialized_start=2064
+  _globals['_EXPORTEVENTSREQUEST']._serialized_end=2102
+  _globals['_EXPORTEVENTSRESPONSE']._serialized_start=2104
+  _globals['_EXPORTEVENTSRESPONSE']._serialized_end=2211
+  _globals['_ERASEEVENTSREQUEST']._serialized_start=2213
+  _globals['_ERASEEVENTSREQUEST']._serialized_end=2270
+  _globals['_ERASEEVENTSRESPONSE']._serialized_start=2272
+  _globals['_ERASEEVENTSRESPONSE']._serialized_end=2344
+  _globals['_EVENTSSERVICE']._serialized_start=2347
+  _globals['_EVENTSSERVICE']._serialized_end=3086
 # @@protoc_insertion_point(module_scope)

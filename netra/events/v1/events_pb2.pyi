@@ -78,7 +78,7 @@ class OpenRunRequest(_message.Message):
     run_id: _builtins.str
     """The run."""
     epoch: _builtins.int
-    """The owner's epoch, higher than that of every owner before."""
+    """The owner's epoch, higher than that of every owner before. The same one again gets the same answer."""
     context_token: _builtins.str
     """The signed execution context of the run; user and thread are taken from it."""
     trace_id: _builtins.str
@@ -127,7 +127,7 @@ Global___Step: _TypeAlias = Step  # noqa: Y015
 
 @_typing.final
 class OpenRunResponse(_message.Message):
-    """OpenRunResponse is the record so far."""
+    """OpenRunResponse tells how far the record is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -144,7 +144,7 @@ class OpenRunResponse(_message.Message):
     """The type of the terminal event, when ended."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
-        """Results of finished steps."""
+        """Empty: all steps of a run can be larger than a message. Who needs them will page through them by an RPC of its own."""
 
     @_builtins.property
     def open_tool_calls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -202,8 +202,40 @@ class NewEvent(_message.Message):
 Global___NewEvent: _TypeAlias = NewEvent  # noqa: Y015
 
 @_typing.final
+class Transient(_message.Message):
+    """Transient is something for those who are watching now: it is not recorded, has no cursor, and may be dropped. The event that
+    follows it contains its sum.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """Its kind, for example `agent_delta`."""
+    data: _builtins.bytes
+    """Its data, one JSON object, serialised once, at most 16 KiB."""
+    after_seq: _builtins.int
+    """The seq of the last event before it."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        after_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "data", b"data", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transient: _TypeAlias = Transient  # noqa: Y015
+
+@_typing.final
 class AppendRequest(_message.Message):
-    """AppendRequest is one append to one run. At most 1 MiB."""
+    """AppendRequest is one append to one run, or to a user's record without a run. At most 1 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -214,6 +246,8 @@ class AppendRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
+    TRANSIENTS_FIELD_NUMBER: _builtins.int
     append_id: _builtins.int
     """Chosen by the writer, echoed in the answer; unique on the stream."""
     run_id: _builtins.str
@@ -226,6 +260,10 @@ class AppendRequest(_message.Message):
     """
     end: _builtins.bool
     """True when the last event is the run's terminal one; nothing can follow."""
+    context_token: _builtins.str
+    """For events without a run: the signed execution context of their user; run_id, epoch and first_seq are empty then, and an
+    event whose event_id is in the record already is acknowledged again.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewEvent]:
         """The events, in order."""
@@ -233,6 +271,12 @@ class AppendRequest(_message.Message):
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
         """Step results to be kept with them."""
+
+    @_builtins.property
+    def transients(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transient]:
+        """What to show those who are watching now; an append may hold nothing else, and is acknowledged at once then: FENCED when a
+        higher epoch is known to own the run. What comes too late, cannot be told or is too large is dropped and nothing is said.
+        """
 
     def __init__(
         self,
@@ -244,10 +288,12 @@ class AppendRequest(_message.Message):
         events: _abc.Iterable[Global___NewEvent] | None = ...,
         steps: _abc.Iterable[Global___Step] | None = ...,
         end: _builtins.bool = ...,
+        context_token: _builtins.str = ...,
+        transients: _abc.Iterable[Global___Transient] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "end", b"end", "epoch", b"epoch", "events", b"events", "first_seq", b"first_seq", "run_id", b"run_id", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "context_token", b"context_token", "end", b"end", "epoch", b"epoch", "events", b"events", "first_seq", b"first_seq", "run_id", b"run_id", "steps", b"steps", "transients", b"transients"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,7 +312,7 @@ class AppendResponse(_message.Message):
     append_id: _builtins.int
     """Which append."""
     last_cursor: _builtins.int
-    """The user's cursor after it; 0 when refused."""
+    """The user's cursor after it; 0 when refused, or when nothing was recorded and it is not known here."""
     error_code: _builtins.str
     """The name of a netra.status.v1.Reason without its prefix, when refused; else empty."""
     error_message: _builtins.str
@@ -326,16 +372,20 @@ class JoinUser(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCESS_TOKEN_FIELD_NUMBER: _builtins.int
+    JOIN_ID_FIELD_NUMBER: _builtins.int
     access_token: _builtins.str
     """The user's access token, verified here."""
+    join_id: _builtins.str
+    """What the asker calls this join; the answer has it too."""
     def __init__(
         self,
         *,
         access_token: _builtins.str = ...,
+        join_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "join_id", b"join_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,13 +414,63 @@ class LeaveUser(_message.Message):
 Global___LeaveUser: _TypeAlias = LeaveUser  # noqa: Y015
 
 @_typing.final
+class TransientEvent(_message.Message):
+    """TransientEvent is a transient as clients see it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    AFTER_CURSOR_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user it belongs to."""
+    run_id: _builtins.str
+    """The run."""
+    thread_id: _builtins.str
+    """The thread."""
+    type: _builtins.str
+    """Its kind."""
+    frame: _builtins.bytes
+    """The whole frame: one JSON object, UTF-8, without a cursor."""
+    after_seq: _builtins.int
+    """The seq of the last event before it."""
+    after_cursor: _builtins.int
+    """The user's cursor when it was shown: it is for whoever has everything up to there, and nothing after it."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+        type: _builtins.str = ...,
+        frame: _builtins.bytes = ...,
+        after_seq: _builtins.int = ...,
+        after_cursor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_cursor", b"after_cursor", "after_seq", b"after_seq", "frame", b"frame", "run_id", b"run_id", "thread_id", b"thread_id", "type", b"type", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransientEvent: _TypeAlias = TransientEvent  # noqa: Y015
+
+@_typing.final
 class TailResponse(_message.Message):
-    """TailResponse is a batch of what happened."""
+    """TailResponse is a batch of what happened. One comes at least every 2 s, empty when nothing did: the stream is alive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POSITIONS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    TRANSIENTS_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    degraded: _builtins.bool
+    """True while the live streams cannot be reached and the record is polled: events come later than usual."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailPosition]:
         """Answers to joins, and users whose token ended."""
@@ -379,15 +479,21 @@ class TailResponse(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """Events, in order per user."""
 
+    @_builtins.property
+    def transients(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransientEvent]:
+        """What is not recorded, after the events; may be dropped."""
+
     def __init__(
         self,
         *,
         positions: _abc.Iterable[Global___TailPosition] | None = ...,
         events: _abc.Iterable[Global___Event] | None = ...,
+        transients: _abc.Iterable[Global___TransientEvent] | None = ...,
+        degraded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "positions", b"positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "events", b"events", "positions", b"positions", "transients", b"transients"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,6 +511,7 @@ class TailPosition(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     JOINED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    JOIN_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user."""
     cursor: _builtins.int
@@ -417,6 +524,8 @@ class TailPosition(_message.Message):
     """False when the user is no longer followed (token ended or refused)."""
     reason: _builtins.str
     """Why not, when not joined."""
+    join_id: _builtins.str
+    """Which join this answers; empty when it comes by itself, as when the last token of a user ends."""
     def __init__(
         self,
         *,
@@ -426,10 +535,11 @@ class TailPosition(_message.Message):
         epoch: _builtins.str = ...,
         joined: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        join_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "epoch", b"epoch", "joined", b"joined", "oldest", b"oldest", "reason", b"reason", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "epoch", b"epoch", "join_id", b"join_id", "joined", b"joined", "oldest", b"oldest", "reason", b"reason", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -468,18 +578,28 @@ class SubscribeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TO_FIELD_NUMBER: _builtins.int
+    TRANSIENTS_FIELD_NUMBER: _builtins.int
+    truncated_to: _builtins.int
+    """Set when what was to come has been dropped by retention: the record begins at this cursor now. Comes before the events."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """Events in order."""
+
+    @_builtins.property
+    def transients(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransientEvent]:
+        """What is not recorded, after the events; may be dropped."""
 
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___Event] | None = ...,
+        truncated_to: _builtins.int = ...,
+        transients: _abc.Iterable[Global___TransientEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "transients", b"transients", "truncated_to", b"truncated_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -560,3 +680,117 @@ class ListEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class ExportEventsRequest(_message.Message):
+    """ExportEventsRequest says whose."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user; empty means the caller."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEventsRequest: _TypeAlias = ExportEventsRequest  # noqa: Y015
+
+@_typing.final
+class ExportEventsResponse(_message.Message):
+    """ExportEventsResponse carries some events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    OLDEST_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    last: _builtins.int
+    """The user's last cursor when the export began: it ends there."""
+    oldest: _builtins.int
+    """The oldest cursor that was in the record then."""
+    epoch: _builtins.str
+    """The generation of the record."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """Events in order."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        last: _builtins.int = ...,
+        oldest: _builtins.int = ...,
+        epoch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "events", b"events", "last", b"last", "oldest", b"oldest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEventsResponse: _TypeAlias = ExportEventsResponse  # noqa: Y015
+
+@_typing.final
+class EraseEventsRequest(_message.Message):
+    """EraseEventsRequest says whose."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Idempotency key, unique per user, 1 to 64 characters."""
+    user_id: _builtins.str
+    """The user; empty means the caller."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseEventsRequest: _TypeAlias = EraseEventsRequest  # noqa: Y015
+
+@_typing.final
+class EraseEventsResponse(_message.Message):
+    """EraseEventsResponse tells what was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """How many events."""
+    runs: _builtins.int
+    """How many runs they were of."""
+    next_cursor: _builtins.int
+    """The cursor of the next event."""
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+        runs: _builtins.int = ...,
+        next_cursor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_cursor", b"next_cursor", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseEventsResponse: _TypeAlias = EraseEventsResponse  # noqa: Y015

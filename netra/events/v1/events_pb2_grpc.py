@@ -60,6 +60,16 @@ class EventsServiceStub:
                 request_serializer=netra_dot_events_dot_v1_dot_events__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.ExportEvents = channel.unary_stream(
+                '/netra.events.v1.EventsService/ExportEvents',
+                request_serializer=netra_dot_events_dot_v1_dot_events__pb2.ExportEventsRequest.SerializeToString,
+                response_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ExportEventsResponse.FromString,
+                _registered_method=True)
+        self.EraseEvents = channel.unary_unary(
+                '/netra.events.v1.EventsService/EraseEvents',
+                request_serializer=netra_dot_events_dot_v1_dot_events__pb2.EraseEventsRequest.SerializeToString,
+                response_deserializer=netra_dot_events_dot_v1_dot_events__pb2.EraseEventsResponse.FromString,
+                _registered_method=True)
 
 
 class EventsServiceServicer:
@@ -105,6 +115,22 @@ class EventsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportEvents(self, request, context):
+        """ExportEvents streams a user's whole record as it is now, oldest first: the caller's own, or, with `users:read`, that of a
+        user of the caller's tenant (audited). NOT_FOUND for others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseEvents(self, request, context):
+        """EraseEvents deletes a user's whole record: the caller's own, or, with `users:write`, that of a user of the caller's tenant
+        (audited). Cursors go on where they were. FAILED_PRECONDITION while runs of the user have not ended. Cannot be undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +158,16 @@ def add_EventsServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ListEventsRequest.FromString,
                     response_serializer=netra_dot_events_dot_v1_dot_events__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'ExportEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportEvents,
+                    request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ExportEventsRequest.FromString,
+                    response_serializer=netra_dot_events_dot_v1_dot_events__pb2.ExportEventsResponse.SerializeToString,
+            ),
+            'EraseEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseEvents,
+                    request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.EraseEventsRequest.FromString,
+                    response_serializer=netra_dot_events_dot_v1_dot_events__pb2.EraseEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +306,60 @@ class EventsService:
             '/netra.events.v1.EventsService/ListEvents',
             netra_dot_events_dot_v1_dot_events__pb2.ListEventsRequest.SerializeToString,
             netra_dot_events_dot_v1_dot_events__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netra.events.v1.EventsService/ExportEvents',
+            netra_dot_events_dot_v1_dot_events__pb2.ExportEventsRequest.SerializeToString,
+            netra_dot_events_dot_v1_dot_events__pb2.ExportEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.events.v1.EventsService/EraseEvents',
+            netra_dot_events_dot_v1_dot_events__pb2.EraseEventsRequest.SerializeToString,
+            netra_dot_events_dot_v1_dot_events__pb2.EraseEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,14 @@ class EventsServiceStub:
     """Subscribe streams the caller's events after a cursor: first from the record, then live, without a hole or a double."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_events_pb2.ListEventsRequest, _events_pb2.ListEventsResponse]
     """ListEvents returns one page of the caller's record, by cursor."""
+    ExportEvents: _grpc.UnaryStreamMultiCallable[_events_pb2.ExportEventsRequest, _events_pb2.ExportEventsResponse]
+    """ExportEvents streams a user's whole record as it is now, oldest first: the caller's own, or, with `users:read`, that of a
+    user of the caller's tenant (audited). NOT_FOUND for others.
+    """
+    EraseEvents: _grpc.UnaryUnaryMultiCallable[_events_pb2.EraseEventsRequest, _events_pb2.EraseEventsResponse]
+    """EraseEvents deletes a user's whole record: the caller's own, or, with `users:write`, that of a user of the caller's tenant
+    (audited). Cursors go on where they were. FAILED_PRECONDITION while runs of the user have not ended. Cannot be undone.
+    """
 
 @_typing.type_check_only
 class EventsServiceAsyncStub(EventsServiceStub):
@@ -73,6 +81,14 @@ class EventsServiceAsyncStub(EventsServiceStub):
     """Subscribe streams the caller's events after a cursor: first from the record, then live, without a hole or a double."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_events_pb2.ListEventsRequest, _events_pb2.ListEventsResponse]  # type: ignore[assignment]
     """ListEvents returns one page of the caller's record, by cursor."""
+    ExportEvents: _aio.UnaryStreamMultiCallable[_events_pb2.ExportEventsRequest, _events_pb2.ExportEventsResponse]  # type: ignore[assignment]
+    """ExportEvents streams a user's whole record as it is now, oldest first: the caller's own, or, with `users:read`, that of a
+    user of the caller's tenant (audited). NOT_FOUND for others.
+    """
+    EraseEvents: _aio.UnaryUnaryMultiCallable[_events_pb2.EraseEventsRequest, _events_pb2.EraseEventsResponse]  # type: ignore[assignment]
+    """EraseEvents deletes a user's whole record: the caller's own, or, with `users:write`, that of a user of the caller's tenant
+    (audited). Cursors go on where they were. FAILED_PRECONDITION while runs of the user have not ended. Cannot be undone.
+    """
 
 class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
     """EventsService keeps the record. `seq` is contiguous per run from 1, `cursor` per user from 1."""
@@ -123,5 +139,25 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_events_pb2.ListEventsResponse, _abc.Awaitable[_events_pb2.ListEventsResponse]]:
         """ListEvents returns one page of the caller's record, by cursor."""
+
+    @_abc_1.abstractmethod
+    def ExportEvents(
+        self,
+        request: _events_pb2.ExportEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_events_pb2.ExportEventsResponse], _abc.AsyncIterator[_events_pb2.ExportEventsResponse]]:
+        """ExportEvents streams a user's whole record as it is now, oldest first: the caller's own, or, with `users:read`, that of a
+        user of the caller's tenant (audited). NOT_FOUND for others.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseEvents(
+        self,
+        request: _events_pb2.EraseEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_events_pb2.EraseEventsResponse, _abc.Awaitable[_events_pb2.EraseEventsResponse]]:
+        """EraseEvents deletes a user's whole record: the caller's own, or, with `users:write`, that of a user of the caller's tenant
+        (audited). Cursors go on where they were. FAILED_PRECONDITION while runs of the user have not ended. Cannot be undone.
+        """
 
 def add_EventsServiceServicer_to_server(servicer: EventsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,42 +22,89 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bnetra/events/v1/kinds.proto\x12\x0fnetra.events.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa9\x01\n\x0c\x41gentStarted\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x06 \x01(\x05\x12\x1a\n\rparent_run_id\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\x10\n\x0e_parent_run_id\"\xa7\x01\n\rAgentThinking\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x13\n\x0bstep_number\x18\x04 \x01(\x05\x12 \n\x13progress_percentage\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06status\x18\x06 \x01(\tB\x16\n\x14_progress_percentage\"\xb1\x01\n\rToolExecuting\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x14\n\x0ctool_version\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12+\n\nparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0e\n\x06status\x18\x07 \x01(\t\"\xa6\x03\n\rToolCompleted\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12+\n\x06result\x18\x06 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x88\x01\x01\x12.\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x1a.netra.events.v1.ErrorDataH\x01\x88\x01\x01\x12\x19\n\x11\x65xecution_time_ms\x18\x08 \x01(\x01\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12\x31\n\x0b\x65nforcement\x18\n \x01(\x0b\x32\x1c.netra.events.v1.Enforcement\x12\x33\n\nresult_ref\x18\x0b \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x02\x88\x01\x01\x12\x14\n\x07preview\x18\x0c \x01(\tH\x03\x88\x01\x01\x42\t\n\x07_resultB\x08\n\x06_errorB\r\n\x0b_result_refB\n\n\x08_preview\"S\n\tResultRef\x12\x13\n\x0b\x61rtifact_id\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nmedia_type\x18\x04 \x01(\t\",\n\x0b\x45nforcement\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"\x80\x01\n\tErrorData\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12(\n\x07\x64\x65tails\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x19\n\x0csupport_code\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\x0f\n\r_support_code\"\x96\x02\n\x0e\x41gentCompleted\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12&\n\x06result\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x19\n\x11\x65xecution_time_ms\x18\x05 \x01(\x01\x12%\n\x05usage\x18\x06 \x01(\x0b\x32\x16.netra.events.v1.Usage\x12\x33\n\nresult_ref\x18\x07 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x00\x88\x01\x01\x12\x14\n\x07preview\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\r\n\x0b_result_refB\n\n\x08_preview\"C\n\x05Usage\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\r\n\x05tools\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\"o\n\x0b\x41gentFailed\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.netra.events.v1.ErrorData\x12\x0f\n\x07message\x18\x04 \x01(\t\"q\n\rAgentTimedOut\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.netra.events.v1.ErrorData\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x89\x01\n\x0e\x41gentCancelled\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\n\n\x02\x62y\x18\x03 \x01(\t\x12\x33\n\rtools_stopped\x18\x04 \x03(\x0b\x32\x1c.netra.events.v1.StoppedTool\x12\x10\n\x08\x61\x66ter_ms\x18\x05 \x01(\x01\"H\n\x0bStoppedTool\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x66ter_ms\x18\x02 \x01(\x01\x12\x11\n\tconfirmed\x18\x03 \x01(\x08\"i\n\x0eMessageCreated\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bnetra/events/v1/kinds.proto\x12\x0fnetra.events.v1\x1a google/protobuf/descriptor.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xb6\x01\n\x0c\x41gentStarted\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x1b\n\x06status\x18\x03 \x01(\tB\x0b\x92\xb5\x18\x07started\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x06 \x01(\x05\x12\x1a\n\rparent_run_id\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\x10\n\x0e_parent_run_id\"\xc8\x02\n\rAgentThinking\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x16\n\treasoning\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0bstep_number\x18\x04 \x01(\x05\x12 \n\x13progress_percentage\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x06status\x18\x06 \x01(\tB\x0c\x92\xb5\x18\x08thinking\x12\x36\n\rreasoning_ref\x18\x07 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x02\x88\x01\x01\x12\x1e\n\x11reasoning_preview\x18\x08 \x01(\tH\x03\x88\x01\x01\x42\x0c\n\n_reasoningB\x16\n\x14_progress_percentageB\x10\n\x0e_reasoning_refB\x14\n\x12_reasoning_preview\"\xe8\x02\n\rToolExecuting\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x14\n\x0ctool_version\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x30\n\nparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x88\x01\x01\x12\x1d\n\x06status\x18\x07 \x01(\tB\r\x92\xb5\x18\texecuting\x12\x37\n\x0eparameters_ref\x18\x08 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x01\x88\x01\x01\x12\x1f\n\x12parameters_preview\x18\t \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06masked\x18\n \x03(\tB\r\n\x0b_parametersB\x11\n\x0f_parameters_refB\x15\n\x13_parameters_preview\"\xd0\x02\n\x0cToolProgress\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12 \n\x13progress_percentage\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07message\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x1d\n\x06status\x18\x07 \x01(\tB\r\x92\xb5\x18\texecuting\x12\x34\n\x0bmessage_ref\x18\x08 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x02\x88\x01\x01\x12\x1c\n\x0fmessage_preview\x18\t \x01(\tH\x03\x88\x01\x01\x42\x16\n\x14_progress_percentageB\n\n\x08_messageB\x0e\n\x0c_message_refB\x12\n\x10_message_preview\"\x8d\x05\n\rToolCompleted\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12Q\n\x06status\x18\x05 \x01(\tBA\x92\xb5\x18\x07success\x92\xb5\x18\x05\x65rror\x92\xb5\x18\x07timeout\x92\xb5\x18\x06\x64\x65nied\x92\xb5\x18\tcancelled\x92\xb5\x18\x07unknown\x12+\n\x06result\x18\x06 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x88\x01\x01\x12.\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x1a.netra.events.v1.ErrorDataH\x01\x88\x01\x01\x12\x19\n\x11\x65xecution_time_ms\x18\x08 \x01(\x01\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12\x31\n\x0b\x65nforcement\x18\n \x01(\x0b\x32\x1c.netra.events.v1.Enforcement\x12\x33\n\nresult_ref\x18\x0b \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x02\x88\x01\x01\x12\x14\n\x07preview\x18\x0c \x01(\tH\x03\x88\x01\x01\x12\x15\n\x08\x64\x65graded\x18\r \x01(\x08H\x04\x88\x01\x01\x12\x32\n\terror_ref\x18\x0e \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x05\x88\x01\x01\x12\x1a\n\rerror_preview\x18\x0f \x01(\tH\x06\x88\x01\x01\x12\x0e\n\x06masked\x18\x10 \x03(\tB\t\n\x07_resultB\x08\n\x06_errorB\r\n\x0b_result_refB\n\n\x08_previewB\x0b\n\t_degradedB\x0c\n\n_error_refB\x10\n\x0e_error_preview\"S\n\tResultRef\x12\x13\n\x0b\x61rtifact_id\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nmedia_type\x18\x04 \x01(\t\"b\n\x0b\x45nforcement\x12\x42\n\x04tier\x18\x01 \x01(\tB4\x92\xb5\x18\x07trusted\x92\xb5\x18\x06script\x92\xb5\x18\x06python\x92\xb5\x18\x07\x63ommand\x92\xb5\x18\x06remote\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"\x80\x01\n\tErrorData\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12(\n\x07\x64\x65tails\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x19\n\x0csupport_code\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\x0f\n\r_support_code\"\xcd\x01\n\x0e\x41gentSuspended\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x1d\n\x06status\x18\x03 \x01(\tB\r\x92\xb5\x18\tsuspended\x12*\n\twaits_for\x18\x04 \x01(\tB\x17\x92\xb5\x18\x07message\x92\xb5\x18\x08\x61pproval\x12\x14\n\x07message\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0b\x61pproval_id\x18\x06 \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_messageB\x0e\n\x0c_approval_id\"\x9b\x01\n\x0c\x41gentResumed\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x1b\n\x06status\x18\x03 \x01(\tB\x0b\x92\xb5\x18\x07resumed\x12\x32\n\x06reason\x18\x04 \x01(\tB\"\x92\xb5\x18\x07message\x92\xb5\x18\x08\x61pproval\x92\xb5\x18\x07timeout\x12\x14\n\x0csuspended_ms\x18\x05 \x01(\x01\"\xc5\x02\n\x0e\x41gentCompleted\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x1d\n\x06status\x18\x03 \x01(\tB\r\x92\xb5\x18\tcompleted\x12+\n\x06result\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x88\x01\x01\x12\x19\n\x11\x65xecution_time_ms\x18\x05 \x01(\x01\x12%\n\x05usage\x18\x06 \x01(\x0b\x32\x16.netra.events.v1.Usage\x12\x33\n\nresult_ref\x18\x07 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x01\x88\x01\x01\x12\x14\n\x07preview\x18\x08 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06masked\x18\t \x03(\tB\t\n\x07_resultB\r\n\x0b_result_refB\n\n\x08_preview\"C\n\x05Usage\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\r\n\x05tools\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\"\x87\x03\n\x0b\x41gentFailed\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.netra.events.v1.ErrorDataH\x00\x88\x01\x01\x12\x14\n\x07message\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x32\n\terror_ref\x18\x05 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x02\x88\x01\x01\x12\x1a\n\rerror_preview\x18\x06 \x01(\tH\x03\x88\x01\x01\x12\x34\n\x0bmessage_ref\x18\x07 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x04\x88\x01\x01\x12\x1c\n\x0fmessage_preview\x18\x08 \x01(\tH\x05\x88\x01\x01\x12\x0e\n\x06masked\x18\t \x03(\tB\x08\n\x06_errorB\n\n\x08_messageB\x0c\n\n_error_refB\x10\n\x0e_error_previewB\x0e\n\x0c_message_refB\x12\n\x10_message_preview\"\x81\x01\n\rAgentTimedOut\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.netra.events.v1.ErrorData\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0e\n\x06masked\x18\x05 \x03(\t\"\xaf\x02\n\x0e\x41gentCancelled\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12 \n\x02\x62y\x18\x03 \x01(\tB\x14\x92\xb5\x18\x04user\x92\xb5\x18\x08security\x12\x33\n\rtools_stopped\x18\x04 \x03(\x0b\x32\x1c.netra.events.v1.StoppedTool\x12\x10\n\x08\x61\x66ter_ms\x18\x05 \x01(\x01\x12:\n\x11tools_stopped_ref\x18\x06 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x00\x88\x01\x01\x12\"\n\x15tools_stopped_preview\x18\x07 \x01(\tH\x01\x88\x01\x01\x42\x14\n\x12_tools_stopped_refB\x18\n\x16_tools_stopped_preview\"H\n\x0bStoppedTool\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x66ter_ms\x18\x02 \x01(\x01\x12\x11\n\tconfirmed\x18\x03 \x01(\x08\"\x89\x02\n\x0eMessageCreated\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\t\x12#\n\x04role\x18\x04 \x01(\tB\x15\x92\xb5\x18\x04user\x92\xb5\x18\tassistant\x12\x14\n\x07\x63ontent\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x34\n\x0b\x63ontent_ref\x18\x06 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x01\x88\x01\x01\x12\x1c\n\x0f\x63ontent_preview\x18\x07 \x01(\tH\x02\x88\x01\x01\x42\n\n\x08_contentB\x0e\n\x0c_content_refB\x12\n\x10_content_preview\"\x82\x03\n\x11\x41pprovalRequested\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x13\n\x0b\x61pproval_id\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x16\n\ttool_name\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x30\n\nparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x01\x88\x01\x01\x12\x17\n\nexpires_at\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x37\n\x0eparameters_ref\x18\x08 \x01(\x0b\x32\x1a.netra.events.v1.ResultRefH\x03\x88\x01\x01\x12\x1f\n\x12parameters_preview\x18\t \x01(\tH\x04\x88\x01\x01\x12\x0e\n\x06masked\x18\n \x03(\tB\x0c\n\n_tool_nameB\r\n\x0b_parametersB\r\n\x0b_expires_atB\x11\n\x0f_parameters_refB\x15\n\x13_parameters_preview\"\xbb\x01\n\x10\x41pprovalResolved\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x13\n\x0b\x61pproval_id\x18\x03 \x01(\t\x12\x32\n\x08\x64\x65\x63ision\x18\x04 \x01(\tB \x92\xb5\x18\x07\x61pprove\x92\xb5\x18\x06reject\x92\xb5\x18\x07\x65xpired\x12\x0f\n\x02\x62y\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x07\x63omment\x18\x06 \x01(\tH\x01\x88\x01\x01\x42\x05\n\x03_byB\n\n\x08_comment\"\xb2\x01\n\x0cQualityAlert\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x31\n\x08severity\x18\x03 \x01(\tB\x1f\x92\xb5\x18\x04info\x92\xb5\x18\x07warning\x92\xb5\x18\x08\x63ritical\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12\x15\n\rcurrent_value\x18\x05 \x01(\x01\x12\x11\n\tthreshold\x18\x06 \x01(\x01\x12\x0f\n\x07message\x18\x07 \x01(\t\"\xa8\x01\n\x11SecurityViolation\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x11\n\tviolation\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12-\n\x07\x64\x65tails\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x88\x01\x01\x12\x0e\n\x06masked\x18\x06 \x03(\tB\n\n\x08_details\"@\n\nAgentDelta\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x12\n\nagent_name\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t:/\n\x06one_of\x12\x1d.google.protobuf.FieldOptions\x18\xd2\x86\x03 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'netra.events.v1.kinds_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AGENTSTARTED']._serialized_start=79
-  _globals['_AGENTSTARTED']._serialized_end=248
-  _globals['_AGENTTHINKING']._serialized_start=251
-  _globals['_AGENTTHINKING']._serialized_end=418
-  _globals['_TOOLEXECUTING']._serialized_start=421
-  _globals['_TOOLEXECUTING']._serialized_end=598
-  _globals['_TOOLCOMPLETED']._serialized_start=601
-  _globals['_TOOLCOMPLETED']._serialized_end=1023
-  _globals['_RESULTREF']._serialized_start=1025
-  _globals['_RESULTREF']._serialized_end=1108
-  _globals['_ENFORCEMENT']._serialized_start=1110
-  _globals['_ENFORCEMENT']._serialized_end=1154
-  _globals['_ERRORDATA']._serialized_start=1157
-  _globals['_ERRORDATA']._serialized_end=1285
-  _globals['_AGENTCOMPLETED']._serialized_start=1288
-  _globals['_AGENTCOMPLETED']._serialized_end=1566
-  _globals['_USAGE']._serialized_start=1568
-  _globals['_USAGE']._serialized_end=1635
-  _globals['_AGENTFAILED']._serialized_start=1637
-  _globals['_AGENTFAILED']._serialized_end=1748
-  _globals['_AGENTTIMEDOUT']._serialized_start=1750
-  _globals['_AGENTTIMEDOUT']._serialized_end=1863
-  _globals['_AGENTCANCELLED']._serialized_start=1866
-  _globals['_AGENTCANCELLED']._serialized_end=2003
-  _globals['_STOPPEDTOOL']._serialized_start=2005
-  _globals['_STOPPEDTOOL']._serialized_end=2077
-  _globals['_MESSAGECREATED']._serialized_start=2079
-  _globals['_MESSAGECREATED']._serialized_end=2184
+  _globals['_AGENTSTARTED'].fields_by_name['status']._loaded_options = None
+  _globals['_AGENTSTARTED'].fields_by_name['status']._serialized_options = b'\222\265\030\007started'
+  _globals['_AGENTTHINKING'].fields_by_name['status']._loaded_options = None
+  _globals['_AGENTTHINKING'].fields_by_name['status']._serialized_options = b'\222\265\030\010thinking'
+  _globals['_TOOLEXECUTING'].fields_by_name['status']._loaded_options = None
+  _globals['_TOOLEXECUTING'].fields_by_name['status']._serialized_options = b'\222\265\030\texecuting'
+  _globals['_TOOLPROGRESS'].fields_by_name['status']._loaded_options = None
+  _globals['_TOOLPROGRESS'].fields_by_name['status']._serialized_options = b'\222\265\030\texecuting'
+  _globals['_TOOLCOMPLETED'].fields_by_name['status']._loaded_options = None
+  _globals['_TOOLCOMPLETED'].fields_by_name['status']._serialized_options = b'\222\265\030\007success\222\265\030\005error\222\265\030\007timeout\222\265\030\006denied\222\265\030\tcancelled\222\265\030\007unknown'
+  _globals['_ENFORCEMENT'].fields_by_name['tier']._loaded_options = None
+  _globals['_ENFORCEMENT'].fields_by_name['tier']._serialized_options = b'\222\265\030\007trusted\222\265\030\006script\222\265\030\006python\222\265\030\007command\222\265\030\006remote'
+  _globals['_AGENTSUSPENDED'].fields_by_name['status']._loaded_options = None
+  _globals['_AGENTSUSPENDED'].fields_by_name['status']._serialized_options = b'\222\265\030\tsuspended'
+  _globals['_AGENTSUSPENDED'].fields_by_name['waits_for']._loaded_options = None
+  _globals['_AGENTSUSPENDED'].fields_by_name['waits_for']._serialized_options = b'\222\265\030\007message\222\265\030\010approval'
+  _globals['_AGENTRESUMED'].fields_by_name['status']._loaded_options = None
+  _globals['_AGENTRESUMED'].fields_by_name['status']._serialized_options = b'\222\265\030\007resumed'
+  _globals['_AGENTRESUMED'].fields_by_name['reason']._loaded_options = None
+  _globals['_AGENTRESUMED'].fields_by_name['reason']._serialized_options = b'\222\265\030\007message\222\265\030\010approval\222\265\030\007timeout'
+  _globals['_AGENTCOMPLETED'].fields_by_name['status']._loaded_options = None
+  _globals['_AGENTCOMPLETED'].fields_by_name['status']._serialized_options = b'\222\265\030\tcompleted'
+  _globals['_AGENTCANCELLED'].fields_by_name['by']._loaded_options = None
+  _globals['_AGENTCANCELLED'].fields_by_name['by']._serialized_options = b'\222\265\030\004user\222\265\030\010security'
+  _globals['_MESSAGECREATED'].fields_by_name['role']._loaded_options = None
+  _globals['_MESSAGECREATED'].fields_by_name['role']._serialized_options = b'\222\265\030\004user\222\265\030\tassistant'
+  _globals['_APPROVALRESOLVED'].fields_by_name['decision']._loaded_options = None
+  _globals['_APPROVALRESOLVED'].fields_by_name['decision']._serialized_options = b'\222\265\030\007approve\222\265\030\006reject\222\265\030\007expired'
+  _globals['_QUALITYALERT'].fields_by_name['severity']._loaded_options = None
+  _globals['_QUALITYALERT'].fields_by_name['severity']._serialized_options = b'\222\265\030\004info\222\265\030\007warning\222\265\030\010critical'
+  _globals['_AGENTSTARTED']._serialized_start=113
+  _globals['_AGENTSTARTED']._serialized_end=295
+  _globals['_AGENTTHINKING']._serialized_start=298
+  _globals['_AGENTTHINKING']._serialized_end=626
+  _globals['_TOOLEXECUTING']._serialized_start=629
+  _globals['_TOOLEXECUTING']._serialized_end=989
+  _globals['_TOOLPROGRESS']._serialized_start=992
+  _globals['_TOOLPROGRESS']._serialized_end=1328
+  _globals['_TOOLCOMPLETED']._serialized_start=1331
+  _globals['_TOOLCOMPLETED']._serialized_end=1984
+  _globals['_RESULTREF']._serialized_start=1986
+  _globals['_RESULTREF']._serialized_end=2069
+  _globals['_ENFORCEMENT']._serialized_start=2071
+  _globals['_ENFORCEMENT']._serialized_end=2169
+  _globals['_ERRORDATA']._serialized_start=2172
+  _globals['_ERRORDATA']._serialized_end=2300
+  _globals['_AGENTSUSPENDED']._serialized_start=2303
+  _globals['_AGENTSUSPENDED']._serialized_end=2508
+  _globals['_AGENTRESUMED']._serialized_start=2511
+  _globals['_AGENTRESUMED']._serialized_end=2666
+  _globals['_AGENTCOMPLETED']._serialized_start=2669
+  _globals['_AGENTCOMPLETED']._serialized_end=2994
+  _globals['_USAGE']._serialized_start=2996
+  _globals['_USAGE']._serialized_end=3063
+  _globals['_AGENTFAILED']._serialized_start=3066
+  _globals['_AGENTFAILED']._serialized_end=3457
+  _globals['_AGENTTIMEDOUT']._serialized_start=3460
+  _globals['_AGENTTIMEDOUT']._serialized_end=3589
+  _globals['_AGENTCANCELLED']._serialized_start=3592
+  _globals['_AGENTCANCELLED']._serialized_end=3895
+  _globals['_STOPPEDTOOL']._serialized_start=3897
+  _globals['_STOPPEDTOOL']._serialized_end=3969
+  _globals['_MESSAGECREATED']._serialized_start=3972
+  _globals['_MESSAGECREATED']._serialized_end=4237
+  _globals['_APPROVALREQUESTED']._serialized_start=4240
+  _globals['_APPROVALREQUESTED']._serialized_end=4626
+  _globals['_APPROVALRESOLVED']._serialized_start=4629
+  _globals['_APPROVALRESOLVED']._serialized_end=4816
+  _globals['_QUALITYALERT']._serialized_start=4819
+  _globals['_QUALITYALERT']._serialized_end=4997
+  _globals['_SECURITYVIOLATION']._serialized_start=5000
+  _globals['_SECURITYVIOLATION']._serialized_end=5168
+  _globals['_AGENTDELTA']._serialized_start=5170
+  _globals['_AGENTDELTA']._serialized_end=5234
 # @@protoc_insertion_point(module_scope)

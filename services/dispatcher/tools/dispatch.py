@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import re
 import time
 import traceback
 from collections.abc import AsyncIterator, Mapping
@@ -23,7 +22,6 @@ from services.dispatcher.tools.sandbox import trusted
 
 _log = log.get(__name__)
 MAX_ARGUMENT_BYTES = 256 * 1024
-_SECRET = re.compile(r"password|secret|token|api_?key|authorization|credential", re.IGNORECASE)
 _STATUS = {"DEADLINE_EXCEEDED": "timeout", "PERMISSION_DENIED": "denied", "CANCELLED": "cancelled"}
 
 
@@ -158,7 +156,7 @@ class UnifiedToolDispatcher:
         # before all that may take long: who calls too often must not even wait
         await self._permits.count()
         if spec.side_effects:
-            await reporter.barrier()
+            await _barrier(reporter, spec)
         with telemetry.span(f"tool {call.tool}") as span:
             span.set_attribute("netra.tool_call_id", call.tool_call_id)
             async with self._workspace.slots if spec.backend == "process" else contextlib.nullcontext():
@@ -188,20 +186,13 @@ class UnifiedToolDispatcher:
         return outcome
 
 
-def masked(value: Any) -> Any:
-    """The same JSON value with `***` under keys that name secrets."""
-    if isinstance(value, Mapping):
-        return {key: "***" if _SECRET.search(key) and not _counts(key, item) else masked(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [masked(item) for item in value]
-    return value
-
-
-def _counts(key: str, value: Any) -> bool:
-    """Whether this says how many tokens there were, and nothing else."""
-    if isinstance(value, Mapping):
-        return all(_counts(key, item) for item in value.values())
-    return "tokens" in key and isinstance(value, int | float)
+async def _barrier(reporter: Reporter, spec: ToolSpec) -> None:
+    """No effect before everything is in the record. Raises `DeadlineExceeded` when that takes longer than the tool may."""
+    try:
+        async with asyncio.timeout(spec.timeout_s):
+            await reporter.barrier()
+    except TimeoutError:
+        raise errors.DeadlineExceeded(f"{spec.name} was not called: the record could not be written within {spec.timeout_s:g} s.") from None
 
 
 def _recordable(arguments: Mapping[str, Any]) -> bool:

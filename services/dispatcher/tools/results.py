@@ -30,9 +30,7 @@ class Result:
         """Its fields in an event or a step."""
         if self.artifact is None:
             return {"result": self.value}
-        kept = self.artifact
-        ref = {"artifact_id": kept.artifact_id, "bytes": kept.size, "sha256": kept.sha256, "media_type": kept.media_type}
-        return {"result_ref": ref, "preview": self.preview}
+        return {"result_ref": reference(self.artifact), "preview": self.preview}
 
 
 async def recorded(value: object, whose: str, name: str, keep: Keep, failure: type[errors.NetraError]) -> Result:
@@ -48,6 +46,15 @@ async def recorded(value: object, whose: str, name: str, keep: Keep, failure: ty
         raise failure(f"{whose} returned {len(text)} bytes; a result may have at most {MAX_BYTES}.", limit=MAX_BYTES)
     if len(text) <= INLINE_BYTES:
         return Result(value)
+    return Result(value, await keep(name, MEDIA_TYPE, text), preview_of(text))
+
+
+def reference(kept: Artifact) -> dict[str, Any]:
+    """An artifact as events and steps name it."""
+    return {"artifact_id": kept.artifact_id, "bytes": kept.size, "sha256": kept.sha256, "media_type": kept.media_type}
+
+
+def preview_of(text: bytes) -> str:
+    """How a text in UTF-8 begins."""
     # a character that the cut goes through is left out
-    preview = text[:PREVIEW_BYTES].decode(errors="ignore")
-    return Result(value, await keep(name, MEDIA_TYPE, text), preview)
+    return text[:PREVIEW_BYTES].decode(errors="ignore")

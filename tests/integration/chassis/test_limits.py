@@ -212,3 +212,92 @@ async def test_the_users_of_our_services_may_run_the_script(stores: Standalone, 
     assert await _given(one, 20) == 10
     assert not one.local
     await one.close()
+
+
+@pytest.fixture
+async def leases(server: Server) -> AsyncIterator[list[limits.Leases]]:
+    """Two processes' worth of leases over the same Valkey."""
+    made = [limits.Leases(server.url, "gateway", "ns", patience_s=5.0) for _ in range(2)]
+    yield made
+    await asyncio.gather(*(one.close() for one in made))
+
+
+async def test_processes_share_a_few_places(leases: list[limits.Leases]) -> None:
+    first, second = leases
+    asked = [(leases[number % 2], f"h{number}") for number in range(20)]
+    given = await asyncio.gather(*(one.take("k", holder, 3) for one, holder in asked))
+    assert sum(answer is not None for answer in given) == 3
+    held = [("k", holder) for (_, holder), answer in zip(asked, given, strict=True) if answer is not None]
+    assert await second.take("k", held[0][1], 3) == []  # one that has a place has it
+    assert await second.take("another", "h0", 3) == []
+    await first.release(held[:1])
+    assert await second.take("k", "new", 3) == []
+    assert await second.take("k", "newer", 3) is None
+
+
+async def test_a_group_has_one_place(leases: list[limits.Leases]) -> None:
+    first, second = leases
+    assert await first.take("k", "tab 1", 1, "tab ") == []
+    assert await second.take("k", "tab 2", 1, "tab ") == ["tab 1"]
+    assert await second.take("k", "other 3", 1, "other ") is None
+    await first.release([("k", "tab 1")])
+    assert await second.take("k", "other 3", 1, "other ") is None
+
+
+async def test_a_later_one_of_a_group_keeps_its_place(leases: list[limits.Leases]) -> None:
+    first, second = leases
+    assert await first.take("k", "tab 2", 3, "tab ") == []
+    with pytest.raises(limits.Superseded):
+        await second.take("k", "tab 1", 3, "tab ")
+    assert await second.take("k", "tab 3", 3, "tab ") == ["tab 2"]
+
+
+async def test_thousands_are_renewed_in_no_time(leases: list[limits.Leases]) -> None:
+    first, second = leases
+    held = [(f"k{number}", f"tab {ids.uuid7()}") for number in range(5000)]
+    began = time.process_time()
+    await first.renew(held)
+    # it shares its event loop with the sockets themselves
+    assert time.process_time() - began < 0.5
+    assert await second.take("k4999", "another", 1) is None
+
+
+async def test_a_place_that_is_not_renewed_is_free_again(server: Server) -> None:
+    brief = limits.Leases(server.url, "gateway", lasts_s=0.2, patience_s=5.0)
+    assert await brief.take("k", "h1", 1) == []
+    async with asyncio.timeout(10):
+        # the time itself is what is tested here
+        while True:
+            if await brief.take("k", "h2", 1) is not None:
+                break
+            await asyncio.sleep(0.05)
+    await brief.close()
+
+
+async def test_what_valkey_forgot_is_known_again_after_a_renewal(server: Server, leases: list[limits.Leases]) -> None:
+    first, second = leases
+    held = [(f"k{number}", "h") for number in range(1200)]
+    await first.renew(held)
+    assert await second.take("k1199", "another", 1) is None
+    raw = redis.Redis.from_url(server.url)
+    await raw.flushall()
+    await raw.aclose()
+    await first.renew(held)
+    assert await second.take("k0", "another", 1) is None
+
+
+async def test_leases_of_a_valkey_that_is_away_are_unavailable_at_once(server: Server) -> None:
+    one = limits.Leases(server.url, "gateway", patience_s=0.25)
+    assert await one.take("k", "h", 1) == []
+    server.kill()
+    for _ in range(50):
+        with pytest.raises(errors.Unavailable):
+            await one.take("k", "h", 1)
+    await server.start()
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(errors.Unavailable):
+                assert await one.take("k", "h", 1) == []
+                break
+            await asyncio.sleep(0.05)
+    await one.close()

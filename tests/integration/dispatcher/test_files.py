@@ -104,7 +104,20 @@ async def family(turn: Turn) -> object:
     return await turn.child("measurer")
 
 
-AGENTS = [caller, crowd, measurer, wordless, family]
+WORDS = "é" * 150_000
+
+
+@agent("wordy")
+async def wordy(turn: Turn) -> object:
+    """Hands a tool more than it may take, and says more than a message may have."""
+    try:
+        await turn.tool("copy", artifact_id=WORDS)
+    except errors.TooLarge:
+        return {"message": WORDS}
+    return "taken"
+
+
+AGENTS = [caller, crowd, measurer, wordless, family, wordy]
 TOOLS = [work, copy, small, large, excessive]
 
 
@@ -260,6 +273,19 @@ async def test_a_large_result_of_an_agent_is_told_by_reference(running: Runs) ->
     assert json.loads(await Files(running.services, user).get(end["result_ref"]["artifact_id"])) == LARGE
     said = next(event["data"]["content"] for event in events if event["type"] == "message_created" and event["data"]["role"] == "assistant")
     assert end["result_ref"]["artifact_id"] in said
+
+
+async def test_arguments_over_the_cap_are_not_kept_and_a_large_answer_is_told_by_reference(running: Runs) -> None:
+    user = await running.services.user()
+    events = await running.ended(user, (await running.start(user, "wordy")).run_id)
+    assert types(events) == [
+        "agent_started", "message_created", "tool_executing", "tool_completed", "message_created", "agent_completed",
+    ]  # fmt: skip
+    asked, said, end = (events[place]["data"] for place in (2, 4, 5))
+    assert (asked["parameters"], "parameters_ref" in asked) == ({}, False)
+    assert json.loads(await Files(running.services, user).get(end["result_ref"]["artifact_id"])) == {"message": WORDS}
+    assert end["result_ref"]["artifact_id"] in said["content"]
+    assert len(said["content"]) < 4096
 
 
 async def test_a_result_over_the_cap_fails_by_its_size(running: Runs) -> None:

@@ -18,6 +18,7 @@ from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import kinds_pb2
 from netra.tool import tool
+from services.dispatcher import kinds
 from standalone import prepare
 from tests.fixtures.stack import Standalone
 from tests.fixtures.storage import Services
@@ -179,10 +180,7 @@ async def test_the_data_of_every_event_has_the_fields_of_the_contract(running: R
     for event in events:
         message = getattr(kinds_pb2, "".join(word.title() for word in event["type"].split("_")))()
         json_format.ParseDict(event["data"], message)
-        required = {field.name for field in message.DESCRIPTOR.fields if not field.has_presence or field.name in ("agent_id", "result")}
-        optional = {"result"} if event["type"] == "tool_completed" else set()
-        missing = {name for name in required - optional if name not in event["data"]}
-        assert missing <= {"tool_name"}, (event["type"], missing)
+        kinds.check(event["type"], event["data"])
 
 
 async def test_an_agent_that_calls_nothing_fakes_nothing(running: Runs) -> None:
@@ -437,6 +435,17 @@ class TestWaiting:
         running, user, first, second = await self._waiting(services, 3600)
         await self._age(stores, database, second, 120)
         await running.dispatcher.CancelRun(dispatcher_pb2.CancelRunRequest(run_id=first), metadata=user.bearer)
+        await _state(running, user, second, dispatcher_pb2.RUN_STATE_FAILED)
+
+    async def test_one_that_an_owner_left_at_its_end_is_not_begun_by_the_next(
+        self, services: Services, stores: Standalone, database: str
+    ) -> None:
+        running, user, _, second = await self._waiting(services, 3600)
+        query = "UPDATE dispatcher.runs SET state = 'finishing', epoch = 1, lease_until = now() WHERE run_id = $1"
+        async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
+            await admin.execute(query, second)
+        (event,) = await running.ended(user, second)
+        assert (event["type"], event["data"]["error"]["code"]) == ("agent_failed", "OWNER_LOST")
         await _state(running, user, second, dispatcher_pb2.RUN_STATE_FAILED)
 
 

@@ -114,6 +114,7 @@ async def _runs(client: Client) -> None:
     await client.call("GET /v1/tools", params={"text": "words", "tag": ""})
     await client.call("GET /v1/agents")
     await client.call("GET /v1/me")
+    await client.call("GET /v1/me/statistics")
 
 
 async def _artifacts(client: Client) -> None:

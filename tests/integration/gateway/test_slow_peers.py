@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import problems, wire, wiring
+from gateway import envelope, problems, wire, wiring
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
 from tests.integration.gateway.conftest import until
@@ -139,13 +139,29 @@ async def test_a_ping_at_a_bad_moment_is_answered_when_there_is_room(edge: wirin
         (line,) = wires(edge)
         # as events would: more than the peer takes
         while line.writable.is_set():
-            line.put(b'"' + b"x" * 65_000 + b'"')
+            line.put(envelope.text(b'"' + b"x" * 65_000 + b'"'))
         peer.send(_PING, b"mine")
         await until(lambda: line._pong)
         while (found := await peer.frame())[0] == _TEXT:
             pass
         assert found == (_PONG, b"mine")
         assert not line.close_sent
+
+
+@pytest.mark.parametrize("last", [b"\x88\x82\0\0\0\0\x03\xe8", b"\x81\x01a"], ids=["close", "no mask"])
+async def test_who_takes_nothing_and_ends_is_let_go(
+    edge: wiring.Service, services: Services, monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    monkeypatch.setattr(wire, "_LINGER_S", 0.2)
+    user = await services.user()
+    async with connected(edge, room=16 * 1024) as peer:
+        await greeted(peer, user)
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        (line,) = wires(edge)
+        while line.writable.is_set():
+            line.put(envelope.text(b'"' + b"x" * 65_000 + b'"'))
+        peer.writer.write(last)
+        await until(lambda: not wires(edge))
 
 
 @pytest.mark.parametrize(("opcode", "payload"), [(_PING, b"x"), (_PONG, b"x")])
@@ -291,8 +307,10 @@ async def test_there_are_so_many_connections_and_no_more(services: Services) -> 
             peer.writer.write(b"GET /healthz HTTP/1.1\r\nHost: netra\r\n\r\n")
             assert (await peer.answer())[0] == 200
         async with connected(alone) as one:
-            status, problem = await one.answer()
+            status, headers = await one.head()
+            problem = json.loads(await one.reader.readexactly(int(headers["content-length"])))
             assert (status, problem["code"], problem["retry_after_ms"]) == (503, "UNAVAILABLE", 1000)
+            assert headers["retry-after"] == "1"
             assert await one.ended()
         peers[0].writer.transport.abort()
         await until(lambda: len(alone.server.server_state.connections) <= 2)

@@ -17,7 +17,7 @@ SHARED = {
     "auth.migrations", "auth.signing_keys", "auth.published_keys", "auth.oidc_attempts", "auth.policies", "auth.audit_head",
     "context.migrations", "context.signing_keys",
     "dispatcher.migrations",
-    "events.migrations", "events.generation",
+    "events.migrations", "events.generation", "events.classes",
 }  # fmt: skip
 
 

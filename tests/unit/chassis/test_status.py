@@ -50,3 +50,12 @@ def test_an_unknown_error_shows_a_support_code_and_nothing_else(capsys: pytest.C
     assert type(shown) is errors.Internal
     assert "hunter2" not in shown.message
     assert shown.details["support_code"] in shown.message
+
+
+@pytest.mark.parametrize("side", ["Received", "CLIENT: Sent"])
+def test_a_message_that_grpc_finds_too_large_is_not_one_call_too_many(side: str) -> None:
+    details = f"{side} message larger than max (5242880 vs. 4194304)"
+    error = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+    assert type(status.from_rpc(error)) is errors.TooLarge
+    error = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata(), "too many pings")
+    assert type(status.from_rpc(error)) is errors.RateLimited

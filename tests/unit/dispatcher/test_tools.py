@@ -10,7 +10,7 @@ from pydantic import Field
 
 from netra import errors
 from netra.tool import ToolSpec, tool
-from services.dispatcher.tools import dispatch, registry, text
+from services.dispatcher.tools import registry, text
 from tests.fixtures.permits import permitted
 
 ALL = frozenset({"tools:execute", "tools:admin"})
@@ -72,19 +72,6 @@ async def test_discovery_filters_by_text_and_tag() -> None:
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="two tools"):
         registry.ToolRegistry([add, add])
-
-
-def test_secrets_in_parameters_are_masked() -> None:
-    shown = dispatch.masked({"api_key": "k", "nested": [{"Password": "p", "text": "t"}], "user": {"auth_token": 1}})
-    assert shown == {"api_key": "***", "nested": [{"Password": "***", "text": "t"}], "user": {"auth_token": "***"}}
-
-
-def test_numbers_of_tokens_are_not_secrets() -> None:
-    counts = {"input_tokens": 7, "percentiles": {"output_tokens": {"p50": 1, "p95": 2.5}}}
-    assert dispatch.masked(counts) == counts
-    assert dispatch.masked({"tokens": ["a"], "access_tokens": {"a": "b"}, "token": 7}) == {
-        "tokens": "***", "access_tokens": "***", "token": "***",
-    }  # fmt: skip
 
 
 async def test_text_statistics_count() -> None:

@@ -18,7 +18,7 @@ from netra.agent import AgentSpec, Turn, agent
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
 from netra.tool import tool
-from services.dispatcher import journal, turn
+from services.dispatcher import journal, outbox, turn
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, workspace
 from services.dispatcher.tools import registry as tools_
@@ -33,10 +33,15 @@ class Record:
         self._chance, self._tasks = chance, lifecycle.Tasks(on_failure=lambda _error: None)
         self.events: list[dict[str, Any]] = []
         self.steps: dict[str, Any] = {}
+        self.shown: list[dict[str, Any]] = []
 
-    def append(self, request: events_pb2.AppendRequest) -> asyncio.Future[None]:
+    def append(self, request: events_pb2.AppendRequest, user_id: str, token: object = None) -> asyncio.Future[None]:
         """Take an append."""
         return self._tasks.spawn(self._taken(request), "append")
+
+    def show(self, request: events_pb2.AppendRequest, user_id: str) -> None:
+        """Who watches sees it."""
+        self.shown += [{"type": one.type, **orjson.loads(one.data)} for one in request.transients]
 
     async def _taken(self, request: events_pb2.AppendRequest) -> None:
         await moments(self._chance)
@@ -93,10 +98,11 @@ class World:
             user_id=ids.uuid7(), tenant_id=ids.uuid7(), session_id=ids.uuid7(), thread_id=ids.uuid7(), run_id=run_id,
             request_id="r", roles=("user",), tier="free",
         )  # fmt: skip
-        bridge = journal.AgentWebSocketBridge(self.record, run_id, 1, 1, "first")  # type: ignore[arg-type]
         spaces = workspace.Workspaces(self._folder / "work", None, 1)  # type: ignore[arg-type]
         tools, agents = tools_.ToolRegistry([echo, refuse, hang]), agents_.AgentRegistry(self._agents)
         files = spaces.of(run_id, str)
+        owned = outbox.Owned(run_id, context.user_id, 1, str, files.keep)
+        bridge = journal.AgentWebSocketBridge(self.record, owned, 1, "first")
         mine = await permitted("tools:execute")
         async with dispatch.UnifiedToolDispatcher.for_context(context, tools, mine, bridge, files) as dispatcher:
             yield turn.Turn("What now?", inputs, context, bridge, dispatcher, agents.get)
@@ -227,6 +233,27 @@ async def test_a_child_speaks_in_its_own_name_and_gets_what_its_parent_has(world
     assert [event["agent_name"] for event in events] == ["first", *["inner"] * 6, "first"]
     assert len({event["agent_id"] for event in events}) == 1
     assert [event["step_number"] for event in events if event["type"] == "agent_thinking"] == [1, 2, 3, 4]
+
+
+async def test_text_that_is_shown_is_no_step_and_not_recorded(world: Made) -> None:
+    @agent("inner")
+    async def inner(turn: Turn) -> None:
+        """Shows something of its own."""
+        turn.delta("inner")
+
+    here = world(inner)
+    async with here.turn() as first:
+        await first.think("First.")
+        first.delta("a")
+        first.delta("")
+        await first.child("inner")
+        await first.think("Last.")
+        assert first.steps == 2
+    assert [(one["type"], one["agent_name"], one["text"]) for one in here.record.shown] == [
+        ("agent_delta", "first", "a"), ("agent_delta", "inner", "inner"),
+    ]  # fmt: skip
+    assert [event["type"] for event in here.record.events] == ["agent_thinking"] * 2
+    assert list(here.record.steps) == ["1:think", "3:think"]
 
 
 async def test_generations_are_counted(world: Made) -> None:

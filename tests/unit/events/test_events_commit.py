@@ -5,32 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 
 from chassis import postgres
 from netra import errors, ids
 from netra.events.v1 import events_pb2
-from services.events import commit, log
+from services.events import commit, ledger, log
 
 
 class _Writer:
     """Accepts everything but appends whose number is poisonous."""
 
-    def __init__(self, poison: frozenset[int] = frozenset(), away: int = 0) -> None:
-        self.poison, self.away = poison, away
+    def __init__(self, poison: frozenset[int] = frozenset(), away: int = 0, locked: frozenset[int] = frozenset()) -> None:
+        self.poison, self.away, self.locked, self.table = poison, away, locked, False
         self.batches: list[list[int]] = []
 
-    async def commit(self, appends: Sequence[log.Append]) -> log.Ledger:
+    async def commit(self, appends: Sequence[log.Append], *, pass_over: bool = False) -> ledger.Ledger:
         await asyncio.sleep(0)
         numbers = [append.request.append_id for append in appends]
         self.batches.append(numbers)
         if self.away:
             self.away -= 1
             raise errors.Unavailable
+        if self.locked & set(numbers) and (self.table or not pass_over):
+            raise postgres.Locked
         if self.poison & set(numbers):
             raise postgres.Unfit("CharacterNotInRepertoireError")
-        ledger = log.Ledger({}, {}, None)  # type: ignore[arg-type]
-        ledger.outcomes += [log.Outcome(number, last_cursor=number) for number in numbers]
-        return ledger
+        book = ledger.Ledger({}, {}, datetime.now(UTC))
+        held = errors.Unavailable()
+        book.outcomes += [log.Outcome(number, number, held if number in self.locked else None) for number in numbers]
+        return book
 
 
 class _Announcer:
@@ -101,3 +105,17 @@ async def test_a_batch_is_bounded_by_bytes_and_number() -> None:
         await _answers(committer, commit.MAX_APPENDS + 1)
     assert max(len(batch) for batch in writer.batches[:3]) == 4
     assert [len(batch) for batch in writer.batches[-2:]] == [commit.MAX_APPENDS, 1]
+
+
+async def test_what_another_transaction_holds_is_sent_again_and_the_rest_goes_on() -> None:
+    writer = _Writer(locked=frozenset({5}))
+    async with _running(writer) as committer:
+        answers = await _answers(committer, 16)
+        assert {number: outcome.refused.code for number, outcome in answers.items() if outcome.refused} == {5: "UNAVAILABLE"}
+        # each try waits for as long as the database lets it
+        assert len(writer.batches) == 2
+        writer.table = True
+        assert all(outcome.refused for outcome in (await _answers(committer, 16)).values())
+        assert len(writer.batches) == 4
+        writer.locked = frozenset()
+        assert not any(outcome.refused for outcome in (await _answers(committer, 16)).values())

@@ -39,7 +39,7 @@ async def _nobody(_request: Any) -> str:
 def _api(services: _Services) -> http.Api:
     edge = SimpleNamespace(
         settings=GatewaySettings(), callers=SimpleNamespace(nobody=_nobody), open=SimpleNamespace(draining=asyncio.Event()),
-        verifier=SimpleNamespace(trust=SimpleNamespace(ready=True)),
+        verifier=SimpleNamespace(trust=SimpleNamespace(ready=True)), tail=SimpleNamespace(connected=True, live=True),
     )  # fmt: skip
     return http.Api(edge, services)  # type: ignore[arg-type]
 

@@ -53,6 +53,25 @@ def test_refuses_what_cannot_be_read(text: str, code: str) -> None:
     assert _refused(text).error.code == code
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"type":"PING","__proto__":1}', "__proto__"),
+        ('{"type":"PING","payload":{"__proto__":{"a":1}}}', "payload.__proto__"),
+        ('{"type":"PING","payload":{"\\u005f_proto__":1}}', "payload.__proto__"),
+        ('{"type":"CHAT","payload":{"message":"x","a":{"rows":[1,{"constructor":2}]}}}', "payload.a.rows.1.constructor"),
+        ('{"type":"CHAT","payload":{"message":"x","inputs":{"prototype":[]}}}', "payload.inputs.prototype"),
+    ],
+)
+def test_keys_that_harm_careless_readers_are_named(text: str, field: str) -> None:
+    refused = _refused(text)
+    assert (refused.error.code, refused.error.details["field"]) == ("INVALID_PAYLOAD", field)
+
+
+def test_the_same_words_as_values_are_text() -> None:
+    assert frames.parse('{"type":"PING","payload":["__proto__",{"x":"constructor","proto":"prototype"}]}', _LIMIT).type == "PING"
+
+
 @pytest.mark.parametrize("name", ["user_id", "tenant_id", "session_id", "roles", "role", "tier", "permissions", "is_admin"])
 def test_identity_is_never_read_from_a_frame(name: str) -> None:
     inside = _refused(json.dumps({"type": "CHAT", "id": "a", "payload": {"message": "x", name: "x"}}))

@@ -76,6 +76,7 @@ def _principal(user: ids.UserId, session: str = "01890a5d-ac96-774b-bcce-b302099
 class _Socket:
     principal: identity.Principal
     client_id: str = ""
+    connection_id: ids.ConnectionId = field(default_factory=ids.ConnectionId.new)
     ended: list[close_codes.Close] = field(default_factory=list)
 
     def end(self, close: close_codes.Close) -> None:
@@ -85,56 +86,91 @@ class _Socket:
         self.end(close_codes.DRAINING)
 
 
-def test_a_user_has_a_few_sockets_and_others_are_not_counted() -> None:
+async def test_a_user_has_a_few_sockets_and_others_are_not_counted() -> None:
     manager, user = sockets.UnifiedWebSocketManager(lambda _: 2), ids.UserId.new()
     for one in (_Socket(_principal(user)), _Socket(_principal(user)), _Socket(_principal(ids.UserId.new()))):
-        manager.admit(one)
+        await manager.admit(one)
     with pytest.raises(sockets.TooMany):
-        manager.admit(_Socket(_principal(user)))
+        await manager.admit(_Socket(_principal(user)))
     assert (len(manager), manager.open_for(user)) == (3, 2)
 
 
-def test_a_client_replaces_its_own_socket() -> None:
+async def test_a_client_replaces_its_own_socket() -> None:
     manager, user = sockets.UnifiedWebSocketManager(lambda _: 1), ids.UserId.new()
     older, newer = _Socket(_principal(user), "tab"), _Socket(_principal(user), "tab")
-    manager.admit(older)
-    manager.admit(newer)
+    await manager.admit(older)
+    await manager.admit(newer)
     assert (older.ended, newer.ended, len(manager)) == ([close_codes.REPLACED], [], 1)
     manager.remove(older)
     assert len(manager) == 1
 
 
+class _Elsewhere:
+    """What other gateways have."""
+
+    def __init__(self, fits: bool) -> None:
+        self.fits = fits
+        self.entered: list[tuple[str, int]] = []
+        self.left: list[str] = []
+
+    async def enter(self, user_id: ids.UserId, connection_id: str, client_id: str, most: int) -> bool:
+        self.entered.append((client_id, most))
+        return self.fits
+
+    def leave(self, connection_id: str) -> None:
+        self.left.append(connection_id)
+
+
+async def test_the_sockets_at_other_gateways_count() -> None:
+    full = _Elsewhere(fits=False)
+    manager, one = sockets.UnifiedWebSocketManager(lambda _: 3, full), _Socket(_principal(ids.UserId.new()), "tab")
+    with pytest.raises(sockets.TooMany):
+        await manager.admit(one)
+    assert (len(manager), full.entered, full.left) == (0, [("tab", 3)], [one.connection_id])
+
+
+async def test_a_socket_that_was_replaced_elsewhere_is_closed() -> None:
+    elsewhere = _Elsewhere(fits=True)
+    manager, one, other = sockets.UnifiedWebSocketManager(lambda _: 3, elsewhere), *(_Socket(_principal(ids.UserId.new())) for _ in "ab")
+    await manager.admit(one)
+    await manager.admit(other)
+    manager.replaced(one.connection_id)
+    manager.replaced("unknown")
+    assert (one.ended, other.ended, len(manager)) == ([close_codes.REPLACED], [], 1)
+    assert elsewhere.left == [one.connection_id]
+
+
 async def test_a_gateway_that_drains_admits_nobody_and_waits_for_the_last() -> None:
     manager = sockets.UnifiedWebSocketManager(lambda _: 3)
     one, other = _Socket(_principal(ids.UserId.new())), _Socket(_principal(ids.UserId.new()))
-    manager.admit(one)
-    manager.admit(other)
+    await manager.admit(one)
+    await manager.admit(other)
     async with asyncio.timeout(2), asyncio.TaskGroup() as group:
         draining = group.create_task(manager.drain(60))
         await asyncio.sleep(0)
         with pytest.raises(errors.Unavailable):
-            manager.admit(_Socket(_principal(ids.UserId.new())))
+            await manager.admit(_Socket(_principal(ids.UserId.new())))
         manager.remove(one)
         await asyncio.sleep(0)
         assert not draining.done()
         manager.remove(other)
 
 
-def test_a_revocation_closes_the_sockets_of_that_session_only() -> None:
+async def test_a_revocation_closes_the_sockets_of_that_session_only() -> None:
     manager, user = sockets.UnifiedWebSocketManager(lambda _: 3), ids.UserId.new()
     gone, kept = _Socket(_principal(user)), _Socket(_principal(user, ids.SessionId.new()))
-    manager.admit(gone)
-    manager.admit(kept)
+    await manager.admit(gone)
+    await manager.admit(kept)
     manager.revoked(auth_pb2.Revocation(session_id=gone.principal.session_id))
     assert (gone.ended, kept.ended) == ([close_codes.REVOKED], [])
 
 
-def test_the_revocation_of_a_user_closes_the_sockets_that_were_there_before() -> None:
+async def test_the_revocation_of_a_user_closes_the_sockets_that_were_there_before() -> None:
     manager, user = sockets.UnifiedWebSocketManager(lambda _: 3), ids.UserId.new()
     old, fresh, other = _Socket(_principal(user)), _Socket(_principal(user)), _Socket(_principal(ids.UserId.new()))
     old.principal, fresh.principal = replace(old.principal, issued_at=100.0), replace(fresh.principal, issued_at=300.0)
     for socket in (old, fresh, other):
-        manager.admit(socket)
+        await manager.admit(socket)
     manager.revoked(auth_pb2.Revocation(user_id=user, revoked_at=Timestamp(seconds=200)))
     assert (old.ended, fresh.ended, other.ended) == ([close_codes.REVOKED], [], [])
 

@@ -56,11 +56,34 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
     ],
 )
 async def test_a_handshake_that_cannot_be_read_is_answered_and_ended(lines: str, status: int) -> None:
+    assert _answer(f"{_START}{_KEY}{lines}\r\n").startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
+    ("start", "answer"),
+    [
+        (_START.replace(": 13", ": 12"), b"HTTP/1.1 426 "),
+        (_START.replace("Sec-WebSocket-Version: 13\r\n", ""), b"HTTP/1.1 426 "),
+        (_START + "Sec-WebSocket-Version: 13\r\n", b"HTTP/1.1 426 "),
+        (_START.replace("HTTP/1.1", "HTTP/1.0"), b"HTTP/1.1 400 "),
+        (_START.replace("/ws", "/ws/"), b"HTTP/1.1 404 "),
+        (_START.replace("/ws", "/healthz?x=/ws"), b"HTTP/1.1 404 "),
+        (_START.replace("/ws", "/%77s"), b"HTTP/1.1 404 "),
+    ],
+)
+async def test_a_handshake_of_another_kind_is_told_what_is_spoken_here(start: str, answer: bytes) -> None:
+    written = _answer(f"{start}{_KEY}\r\n")
+    assert written.startswith(answer)
+    assert (b"\r\nsec-websocket-version: 13\r\n" in written.lower()) == (b" 426 " in answer)
+
+
+def _answer(handshake: str) -> bytes:
+    """What is written before the connection is ended."""
     config = uvicorn.Config(_app, ws=wire.WireProtocol, log_config=None, lifespan="off")
     config.load()
     protocol = wire.HttpProtocol(config, ServerState(), {})
     transport = _Transport()
     protocol.connection_made(transport)  # type: ignore[arg-type]
-    protocol.data_received(f"{_START}{_KEY}{lines}\r\n".encode())
-    assert transport.written.startswith(f"HTTP/1.1 {status} ".encode())
+    protocol.data_received(handshake.encode())
     assert transport.closed
+    return transport.written

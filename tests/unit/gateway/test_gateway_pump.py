@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from chassis import identity
-from gateway import delivery, pump
+from chassis import identity, replicas
+from gateway import delivery, pump, subscriptions, upstreams
 from netra import errors, ids
 from netra.events.v1 import events_pb2
+from tests.fixtures import ready
 
 
 def _principal(credential: str = "t1", user: str = "01890a5d-ac96-774b-bcce-b302099a8057", lives_s: float = 600) -> identity.Principal:
@@ -40,12 +41,17 @@ class _Call:
     async def asked(self) -> events_pb2.TailRequest:
         return await asyncio.wait_for(anext(self.requests), 2)
 
-    def position(self, cursor: int, epoch: str = "e1", joined: bool = True, reason: str = "") -> None:
-        position = events_pb2.TailPosition(user_id=_principal().user_id, cursor=cursor, oldest=1, epoch=epoch, joined=joined, reason=reason)
+    def position(self, cursor: int, epoch: str = "e1") -> None:
+        position = events_pb2.TailPosition(user_id=_principal().user_id, cursor=cursor, oldest=1, epoch=epoch, joined=True)
+        self.answers.put_nowait(events_pb2.TailResponse(positions=[position]))
+
+    def dismissed(self, join_id: str = "", user_id: str = _principal().user_id) -> None:
+        position = events_pb2.TailPosition(user_id=user_id, joined=False, reason="The session has ended.", join_id=join_id)
         self.answers.put_nowait(events_pb2.TailResponse(positions=[position]))
 
     def events(self, *cursors: int) -> None:
-        events = [events_pb2.Event(cursor=cursor, user_id=_principal().user_id, frame=b"%d" % cursor) for cursor in cursors]
+        user_id = _principal().user_id
+        events = [events_pb2.Event(cursor=one, seq=one, run_id="r", user_id=user_id, frame=b"%d" % one) for one in cursors]
         self.answers.put_nowait(events_pb2.TailResponse(events=events))
 
     def cancel(self) -> None:
@@ -57,8 +63,18 @@ class _Call:
 
 
 class _Stub:
+    """The replicas of events; what is asked of any of them ends up here."""
+
     def __init__(self) -> None:
         self.calls: asyncio.Queue[_Call] = asyncio.Queue()
+        self.asked: list[str] = []
+
+    def each(self, *targets: str) -> upstreams.Events:
+        return replicas.Each(replicas.Replicas(",".join(targets or ("a:1",))), self._of)  # type: ignore[arg-type]
+
+    def _of(self, target: str) -> _Stub:
+        self.asked.append(target)
+        return self
 
     def Tail(self, requests: AsyncIterator[events_pb2.TailRequest]) -> _Call:
         call = _Call(requests)
@@ -88,14 +104,14 @@ async def _attached(tail: pump.Pump, call: _Call, who: identity.Principal, curso
 def _read(sink: _Sink) -> list[int]:
     found = []
     while (frame := sink.delivery.take()) is not None:
-        found.append(int(frame))
+        found.append(int(*ready.payloads(frame.wire)))
     return found
 
 
 @pytest.mark.asyncio
 async def test_events_reach_the_sockets_of_their_user() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -111,7 +127,7 @@ async def test_events_reach_the_sockets_of_their_user() -> None:
 @pytest.mark.asyncio
 async def test_a_broken_stream_is_opened_again_and_the_gap_is_noticed() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -128,13 +144,17 @@ async def test_a_broken_stream_is_opened_again_and_the_gap_is_noticed() -> None:
 @pytest.mark.asyncio
 async def test_a_token_that_ends_makes_room_for_another_of_the_same_user() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
-        feed, _ = await _attached(tail, call, _principal("t1", lives_s=900), 0)
+        feed, first = await _attached(tail, call, _principal("t1", lives_s=900), 0)
         await tail.follow(_principal("t2"))  # joined already: no question asked
-        call.position(0, joined=False, reason="The session has ended.")
+        call.dismissed()
+        # nothing is known of which token it was about
+        again = (await call.asked()).join
+        assert again.access_token == first.principal.token
+        call.dismissed(again.join_id)
         assert (await call.asked()).join.access_token == "t2"
         call.position(0)
         await _settled()
@@ -145,13 +165,12 @@ async def test_a_token_that_ends_makes_room_for_another_of_the_same_user() -> No
 @pytest.mark.asyncio
 async def test_a_refused_token_is_an_answer() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
         refused = group.create_task(_expect_unauthenticated(tail))
-        await call.asked()
-        call.position(0, joined=False, reason="The session has ended.")
+        call.dismissed((await call.asked()).join.join_id)
         await refused
         running.cancel()
 
@@ -161,10 +180,74 @@ async def _expect_unauthenticated(tail: pump.Pump) -> None:
         await tail.follow(_principal())
 
 
+async def test_the_end_of_an_earlier_session_is_no_answer_to_the_next_one() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal("t1"), 7)
+        tail.detach(sink)
+        assert (await call.asked()).WhichOneof("action") == "leave"
+        following = group.create_task(tail.follow(_principal("t2")))
+        assert (await call.asked()).join.access_token == "t2"
+        call.dismissed()
+        await _settled()
+        assert not following.done()
+        call.position(9)
+        assert (await following).cursor == 9
+        running.cancel()
+
+
+async def test_the_end_of_an_earlier_session_does_not_stop_the_events_of_the_next_one() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal("t2"), 7)
+        call.dismissed()
+        async with asyncio.timeout(0.5):  # at once
+            assert (await call.asked()).join.access_token == "t2"
+        call.position(7)
+        call.events(8)
+        await _settled()
+        assert _read(sink) == [8]
+        running.cancel()
+
+
+async def test_who_is_not_followed_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "_MEND_S", 0.02)
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        following = group.create_task(tail.follow(_principal("t1")))
+        for _ in range(3):  # a replica that cannot reach its database says nothing
+            assert (await call.asked()).join.access_token == "t1"
+        call.position(7)
+        assert (await following).cursor == 7
+        running.cancel()
+
+
+async def test_a_token_that_was_renewed_vouches_at_once() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal("t1"), 7)
+        sink.principal = _principal("t2", lives_s=1200)
+        tail.renewed(sink.principal.user_id)
+        assert (await call.asked()).join.access_token == "t2"
+        running.cancel()
+
+
 @pytest.mark.asyncio
 async def test_an_earlier_refusal_is_no_answer() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -183,12 +266,11 @@ async def test_an_earlier_refusal_is_no_answer() -> None:
 async def test_no_answer_is_unavailable_and_a_word_about_nobody_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pump, "_PATIENCE_S", 0.1)
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
-        position = events_pb2.TailPosition(joined=False, reason="The token is refused.")
-        call.answers.put_nowait(events_pb2.TailResponse(positions=[position]))
+        call.dismissed(user_id="")
         with pytest.raises(errors.Unavailable):
             await tail.follow(_principal())
         running.cancel()
@@ -197,7 +279,7 @@ async def test_no_answer_is_unavailable_and_a_word_about_nobody_is_none(monkeypa
 @pytest.mark.asyncio
 async def test_another_generation_of_the_record_is_told() -> None:
     stub = _Stub()
-    tail = pump.Pump(stub)  # type: ignore[arg-type]
+    tail = pump.Pump(stub.each(), "gateway")
     async with asyncio.TaskGroup() as group:
         running = group.create_task(tail.run())
         call = await stub.call()
@@ -205,4 +287,104 @@ async def test_another_generation_of_the_record_is_told() -> None:
         call.position(3, epoch="e2")
         await _settled()
         assert sink.resyncs == [("e2", 3)]
+        running.cancel()
+
+
+def _transient(after_cursor: int, frame: bytes, user_id: str = "") -> events_pb2.TransientEvent:
+    return events_pb2.TransientEvent(
+        user_id=user_id or _principal().user_id, run_id="r", type="agent_delta", frame=frame, after_seq=1, after_cursor=after_cursor
+    )
+
+
+async def test_a_transient_comes_in_its_place_or_not_at_all() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal(), 0)
+        call.events(1, 2)
+        shown = [_transient(1, b"100"), _transient(2, b"200"), _transient(2, b"9", ids.uuid7()), _transient(3, b"300")]
+        call.answers.put_nowait(events_pb2.TailResponse(transients=shown))
+        call.events(3)
+        await _settled()
+        # the first one's sum is in event 2 already
+        assert _read(sink) == [1, 2, 200, 3]
+        call.answers.put_nowait(events_pb2.TailResponse(transients=[_transient(3, b"301")]))
+        call.events(4)
+        await _settled()
+        assert (_read(sink), sink.delivery.sent) == ([301, 4], 4)
+        running.cancel()
+
+
+async def test_a_replica_that_is_silent_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "SILENCE_S", 0.2)
+    stub = _Stub()
+    tail = pump.Pump(stub.each("a:1", "b:2"), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal(), 7)
+        second = await stub.call()
+        assert sorted(stub.asked) == ["a:1", "b:2"]
+        assert not tail.connected
+        assert (await second.asked()).join.access_token == "t1"
+        second.position(9)
+        await _settled()
+        assert (tail.connected, sink.delivery.tail) == (True, 9)
+        running.cancel()
+
+
+async def test_empty_batches_keep_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    silence_s, batches = 2.0, (False, False, True, True, False, False, True, False, False, True)
+    monkeypatch.setattr(replicas, "SILENCE_S", silence_s)
+    stub = _Stub()
+    tail = pump.Pump(stub.each("a:1", "b:2"), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        for late in batches:
+            # the time itself is what is tested here: more than one silence in all, and far less between two
+            await asyncio.sleep(silence_s * 1.25 / len(batches))
+            call.answers.put_nowait(events_pb2.TailResponse(degraded=late))
+            await _settled()
+            assert (tail.connected, tail.live) == (True, not late)
+        assert len(stub.asked) == 1
+        running.cancel()
+
+
+async def test_who_is_not_followed_is_not_woken_by_others() -> None:
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    other = _principal("t2", "01890a5d-ac96-774b-bcce-b302099a8058")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        waiting = group.create_task(tail.follow(other))
+        await call.asked()
+        await _attached(tail, call, _principal(), 7)
+        assert not waiting.done()
+        position = events_pb2.TailPosition(user_id=other.user_id, cursor=1, oldest=1, epoch="e1", joined=True)
+        call.answers.put_nowait(events_pb2.TailResponse(positions=[position]))
+        assert (await waiting).cursor == 1
+        running.cancel()
+
+
+async def test_what_is_skipped_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "_TICK_S", 0.05)
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        call = await stub.call()
+        _, sink = await _attached(tail, call, _principal(), 0)
+        sink.delivery.filter.add(subscriptions.Subscription("s", run_id="another"))
+        told = asyncio.Event()
+        sink.delivery.woken = told.set
+        call.events(1, 2)
+        async with asyncio.timeout(2):
+            await told.wait()
+        frame = sink.delivery.take()
+        assert frame is not None
+        assert (frame.type, frame.cursor) == ("position", 2)
         running.cancel()

@@ -38,6 +38,15 @@ def test_outside_is_what_its_rule_says_and_nothing_else() -> None:
     assert "/rpc/netra.auth.v1.AuthService/WatchTrust" not in outside
 
 
+def test_streams_that_are_outside_answer_to_one_request_and_need_a_permission() -> None:
+    found = {method.path: method for method in rpc.streams()}
+    for path, method in _every():
+        rule = method.GetOptions().Extensions[access_pb2.rule]
+        assert (path in found) == (rule.edge and method.server_streaming), path
+    assert all(method.rule.permission and not method.descriptor.client_streaming for method in found.values())
+    assert {path.rpartition("/")[2] for path in found} == {"Subscribe", "ExportEvents", "ExportAudit", "GetArtifact"}
+
+
 class _Called:
     """A service that answers; keeps what it was asked."""
 
@@ -73,10 +82,10 @@ async def _own() -> channel.Metadata:
 class _Edge:
     """The routes of the RPCs on one application."""
 
-    def __init__(self) -> None:
+    def __init__(self, permission: str = "users:read") -> None:
         self.called = _Called()
         channels = dict.fromkeys(("auth", "context", "dispatcher", "events"), self.called)
-        trust = SimpleNamespace(permissions=lambda roles, tier: {"users:read"})
+        trust = SimpleNamespace(permissions=lambda roles, tier: {permission})
         self.refused: list[str] = []
         entitled = SimpleNamespace(refused=lambda what, error, who: self.refused.append(f"{what} {error.code}"))
         edge = SimpleNamespace(settings=GatewaySettings(), callers=_Callers(), verifier=SimpleNamespace(trust=trust), entitled=entitled)
@@ -128,6 +137,13 @@ async def test_what_anybody_may_call_is_called_by_the_gateway_with_the_address_t
     assert (await edge.post("/rpc/netra.auth.v1.AuthService/IssueToken", body, user=""))[0] == 200
     _, request, metadata = edge.called.asked[0]
     assert (request.client_address, metadata) == ("198.51.100.1", channel.bearer("the gateway's"))
+
+
+async def test_nobody_says_for_the_gateway_when_a_message_came() -> None:
+    edge = _Edge(permission="runs:write")
+    long_ago = {"received_at": "2000-01-01T00:00:00Z", "validated_at": "2000-01-01T00:00:00Z"}
+    assert (await edge.post("/rpc/netra.dispatcher.v1.DispatcherService/StartRun", {"request_id": "r", **long_ago}))[0] == 200
+    assert edge.called.asked[0][1] == dispatcher_pb2.StartRunRequest(request_id="r")
 
 
 @pytest.mark.parametrize(

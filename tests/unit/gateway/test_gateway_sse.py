@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
+from grpc_status import rpc_status
 
-from chassis import identity
+from chassis import identity, replicas, status
 from gateway import delivery, sockets, sse
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
@@ -43,7 +45,7 @@ class _Record:
     def __init__(self, opened: bool = True, running: bool = False) -> None:
         self.opened, self.running = opened, running
 
-    async def ListEvents(self, request: events_pb2.ListEventsRequest, metadata: Any) -> events_pb2.ListEventsResponse:
+    async def ListEvents(self, request: events_pb2.ListEventsRequest, metadata: Any, timeout: float) -> events_pb2.ListEventsResponse:
         if not self.opened:
             raise errors.NotFound
         return events_pb2.ListEventsResponse(last=_LAST, oldest=_OLDEST)
@@ -51,7 +53,7 @@ class _Record:
     async def GetRun(self, request: Any, metadata: Any) -> None:
         """The dispatcher knows the run."""
 
-    async def page(self, token: str, after: int, size: int) -> delivery.Page:
+    async def page(self, who: identity.Principal, after: int, size: int) -> delivery.Page:
         return delivery.Page((), _LAST, _OLDEST)
 
     def Subscribe(self, request: events_pb2.SubscribeRequest, metadata: Any) -> _Batches:
@@ -65,7 +67,8 @@ def _events(record: _Record, *, allowed: int = 3, revoked: bool = False, grace_s
         settings=settings, reader=record, open=sockets.UnifiedWebSocketManager(lambda _: allowed),
         verifier=SimpleNamespace(trust=trust), entitled=SimpleNamespace(sockets=lambda _: allowed),
     )  # fmt: skip
-    return sse.Events(edge, SimpleNamespace(events=record, dispatcher=record))  # type: ignore[arg-type]
+    records = replicas.Each(replicas.Replicas("127.0.0.1:1"), lambda target: record)
+    return sse.Events(edge, SimpleNamespace(records=records, dispatcher=record))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("opened", [True, False])
@@ -99,6 +102,69 @@ async def test_a_peer_that_takes_nothing_is_cut(room: int) -> None:
         await answer({"type": "http", "state": {"cut": cut.set}}, receive, send)
     assert cut.is_set() == (room < 1000)
     assert len(sent) == min(room, 3 + _LAST - _OLDEST + 1)
+
+
+class _Cancellable:
+    def __init__(self, batches: AsyncIterator[events_pb2.SubscribeResponse]) -> None:
+        self._batches = batches
+
+    def __aiter__(self) -> AsyncIterator[events_pb2.SubscribeResponse]:
+        return self._batches
+
+    def cancel(self) -> None:
+        """Nothing to stop."""
+
+
+def _raised(error: errors.NetraError) -> grpc.aio.AioRpcError:
+    rich = rpc_status.to_status(status.to_proto(error))
+    return grpc.aio.AioRpcError(rich.code, grpc.aio.Metadata(), grpc.aio.Metadata(*rich.trailing_metadata), rich.details)
+
+
+class _Truncating(_Record):
+    """Retention takes events while they are streamed, and while no stream is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    async def _batches(self, after: int) -> AsyncIterator[events_pb2.SubscribeResponse]:
+        self.asked.append(after)
+        if len(self.asked) == 1:
+            yield events_pb2.SubscribeResponse(truncated_to=13, events=[events_pb2.Event(cursor=13, type="x", frame=b"{}")])
+            raise _raised(errors.Unavailable())
+        if len(self.asked) == 2:
+            raise _raised(errors.FailedPrecondition("The record begins later.", oldest=20))
+        shown = events_pb2.TransientEvent(type="agent_delta", frame=b'{"a":1}', after_cursor=20)
+        yield events_pb2.SubscribeResponse(events=[events_pb2.Event(cursor=20, type="x", frame=b"{}")], transients=[shown])
+
+    def Subscribe(self, request: events_pb2.SubscribeRequest, metadata: Any) -> Any:
+        return _Cancellable(self._batches(request.after))
+
+
+async def test_what_retention_takes_meanwhile_is_said() -> None:
+    record, sent = _Truncating(), []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    answer = await _events(record).stream(_WHO, ids.RunId.new(), 0)
+    async with asyncio.timeout(5):
+        await answer({"type": "http", "state": {}}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    found = [line for line in b"".join(sent).splitlines() if line.startswith((b"id", b"event"))]
+    gone, event = b"event: history_truncated", b"event: x"
+    # what is not recorded has no id: whoever comes back goes on from the last event
+    assert found == [b"id: 12", gone, b"id: 13", event, b"id: 19", gone, b"id: 20", event, b"event: agent_delta"]
+    assert b'\n\nevent: agent_delta\ndata: {"a":1}\n\n' in b"".join(sent)
+    assert record.asked == [0, 13, 19]
+
+
+def test_a_page_says_what_retention_took() -> None:
+    page = events_pb2.ListEventsResponse(last=_LAST, oldest=_OLDEST)
+    sse.check_kept(0, page)
+    sse.check_kept(_OLDEST - 1, page)
+    with pytest.raises(errors.FailedPrecondition) as refused:
+        sse.check_kept(_OLDEST - 2, page)
+    assert refused.value.details["oldest"] == str(_OLDEST)
 
 
 class _Reader:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 import uvicorn
 from uvicorn.server import ServerState
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
+from websockets.server import ServerProtocol
 
-from gateway import close_codes, wire
+from gateway import close_codes, envelope, wire
 
 _PONG_S = 0.1
 
@@ -18,9 +20,10 @@ _PONG_S = 0.1
 class _Transport:
     def __init__(self) -> None:
         self.aborted = False
+        self.written: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        """The peer is silent."""
+        self.written.append(data)
 
     def pause_reading(self) -> None:
         """Nothing comes anyway."""
@@ -30,6 +33,9 @@ class _Transport:
 
     def is_closing(self) -> bool:
         return False
+
+    def close(self) -> None:
+        """The peer does not see it."""
 
     def abort(self) -> None:
         self.aborted = True
@@ -80,6 +86,48 @@ async def test_frames_do_not_stand_for_a_pong() -> None:
             _message(protocol)
             await protocol.receive()
             await asyncio.sleep(_PONG_S / 10)
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 300_000])
+def test_a_frame_that_is_ready_is_what_the_library_makes(size: int) -> None:
+    payload = b"x" * size
+    theirs = ServerProtocol()
+    theirs.state = State.OPEN
+    theirs.send_text(payload)
+    assert envelope.text(payload) == b"".join(theirs.data_to_send())
+
+
+async def test_nothing_is_put_after_the_close() -> None:
+    protocol = _protocol()
+    frame = envelope.text(b"{}")
+    assert protocol.put(frame)
+    protocol.connections.add(protocol)
+    protocol.end(close_codes.DRAINING)
+    written = list(protocol.transport.written)  # type: ignore[attr-defined]
+    assert written[0] == frame
+    assert not protocol.put(frame)
+    assert protocol.transport.written == written  # type: ignore[attr-defined]
+    protocol.connection_lost(None)
+
+
+async def test_nothing_is_put_behind_the_answer_to_a_close() -> None:
+    protocol = _protocol()
+    protocol.conn.send_close(1000)
+    assert not protocol.put(envelope.text(b"{}"))
+
+
+async def test_room_and_the_end_are_told() -> None:
+    protocol = _protocol()
+    protocol.connections.add(protocol)
+    told: list[bool] = []
+    protocol.moved(lambda: told.append(protocol.blocked))
+    protocol.pause_writing()
+    assert protocol.blocked
+    protocol.resume_writing()
+    assert told == [False]
+    protocol.connection_lost(None)
+    protocol.resume_writing()
+    assert told == [False, False]
 
 
 async def test_parts_that_come_before_the_handshake_is_answered_end_it() -> None:

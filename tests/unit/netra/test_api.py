@@ -34,7 +34,7 @@ async def test_a_stream_that_is_cut_before_the_run_ends_loses_nothing() -> None:
         if not request.url.path.endswith("/events"):
             return httpx.Response(200, json=ENDED)
         if request.headers.get("accept") == "text/event-stream":
-            return streamed(1, 2)
+            return httpx.Response(200, text=streamed(1, 2).text + 'event: agent_delta\ndata: {"type": "agent_delta"}\n\n')
         rest = range(int(request.url.params["after"]) + 1, 6)
         return httpx.Response(200, json={"events": [event(cursor) for cursor in rest], "next_after": 5})
 

@@ -87,6 +87,7 @@ def nested(levels: int) -> Any:
         ({"inputs": {"x": {1}}}, "payload.inputs.x"),
         ({"inputs": {"\ud800": 1}}, "payload.inputs"),
         ({"inputs": {(1, 2): 1}}, "payload.inputs"),
+        ({"inputs": {"x": [{"__proto__": 1}]}}, "payload.inputs.x.0.__proto__"),
         ({"user_request": "\ud800"}, "payload.user_request"),
         ({"thread_id": "\udfff"}, "thread_id"),
     ],
@@ -97,6 +98,19 @@ async def test_what_the_gateway_cannot_read_is_refused_by_name(given: dict[str, 
             await connected.start(**{"user_request": "x", **given})
         assert refused.value.details["field"] == field
         assert got == []
+
+
+async def test_what_was_passed_over_is_not_asked_for_again() -> None:
+    event = {"type": "agent_completed", "event_id": "x", "cursor": 42, "run_id": "r", "request_id": ""}
+
+    async def pass_over(socket: Socket, frame: dict[str, Any]) -> None:
+        await accept(socket, frame)
+        socket.say({"type": "position", "cursor": 41})
+        socket.say({**event, "request_id": frame["id"]})
+
+    async with gateway(pass_over) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
+        assert [found["cursor"] async for found in connected.run(user_request="x")] == [42]
+        assert (connected.cursor, len(got)) == (42, 1)
 
 
 async def test_nesting_is_refused_where_the_gateway_refuses_it() -> None:

@@ -1,0 +1,268 @@
+"""What one run has told and the record has not yet: in order, one append on its way, what is large kept elsewhere first."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+import stamina
+
+from chassis import lifecycle, log
+from netra import errors, ids
+from netra.events.v1 import events_pb2
+from netra.tool import Artifact
+from services.dispatcher.tools import results
+
+_log = log.get(__name__)
+_MAX_ENTRIES = 128
+_MAX_BYTES = 512 * 1024
+# what the data of an event may have with all its fields: each of them is at most results.INLINE_BYTES
+_MAX_EVENT = results.INLINE_BYTES + 32 * 1024
+# so far may an agent be ahead of its record: this many entries, for this long
+_MAX_WAITING = 64
+_LATE_S = 0.5
+_MOST_SHOWN_BYTES = 16 * 1024
+_TEXT = "text/plain; charset=utf-8"
+_AWAY = (errors.Unavailable, errors.DeadlineExceeded)
+# of an artifact: what it comes from, its name, media type and content
+Keep = Callable[[str, str, str, bytes], Awaitable[Artifact]]
+
+
+class Appends(Protocol):
+    """Where appends go."""
+
+    def append(self, request: events_pb2.AppendRequest, user_id: str, token: Callable[[], str] | None = None) -> asyncio.Future[None]:
+        """Done when the append is committed; fails with the error it was refused with. `token` is asked each time it is sent."""
+        ...
+
+    def show(self, request: events_pb2.AppendRequest, user_id: str) -> None:
+        """Send what is not recorded, if there is somebody to send it to just now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A run that this process owns: whose it is, at which epoch, and its context token as it is now."""
+
+    run_id: ids.RunId
+    user_id: ids.UserId
+    epoch: int
+    token: Callable[[], str]
+    keep: Keep
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event, a step, or an event with the step it belongs to: recorded together or not at all. `end` marks a run's last one.
+
+    `fits` says that what is large in it has been put elsewhere.
+    """
+
+    event: events_pb2.NewEvent | None
+    step: events_pb2.Step | None = None
+    end: bool = False
+    fits: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it carries."""
+        return (len(self.event.data) if self.event else 0) + (len(self.step.result) if self.step else 0)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether parts of it may have to be kept elsewhere."""
+        return not self.fits and self.event is not None and len(self.event.data) > results.INLINE_BYTES
+
+
+class Outbox:
+    """The record of one run, from its owner's side."""
+
+    def __init__(self, to: Appends, run: Owned, next_seq: int) -> None:
+        self._appender, self._run, self._next_seq = to, run, next_seq
+        self._entries: deque[Entry] = deque()
+        self._bytes = 0
+        self._busy: asyncio.Future[None] | None = None
+        self._since = 0.0
+        self._on_its_way = 0
+        self._beside: set[asyncio.Future[None]] = set()
+        self._moved = asyncio.Event()
+        # nothing more is recorded: the record refused something, another owns the run, or it was closed
+        self._broken: BaseException | None = None
+        self._ended = False
+        self._tasks = lifecycle.Tasks(on_failure=lambda _error: None)
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many entries, and bytes of them, are not on their way yet."""
+        return len(self._entries), self._bytes
+
+    @property
+    def unanswered_s(self) -> float:
+        """Since when the append that is on its way is."""
+        return 0.0 if self._busy is None else time.monotonic() - self._since
+
+    async def barrier(self) -> None:
+        """Returns when everything told so far is in the record. Raises what it was refused with."""
+        while (self._entries or self._busy is not None) and self._broken is None:
+            await self._moved.wait()
+        for answered in tuple(self._beside):
+            await asyncio.wait({answered})
+        if self._broken is not None:
+            raise self._broken
+
+    async def room(self) -> None:
+        """Returns when the run may go on: not much waits, and the record answers. Raises what the record refused something with."""
+        # whoever only takes steps lets others go on at each
+        await asyncio.sleep(0)
+        while self._broken is None and (len(self._entries) >= _MAX_WAITING or self.unanswered_s > _LATE_S):
+            await self._moved.wait()
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
+        if self._ended:
+            raise _over()
+
+    def mend(self) -> None:
+        """Forget what the record refused, and what came after it; go on with the seq that was refused."""
+        self._entries.clear()
+        self._bytes = 0
+        self._broken, self._ended = None, False
+
+    async def close(self) -> None:
+        """Keep nothing any more."""
+        self._broken = self._broken or _over()
+        self._move()
+        await self._tasks.close()
+
+    def add(self, entry: Entry) -> None:
+        """Record an entry after all that came before; nothing after the end, or after something that was refused."""
+        if self._broken is not None or self._ended:
+            return
+        self._ended = entry.end
+        self._entries.append(entry)
+        self._bytes += entry.size
+        self._send()
+
+    def add_beside(self, event: events_pb2.NewEvent) -> None:
+        """Record an event of the user's that belongs to no run, which goes on when it is refused."""
+        if self._broken is not None:
+            return
+        request = events_pb2.AppendRequest(events=[event])
+        answered = self._appender.append(request, self._run.user_id, self._run.token)
+        self._beside.add(answered)
+        answered.add_done_callback(functools.partial(self._noted, event.type))
+
+    def show(self, kind: str, data: bytes) -> None:
+        """Show something to those who watch now; dropped when it is large, or the record does not answer."""
+        if len(data) > _MOST_SHOWN_BYTES or self._broken is not None or self._ended or self.unanswered_s > _LATE_S:
+            return
+        shown = events_pb2.Transient(type=kind, data=data, after_seq=self._last_seq())
+        request = events_pb2.AppendRequest(run_id=self._run.run_id, epoch=self._run.epoch, transients=[shown])
+        self._appender.show(request, self._run.user_id)
+
+    def _last_seq(self) -> int:
+        # of events that are told, whether or not they are recorded already
+        return self._next_seq - 1 + self._on_its_way + sum(entry.event is not None for entry in self._entries)
+
+    def _noted(self, kind: str, answered: asyncio.Future[None]) -> None:
+        self._beside.discard(answered)
+        if not answered.cancelled() and (refused := answered.exception()) is not None:
+            _log.error("the record refused an event beside a run", kind=kind, run_id=self._run.run_id, reason=str(refused))
+
+    def _send(self) -> None:
+        if self._busy is not None or self._broken is not None:
+            return
+        if not self._entries:
+            self._move()
+            return
+        self._since = time.monotonic()
+        if self._entries[0].is_large:
+            self._busy = self._tasks.spawn(self._shrink(), name="keep what is large")
+        else:
+            request = self._next_append()
+            self._on_its_way = len(request.events)
+            self._busy = self._appender.append(request, self._run.user_id)
+        self._busy.add_done_callback(self._answered)
+        self._move()
+
+    def _next_append(self) -> events_pb2.AppendRequest:
+        request = events_pb2.AppendRequest(run_id=self._run.run_id, epoch=self._run.epoch, first_seq=self._next_seq)
+        size = 0
+        for _ in range(_MAX_ENTRIES):
+            if not self._entries or self._entries[0].is_large or (size and size + self._entries[0].size > _MAX_BYTES):
+                break
+            entry = self._entries.popleft()
+            size += entry.size
+            request.events.extend([entry.event] if entry.event is not None else [])
+            request.steps.extend([entry.step] if entry.step is not None else [])
+            if entry.end:
+                request.end = True
+                break
+        self._bytes -= size
+        return request
+
+    def _answered(self, done: asyncio.Future[None]) -> None:
+        self._busy = None
+        refused = asyncio.CancelledError() if done.cancelled() else done.exception()
+        if refused is None:
+            self._next_seq += self._on_its_way
+        self._broken, self._on_its_way = self._broken or refused, 0
+        self._move()
+        self._send()
+
+    def _move(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _shrink(self) -> None:
+        entry = self._entries[0]
+        small = await self._small(entry)
+        # nothing but a mend takes from the front meanwhile
+        if self._entries and self._entries[0] is entry:
+            self._entries[0] = small
+            self._bytes += small.size - entry.size
+
+    async def _small(self, entry: Entry) -> Entry:
+        if entry.event is None:
+            return entry
+        data: dict[str, Any] = orjson.loads(entry.event.data)
+        # the result of a step with an event is null, or an object with some of the event's fields
+        kept: dict[str, Any] = (orjson.loads(entry.step.result) if entry.step is not None else None) or {}
+        sizes = {name: len(orjson.dumps(value)) for name, value in data.items()}
+        while sizes and (max(sizes.values()) > results.INLINE_BYTES or len(orjson.dumps(data)) > _MAX_EVENT):
+            field = max(sizes, key=lambda name: sizes[name])
+            del sizes[field]
+            instead = await self._elsewhere(entry.event, field, data.pop(field))
+            data |= instead
+            if kept.pop(field, None) is not None:
+                kept |= instead
+        event = events_pb2.NewEvent()
+        event.CopyFrom(entry.event)
+        event.data = orjson.dumps(data)
+        step = None if entry.step is None else events_pb2.Step(key=entry.step.key, result=orjson.dumps(kept or None))
+        return Entry(event, step, entry.end, fits=True)
+
+    async def _elsewhere(self, event: events_pb2.NewEvent, field: str, value: Any) -> Mapping[str, Any]:
+        """The fields that stand for one that is kept as an artifact. Raises what stands against keeping it."""
+        is_text = isinstance(value, str)
+        text = value.encode() if is_text else orjson.dumps(value)
+        if len(text) < results.PREVIEW_BYTES or len(text) > results.MAX_BYTES:
+            raise errors.TooLarge(
+                f"{event.type}: data.{field} has {len(text)} bytes; the record takes no such event.", field=f"data.{field}"
+            )
+        name, media_type = (f"{field}.txt", _TEXT) if is_text else (f"{field}.json", results.MEDIA_TYPE)
+        # the run waits, as for the record itself
+        async for attempt in stamina.retry_context(on=_AWAY, attempts=None, timeout=None, wait_initial=0.1, wait_max=1.0):
+            with attempt:
+                artifact = await self._run.keep(f"{event.event_id}:{field}", name, media_type, text)
+        preview = "preview" if field == "result" else f"{field}_preview"
+        return {f"{field}_ref": results.reference(artifact), preview: results.preview_of(text)}
+
+
+def _over() -> errors.NetraError:
+    return errors.FailedPrecondition("The run has ended; nothing more is told of it.")

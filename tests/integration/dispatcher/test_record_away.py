@@ -1,0 +1,269 @@
+"""Runs while the record is away: they wait, bounded by their deadline, and nothing they did is missing afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chassis import lifecycle
+from netra import ids
+from netra.agent import Turn, agent
+from netra.dispatcher.v1 import dispatcher_pb2
+from netra.tool import tool
+from services.dispatcher import kinds
+from services.events import wiring as events_wiring
+from services.events.settings import EventsSettings
+from tests.fixtures.storage import Services
+from tests.integration.conftest import Runs, types
+
+
+@dataclass(slots=True)
+class Pace:
+    """Of one run: it goes on when it is told to, and counts."""
+
+    steps: int = 0
+    effects: int = 0
+    go: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    def allow(self, steps: int) -> None:
+        """So many steps more."""
+        for _ in range(steps):
+            self.go.release()
+
+    async def until(self, steps: int) -> None:
+        """Returns when so many steps were taken."""
+        async with asyncio.timeout(10), self.moved:
+            await self.moved.wait_for(lambda: self.steps >= steps)
+
+
+PACES: dict[str, Pace] = {}
+
+
+@agent("walker", deadline_s=60)
+async def walker(turn: Turn) -> dict[str, int]:
+    """Takes a step whenever it may."""
+    pace = PACES[turn.inputs["mark"]]
+    for number in range(turn.inputs["steps"]):
+        await pace.go.acquire()
+        await turn.think(f"Step {number}.")
+        async with pace.moved:
+            pace.steps += 1
+            pace.moved.notify_all()
+    return {"steps": pace.steps}
+
+
+@tool(side_effects=True, timeout_s=0.5)
+async def effect(mark: str) -> int:
+    """Changes something."""
+    PACES[mark].effects += 1
+    return PACES[mark].effects
+
+
+@agent("doer", deadline_s=60)
+async def doer(turn: Turn) -> dict[str, str]:
+    """Waits, then calls a tool with an effect."""
+    await PACES[turn.inputs["mark"]].go.acquire()
+    try:
+        await turn.tool("effect", mark=turn.inputs["mark"])
+    except Exception as error:
+        return {"message": getattr(error, "code", "?")}
+    return {"message": "done"}
+
+
+class Wire:
+    """Between the dispatcher and the record: bytes pass, or do not."""
+
+    def __init__(self, port: int) -> None:
+        self._to, self.port = port, 0
+        self._open, self._tasks = asyncio.Event(), lifecycle.Tasks(on_failure=lambda _error: None)
+        self._open.set()
+
+    @contextlib.contextmanager
+    def stalled(self) -> Any:
+        """Nothing passes, and nobody is told, for the time of the block: as when the other end is stopped."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Wire]:
+        """For the time of the block."""
+        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            await self._tasks.close()
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._tasks.spawn(self._pump(reader, far_writer), "there")
+        self._tasks.spawn(self._pump(far_reader, writer), "back")
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                await self._open.wait()
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def wire(services: Services) -> AsyncIterator[Wire]:
+    """All services, the dispatcher on the far side of a wire from the record."""
+    await services.auth()
+    await services.context()
+    await services.events()
+    async with Wire(services.ports["events"]).running() as wire:
+        await services.dispatcher(events_target=f"127.0.0.1:{wire.port}", agents=[walker, doer], tools=[effect])
+        yield wire
+
+
+async def _walking(running: Runs, steps: int, deadline_s: float = 60) -> tuple[Any, str, Pace]:
+    user, mark = await running.services.user(), ids.uuid7()
+    PACES[mark] = pace = Pace()
+    deadline = duration_pb2.Duration()
+    deadline.FromMilliseconds(round(deadline_s * 1000))
+    started = await running.start(user, "walker", inputs={"mark": mark, "steps": steps}, deadline=deadline)
+    return user, started.run_id, pace
+
+
+async def test_an_agent_takes_one_step_more_and_goes_on_when_the_record_is_back(wire: Wire, services: Services) -> None:
+    running = Runs(services)
+    user, run_id, pace = await _walking(running, 200)
+    pace.allow(3)
+    await pace.until(3)
+    await running.until(user, run_id, "agent_thinking")
+    with wire.stalled():
+        pace.allow(1)
+        await pace.until(4)
+        # the record has said nothing for longer than an append may take
+        await asyncio.sleep(0.7)
+        pace.allow(196)
+        await asyncio.sleep(0.5)
+        assert pace.steps == 4
+    events = await running.ended(user, run_id)
+    assert pace.steps == 200
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["data"]["step_number"] for event in events if event["type"] == "agent_thinking"] == list(range(1, 201))
+    assert types(events)[-1] == "agent_completed"
+
+
+async def test_the_deadline_ends_a_run_that_waits_and_the_record_is_told_when_it_is_back(wire: Wire, services: Services) -> None:
+    running = Runs(services)
+    user, run_id, pace = await _walking(running, 200, deadline_s=2)
+    pace.allow(2)
+    await pace.until(2)
+    with wire.stalled():
+        pace.allow(198)
+        await asyncio.sleep(3)
+        walked = pace.steps
+        assert walked < 70
+    events = await running.ended(user, run_id)
+    assert (types(events)[-1], pace.steps) == ("agent_timed_out", walked)
+    assert types(events).count("agent_thinking") == walked
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_a_tool_with_effects_is_not_called_before_the_record_has_its_call(wire: Wire, services: Services) -> None:
+    running, user, mark = Runs(services), await services.user(), ids.uuid7()
+    PACES[mark] = pace = Pace()
+    run_id = (await running.start(user, "doer", inputs={"mark": mark})).run_id
+    await running.until(user, run_id, "message_created")
+    with wire.stalled():
+        pace.allow(1)
+        await asyncio.sleep(1)
+        assert pace.effects == 0
+    events = await running.ended(user, run_id)
+    assert pace.effects == 0
+    done = next(event["data"] for event in events if event["type"] == "tool_completed")
+    assert (done["status"], done["error"]["code"]) == ("timeout", "DEADLINE_EXCEEDED")
+    assert events[-1]["data"]["result"] == {"message": "DEADLINE_EXCEEDED"}
+    for event in events:
+        kinds.check(event["type"], event["data"])
+
+
+async def test_one_replica_that_ends_takes_no_run_with_it(services: Services) -> None:
+    await services.auth()
+    await services.context()
+    await services.events()
+    async with contextlib.AsyncExitStack() as other:
+        second = await other.enter_async_context(events_wiring.build(EventsSettings(**services.settings("events"))))
+        targets = f"127.0.0.1:{services.ports['events']},127.0.0.1:{second.port}"
+        await services.dispatcher(events_target=targets, agents=[walker, doer], tools=[effect])
+        running = Runs(services)
+        walks = [await _walking(running, 6) for _ in range(6)]
+        for _, _, pace in walks:
+            pace.allow(3)
+        for _, _, pace in walks:
+            await pace.until(3)
+        await other.aclose()
+        for user, run_id, pace in walks:
+            pace.allow(3)
+            events = await running.ended(user, run_id)
+            assert [event["data"]["step_number"] for event in events if event["type"] == "agent_thinking"] == [1, 2, 3, 4, 5, 6]
+            assert types(events)[-1] == "agent_completed"
+
+
+async def test_the_health_of_the_dispatcher_says_when_the_record_is_gone(services: Services) -> None:
+    await services.auth()
+    await services.context()
+    async with contextlib.AsyncExitStack() as only:
+        record = await only.enter_async_context(events_wiring.build(EventsSettings(**services.settings("events"))))
+        services.ports["events"] = record.port
+        await services.dispatcher(agents=[walker])
+        running = Runs(services)
+        user, run_id, pace = await _walking(running, 4)
+        pace.allow(1)
+        await pace.until(1)
+        await running.until(user, run_id, "agent_thinking")
+        health: Any = health_pb2_grpc.HealthStub(services.channel("dispatcher"))
+
+        async def until(wanted: int) -> None:
+            async with asyncio.timeout(20):
+                watched = health.Watch(health_pb2.HealthCheckRequest(service="netra.record"))
+                async for answer in watched:
+                    if answer.status == wanted:
+                        watched.cancel()
+                        return
+
+        await until(health_pb2.HealthCheckResponse.SERVING)
+        await only.aclose()
+        pace.allow(3)
+        await until(health_pb2.HealthCheckResponse.NOT_SERVING)
+        whole = await health.Check(health_pb2.HealthCheckRequest())
+        assert whole.status == health_pb2.HealthCheckResponse.SERVING
+        async with events_wiring.build(EventsSettings(**services.settings("events", port=record.port))):
+            await until(health_pb2.HealthCheckResponse.SERVING)
+            assert types(await running.ended(user, run_id))[-1] == "agent_completed"
+
+
+async def test_a_call_that_cannot_be_recorded_in_time_is_not_made(wire: Wire, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.dispatcher.supervisor._TOOL_GRACE_S", 60)
+    running, user, mark = Runs(services), await services.user(), ids.uuid7()
+    PACES[mark] = pace = Pace()
+    request = dispatcher_pb2.ExecuteToolRequest(
+        request_id=ids.uuid7(), tool_name="effect", arguments=json.dumps({"mark": mark}).encode()
+    )  # fmt: skip
+    with wire.stalled():
+        call = running.dispatcher.ExecuteTool(request, metadata=user.bearer, wait_for_ready=True)
+        # the first attempt to open the record of the call gives up
+        await asyncio.sleep(5.5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert (caught.value.code(), pace.effects) == (grpc.StatusCode.DEADLINE_EXCEEDED, 0)
