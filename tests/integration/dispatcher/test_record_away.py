@@ -14,7 +14,7 @@ import pytest
 from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import lifecycle
+from chassis import lifecycle, replicas
 from netra import ids
 from netra.agent import Turn, agent
 from netra.dispatcher.v1 import dispatcher_pb2
@@ -34,6 +34,7 @@ class Pace:
     effects: int = 0
     go: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def allow(self, steps: int) -> None:
         """So many steps more."""
@@ -45,6 +46,14 @@ class Pace:
         async with asyncio.timeout(10), self.moved:
             await self.moved.wait_for(lambda: self.steps >= steps)
 
+    async def stands(self) -> int:
+        """How many steps were taken when a second has passed without another."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(1), self.moved:
+                    await self.moved.wait()
+        return self.steps
+
 
 PACES: dict[str, Pace] = {}
 
@@ -53,12 +62,15 @@ PACES: dict[str, Pace] = {}
 async def walker(turn: Turn) -> dict[str, int]:
     """Takes a step whenever it may."""
     pace = PACES[turn.inputs["mark"]]
-    for number in range(turn.inputs["steps"]):
-        await pace.go.acquire()
-        await turn.think(f"Step {number}.")
-        async with pace.moved:
-            pace.steps += 1
-            pace.moved.notify_all()
+    try:
+        for number in range(turn.inputs["steps"]):
+            await pace.go.acquire()
+            await turn.think(f"Step {number}.")
+            async with pace.moved:
+                pace.steps += 1
+                pace.moved.notify_all()
+    finally:
+        pace.over.set()
     return {"steps": pace.steps}
 
 
@@ -77,6 +89,8 @@ async def doer(turn: Turn) -> dict[str, str]:
         await turn.tool("effect", mark=turn.inputs["mark"])
     except Exception as error:
         return {"message": getattr(error, "code", "?")}
+    finally:
+        PACES[turn.inputs["mark"]].over.set()
     return {"message": "done"}
 
 
@@ -143,20 +157,17 @@ async def _walking(running: Runs, steps: int, deadline_s: float = 60) -> tuple[A
     return user, started.run_id, pace
 
 
-async def test_an_agent_takes_one_step_more_and_goes_on_when_the_record_is_back(wire: Wire, services: Services) -> None:
+async def test_an_agent_stops_soon_and_goes_on_when_the_record_is_back(wire: Wire, services: Services) -> None:
     running = Runs(services)
     user, run_id, pace = await _walking(running, 200)
     pace.allow(3)
     await pace.until(3)
     await running.until(user, run_id, "agent_thinking")
     with wire.stalled():
-        pace.allow(1)
-        await pace.until(4)
-        # the record has said nothing for longer than an append may take
-        await asyncio.sleep(0.7)
-        pace.allow(196)
-        await asyncio.sleep(0.5)
-        assert pace.steps == 4
+        pace.allow(197)
+        # 64 may wait to be recorded, and one is being taken
+        # 64 entries may wait to be recorded, and one step is just being taken
+        assert await pace.stands() <= 3 + 64 + 1
     events = await running.ended(user, run_id)
     assert pace.steps == 200
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
@@ -171,7 +182,7 @@ async def test_the_deadline_ends_a_run_that_waits_and_the_record_is_told_when_it
     await pace.until(2)
     with wire.stalled():
         pace.allow(198)
-        await asyncio.sleep(3)
+        await asyncio.wait_for(pace.over.wait(), 10)
         walked = pace.steps
         assert walked < 70
     events = await running.ended(user, run_id)
@@ -187,7 +198,7 @@ async def test_a_tool_with_effects_is_not_called_before_the_record_has_its_call(
     await running.until(user, run_id, "message_created")
     with wire.stalled():
         pace.allow(1)
-        await asyncio.sleep(1)
+        await asyncio.wait_for(pace.over.wait(), 10)
         assert pace.effects == 0
     events = await running.ended(user, run_id)
     assert pace.effects == 0
@@ -260,10 +271,15 @@ async def test_a_call_that_cannot_be_recorded_in_time_is_not_made(wire: Wire, se
     request = dispatcher_pb2.ExecuteToolRequest(
         request_id=ids.uuid7(), tool_name="effect", arguments=json.dumps({"mark": mark}).encode()
     )  # fmt: skip
+
+    async def called() -> None:
+        await running.dispatcher.ExecuteTool(request, metadata=user.bearer, wait_for_ready=True)
+
+    tasks = lifecycle.Tasks(on_failure=lambda _error: None)
+    call = tasks.spawn(called(), "call")
     with wire.stalled():
-        call = running.dispatcher.ExecuteTool(request, metadata=user.bearer, wait_for_ready=True)
-        # the first attempt to open the record of the call gives up
-        await asyncio.sleep(5.5)
+        # the first attempt to open the record of the call gives up meanwhile; the call does not
+        assert not (await asyncio.wait({call}, timeout=replicas.SILENCE_S + 0.5))[0]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     assert (caught.value.code(), pace.effects) == (grpc.StatusCode.DEADLINE_EXCEEDED, 0)
