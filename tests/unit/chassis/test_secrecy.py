@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -21,13 +22,15 @@ URL = "postgresql://netra:hunter2@127.0.0.1/netra"
 @pytest.fixture(params=["json", "console"])
 def lines(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
     """What a process would write, in either format."""
-    kept, written = logging.root.handlers, io.StringIO()
+    kept, level, written = logging.root.handlers, logging.root.level, io.StringIO()
     log.set_up("test", ProcessSettings(log_format=request.param))
     (handler,) = logging.root.handlers
     assert isinstance(handler, logging.StreamHandler)
     handler.setStream(written)
     yield written
     logging.root.handlers = kept
+    logging.root.setLevel(level)
+    structlog.reset_defaults()
 
 
 def test_values_are_masked_by_key_and_by_shape(lines: io.StringIO) -> None:

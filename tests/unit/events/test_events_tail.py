@@ -17,7 +17,7 @@ from netra.auth.v1 import auth_pb2
 from netra.events.v1 import events_pb2
 from services.events import fanout, log, tail
 
-_WHO = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 600, "t")
+_WHO = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 86_400, "t")
 
 
 class _Live:

@@ -19,7 +19,7 @@ from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from netra.events.v1 import events_pb2
 
-_WHO = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 600, "t")
+_WHO = identity.Principal(ids.UserId.new(), ids.TenantId.new(), ids.SessionId.new(), ("user",), "free", time.time() + 86_400, "t")
 _OLDEST, _LAST = 10, 20
 
 
