@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass, field
 
 import grpc
 
 from netra.events.v1 import events_pb2, events_pb2_grpc
-from tests.fixtures import users
 from tests.prove.record import book, place
 
 _PAGE = 1000
@@ -35,7 +35,7 @@ class Verdict:
         return not (self.gaps or self.leaks or self.lost or self.duplicates or self.unfinished or self.wrong)
 
 
-async def pages(where: place.Place, user: users.User, replica: str) -> list[dict[str, object]]:
+async def pages(where: place.Place, user: place.Person, replica: str) -> list[dict[str, object]]:
     """A user's whole record as one replica tells it."""
     found: list[dict[str, object]] = []
     async with grpc.aio.insecure_channel(where.target(replica)) as channel:
@@ -48,6 +48,20 @@ async def pages(where: place.Place, user: users.User, replica: str) -> list[dict
             if page.next_after >= page.last:
                 return found
             after = page.next_after
+
+
+async def ended(where: place.Place, found: book.Book, patience_s: float = 60.0) -> None:
+    """Returns when every accepted run has its end in the record, or after a while: the verdict tells."""
+    async with grpc.aio.insecure_channel(where.target(place.EVENTS[0])) as channel:
+        stub: events_pb2_grpc.EventsServiceAsyncStub = events_pb2_grpc.EventsServiceStub(channel)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                for user in where.users:
+                    for run_id in found.accepted_runs.get(user.user_id, ()):
+                        request = events_pb2.SubscribeRequest(run_id=run_id)
+                        # it is over with its run
+                        async for _ in stub.Subscribe(request, metadata=user.bearer, wait_for_ready=True):
+                            pass
 
 
 async def owed(where: place.Place, found: book.Book, patience_s: float = 60.0) -> None:
@@ -72,7 +86,7 @@ async def judged(where: place.Place, found: book.Book) -> Verdict:
     return verdict
 
 
-def _judge(verdict: Verdict, user: users.User, frames: list[dict[str, object]], found: book.Book) -> None:
+def _judge(verdict: Verdict, user: place.Person, frames: list[dict[str, object]], found: book.Book) -> None:
     record = {int(str(frame["cursor"])): book.entry_of(frame) for frame in frames}
     verdict.recorded += len(record)
     if [int(str(frame["cursor"])) for frame in frames] != list(range(1, len(frames) + 1)):

@@ -10,25 +10,24 @@ import random
 import websockets
 
 from netra import ids
-from tests.fixtures import users
 from tests.prove.record import book, place
 
 _PATIENCE_S = 15.0
 
 
 async def follow(
-    where: place.Place, user: users.User, seen: book.Seen, stop: asyncio.Event, chance: random.Random, stays_s: float | None
+    where: place.Place, user: place.Person, seen: book.Seen, stop: asyncio.Event, chance: random.Random, stays_s: float | None
 ) -> None:
     """Follow until told to stop and nothing is owed any more; `stays_s` is how long a connection is kept, None for as long as it holds."""
     while not stop.is_set():
         with contextlib.suppress(OSError, websockets.WebSocketException, TimeoutError):
             async with _connected(where, user, seen.last, chance) as socket:
-                await _listen(socket, seen, stop, stays_s and chance.uniform(0, stays_s * 2))
+                await _listen(socket, user, seen, stop, stays_s and chance.uniform(0, stays_s * 2))
         seen.reconnects += 1
         await asyncio.sleep(chance.uniform(0, 0.2))
 
 
-def _connected(where: place.Place, user: users.User, after: int, chance: random.Random) -> websockets.connect:
+def _connected(where: place.Place, user: place.Person, after: int, chance: random.Random) -> websockets.connect:
     port = chance.choice(where.fronts).port
     protocols = ["netra.v1", f"bearer.{user.token}", f"resume.{after}"]
     return websockets.connect(
@@ -37,7 +36,9 @@ def _connected(where: place.Place, user: users.User, after: int, chance: random.
     )  # fmt: skip
 
 
-async def _listen(socket: websockets.ClientConnection, seen: book.Seen, stop: asyncio.Event, stays_s: float | None) -> None:
+async def _listen(
+    socket: websockets.ClientConnection, user: place.Person, seen: book.Seen, stop: asyncio.Event, stays_s: float | None
+) -> None:
     loop = asyncio.get_running_loop()
     until = None if stays_s is None else loop.time() + stays_s
     while not stop.is_set() and (until is None or loop.time() < until):
@@ -48,11 +49,13 @@ async def _listen(socket: websockets.ClientConnection, seen: book.Seen, stop: as
             continue
         if "seq" in frame:
             seen.take(frame)
+        elif frame["type"] == "auth_expiring":
+            await socket.send(json.dumps({"type": "AUTH", "id": str(ids.uuid7()), "payload": {"access_token": user.token}}))
         elif frame["type"] in ("resync", "history_truncated"):
             seen.wrong.append(frame["type"])
 
 
-async def stall(where: place.Place, user: users.User, stop: asyncio.Event, chance: random.Random) -> None:
+async def stall(where: place.Place, user: place.Person, stop: asyncio.Event, chance: random.Random) -> None:
     """Connect and read nothing; again when thrown off."""
     while not stop.is_set():
         with contextlib.suppress(OSError, websockets.WebSocketException, TimeoutError):
@@ -65,7 +68,7 @@ async def stall(where: place.Place, user: users.User, stop: asyncio.Event, chanc
         await asyncio.sleep(chance.uniform(0.2, 1.0))
 
 
-async def start_runs(where: place.Place, user: users.User, found: book.Book, stop: asyncio.Event, chance: random.Random) -> None:
+async def start_runs(where: place.Place, user: place.Person, found: book.Book, stop: asyncio.Event, chance: random.Random) -> None:
     """START_AGENT again and again; what is accepted must end."""
     while not stop.is_set():
         with contextlib.suppress(OSError, websockets.WebSocketException, TimeoutError):

@@ -16,6 +16,8 @@ from standalone import processes
 from tests.fixtures import own, users
 from tests.prove.record import proxy
 
+# a token lasts ten minutes
+_RENEW_S, _RETRY_S = 240.0, 1.0
 EVENTS, GATEWAYS = ("events", "events2"), ("gateway", "gateway2")
 _REPLICAS = tuple(
     processes.Process(f"{row.name}2", row.command, row.port + 100, row.waits_for, row.health, replica_of=row.name)
@@ -24,12 +26,30 @@ _REPLICAS = tuple(
 )
 
 
+@dataclass(slots=True)
+class Person:
+    """A user of the place, signed in for as long as it runs."""
+
+    user: users.User
+    token: str
+
+    @property
+    def user_id(self) -> str:
+        """Who it is."""
+        return self.user.user_id
+
+    @property
+    def bearer(self) -> tuple[tuple[str, str], ...]:
+        """gRPC metadata of their calls."""
+        return (("authorization", f"Bearer {self.token}"),)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """The running system. `fronts` are the proxies before the gateways; `behind` those between the services and events."""
 
     system: own.Own
-    users: list[users.User]
+    users: list[Person]
     fronts: list[proxy.Proxy]
     behind: list[proxy.Proxy]
 
@@ -56,11 +76,29 @@ async def running(many: int) -> AsyncIterator[Place]:
             one.to = system.ports[name]
         await asyncio.to_thread(system.start)
         stack.push_async_callback(asyncio.to_thread, system.stop)
-        yield Place(system, await asyncio.to_thread(_people, system, many), fronts, behind)
-
-
-def _people(system: own.Own, many: int) -> list[users.User]:
-    with grpc.insecure_channel(f"127.0.0.1:{system.ports['auth']}") as channel:
+        channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{system.ports['auth']}"))
         stub = auth_pb2_grpc.AuthServiceStub(channel)
-        admin = users.sign_in(stub, system.admin_email, system.admin_password()).access_token
-        return [users.make_user(stub, admin, "user", "internal") for _ in range(many)]
+        people = await asyncio.to_thread(_people, stub, system, many)
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(_renew(stub, people))
+            yield Place(system, people, fronts, behind)
+            renewing.cancel()
+
+
+def _people(stub: auth_pb2_grpc.AuthServiceStub, system: own.Own, many: int) -> list[Person]:
+    admin = users.sign_in(stub, system.admin_email, system.admin_password()).access_token
+    made = [users.make_user(stub, admin, "user", "internal") for _ in range(many)]
+    return [Person(user, user.token) for user in made]
+
+
+async def _renew(stub: auth_pb2_grpc.AuthServiceStub, people: list[Person]) -> None:
+    """Sign them in again before their tokens end; through outages of what auth needs."""
+    while True:
+        await asyncio.sleep(_RENEW_S)
+        for person in people:
+            while True:
+                try:
+                    person.token = (await asyncio.to_thread(users.sign_in, stub, person.user.email, person.user.password)).access_token
+                    break
+                except grpc.RpcError:
+                    await asyncio.sleep(_RETRY_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -70,7 +69,7 @@ async def _load(where: place.Place, found: book.Book, wanted: Wanted, chance: ra
             done = await nemesis.strike(where, wanted.faults, wanted.minutes * 60, chance, told)
             quiet.set()
         tell("the load is over; waiting for runs to end and clients to have all of it ...")
-        await _ended(where, found)
+        await checker.ended(where, found)
         await checker.owed(where, found)
         over.set()
     return done
@@ -83,14 +82,6 @@ def _follow(group: asyncio.TaskGroup, where: place.Place, found: book.Book, over
             group.create_task(clients.follow(where, user, seen, over, random.Random(chance.random()), stays_s))
         if at < _STALLED:
             group.create_task(clients.stall(where, user, over, random.Random(chance.random())))
-
-
-async def _ended(where: place.Place, found: book.Book, patience_s: float = 60.0) -> None:
-    """Returns when every accepted run has its end in the record, or after a while: the verdict tells."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(patience_s):
-            while (await checker.judged(where, book.Book(accepted_runs=found.accepted_runs))).unfinished:  # noqa: ASYNC110  (another process decides)
-                await asyncio.sleep(0.5)
 
 
 def _rss(where: place.Place) -> dict[str, int]:

@@ -15,7 +15,6 @@ from netra.auth.v1 import auth_pb2_grpc
 from netra.context.v1 import context_pb2
 from netra.events.v1 import events_pb2
 from services.dispatcher import appender, upstreams
-from tests.fixtures import users
 from tests.prove.record import book, place
 
 _TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -31,14 +30,14 @@ class Writers:
     appender: appender.Appender
     found: book.Book
 
-    async def write(self, user: users.User, stop: asyncio.Event, chance: random.Random) -> None:
+    async def write(self, user: place.Person, stop: asyncio.Event, chance: random.Random) -> None:
         """One run after the other for a user, each with its end, until told to stop; the one that has begun is ended."""
         while not stop.is_set():
             with contextlib.suppress(errors.NetraError):
                 await self._run(user, stop, chance)
             await asyncio.sleep(chance.uniform(0, 0.2))
 
-    async def _run(self, user: users.User, stop: asyncio.Event, chance: random.Random) -> None:
+    async def _run(self, user: place.Person, stop: asyncio.Event, chance: random.Random) -> None:
         opened = await self._opened(user)
         run_id, seq, epoch = str(opened.context.run_id), 1, 1
         await self._own(run_id, user.user_id, epoch, opened.token)
@@ -53,7 +52,7 @@ class Writers:
             await asyncio.sleep(chance.uniform(0, 0.15))
         await self._append(user, run_id, epoch, seq, chance, end=True)
 
-    async def _opened(self, user: users.User) -> upstreams.Opened:
+    async def _opened(self, user: place.Person) -> upstreams.Opened:
         request = context_pb2.OpenContextRequest(request_id=str(ids.uuid7()), access_token=user.token, run_id=ids.RunId.new())
         while True:
             try:
@@ -71,7 +70,7 @@ class Writers:
             except errors.Fenced:
                 epoch += 1
 
-    async def _append(self, user: users.User, run_id: str, epoch: int, seq: int, chance: random.Random, *, end: bool) -> int:
+    async def _append(self, user: place.Person, run_id: str, epoch: int, seq: int, chance: random.Random, *, end: bool) -> int:
         events = [_event(chance) for _ in range(chance.randint(1, 16))]
         if end:
             events[-1].type = "agent_completed"
