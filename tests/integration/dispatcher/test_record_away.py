@@ -22,6 +22,7 @@ from netra.tool import tool
 from services.dispatcher import kinds
 from services.events import wiring as events_wiring
 from services.events.settings import EventsSettings
+from tests.fixtures import proxy
 from tests.fixtures.storage import Services
 from tests.integration.conftest import Runs, types
 
@@ -94,56 +95,14 @@ async def doer(turn: Turn) -> dict[str, str]:
     return {"message": "done"}
 
 
-class Wire:
-    """Between the dispatcher and the record: bytes pass, or do not."""
-
-    def __init__(self, port: int) -> None:
-        self._to, self.port = port, 0
-        self._open, self._tasks = asyncio.Event(), lifecycle.Tasks(on_failure=lambda _error: None)
-        self._open.set()
-
-    @contextlib.contextmanager
-    def stalled(self) -> Any:
-        """Nothing passes, and nobody is told, for the time of the block: as when the other end is stopped."""
-        self._open.clear()
-        try:
-            yield
-        finally:
-            self._open.set()
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Wire]:
-        """For the time of the block."""
-        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            await self._tasks.close()
-
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
-        self._tasks.spawn(self._pump(reader, far_writer), "there")
-        self._tasks.spawn(self._pump(far_reader, writer), "back")
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                await self._open.wait()
-                writer.write(data)
-                await writer.drain()
-        finally:
-            writer.close()
-
-
 @pytest.fixture
-async def wire(services: Services) -> AsyncIterator[Wire]:
+async def wire(services: Services) -> AsyncIterator[proxy.Proxy]:
     """All services, the dispatcher on the far side of a wire from the record."""
     await services.auth()
     await services.context()
     await services.events()
-    async with Wire(services.ports["events"]).running() as wire:
+    async with proxy.listening() as wire:
+        wire.to = services.ports["events"]
         await services.dispatcher(events_target=f"127.0.0.1:{wire.port}", agents=[walker, doer], tools=[effect])
         yield wire
 
@@ -157,13 +116,13 @@ async def _walking(running: Runs, steps: int, deadline_s: float = 60) -> tuple[A
     return user, started.run_id, pace
 
 
-async def test_an_agent_stops_soon_and_goes_on_when_the_record_is_back(wire: Wire, services: Services) -> None:
+async def test_an_agent_stops_soon_and_goes_on_when_the_record_is_back(wire: proxy.Proxy, services: Services) -> None:
     running = Runs(services)
     user, run_id, pace = await _walking(running, 200)
     pace.allow(3)
     await pace.until(3)
     await running.until(user, run_id, "agent_thinking")
-    with wire.stalled():
+    async with wire.stalled():
         pace.allow(197)
         # 64 may wait to be recorded, and one is being taken
         # 64 entries may wait to be recorded, and one step is just being taken
@@ -175,12 +134,12 @@ async def test_an_agent_stops_soon_and_goes_on_when_the_record_is_back(wire: Wir
     assert types(events)[-1] == "agent_completed"
 
 
-async def test_the_deadline_ends_a_run_that_waits_and_the_record_is_told_when_it_is_back(wire: Wire, services: Services) -> None:
+async def test_the_deadline_ends_a_run_that_waits_and_the_record_is_told_when_it_is_back(wire: proxy.Proxy, services: Services) -> None:
     running = Runs(services)
     user, run_id, pace = await _walking(running, 200, deadline_s=2)
     pace.allow(2)
     await pace.until(2)
-    with wire.stalled():
+    async with wire.stalled():
         pace.allow(198)
         await asyncio.wait_for(pace.over.wait(), 10)
         walked = pace.steps
@@ -191,12 +150,12 @@ async def test_the_deadline_ends_a_run_that_waits_and_the_record_is_told_when_it
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
 
 
-async def test_a_tool_with_effects_is_not_called_before_the_record_has_its_call(wire: Wire, services: Services) -> None:
+async def test_a_tool_with_effects_is_not_called_before_the_record_has_its_call(wire: proxy.Proxy, services: Services) -> None:
     running, user, mark = Runs(services), await services.user(), ids.uuid7()
     PACES[mark] = pace = Pace()
     run_id = (await running.start(user, "doer", inputs={"mark": mark})).run_id
     await running.until(user, run_id, "message_created")
-    with wire.stalled():
+    async with wire.stalled():
         pace.allow(1)
         await asyncio.wait_for(pace.over.wait(), 10)
         assert pace.effects == 0
@@ -264,7 +223,9 @@ async def test_the_health_of_the_dispatcher_says_when_the_record_is_gone(service
             assert types(await running.ended(user, run_id))[-1] == "agent_completed"
 
 
-async def test_a_call_that_cannot_be_recorded_in_time_is_not_made(wire: Wire, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_that_cannot_be_recorded_in_time_is_not_made(
+    wire: proxy.Proxy, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("services.dispatcher.supervisor._TOOL_GRACE_S", 60)
     running, user, mark = Runs(services), await services.user(), ids.uuid7()
     PACES[mark] = pace = Pace()
@@ -277,7 +238,7 @@ async def test_a_call_that_cannot_be_recorded_in_time_is_not_made(wire: Wire, se
 
     tasks = lifecycle.Tasks(on_failure=lambda _error: None)
     call = tasks.spawn(called(), "call")
-    with wire.stalled():
+    async with wire.stalled():
         # the first attempt to open the record of the call gives up meanwhile; the call does not
         assert not (await asyncio.wait({call}, timeout=replicas.SILENCE_S + 0.5))[0]
     with pytest.raises(grpc.aio.AioRpcError) as caught:

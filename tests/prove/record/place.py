@@ -13,8 +13,7 @@ import grpc
 
 from netra.auth.v1 import auth_pb2_grpc
 from standalone import processes
-from tests.fixtures import own, users
-from tests.prove.record import proxy
+from tests.fixtures import own, proxy, users
 
 # a token lasts ten minutes
 _RENEW_S, _RETRY_S = 240.0, 1.0

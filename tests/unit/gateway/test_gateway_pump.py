@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -85,6 +86,17 @@ class _Stub:
         return await asyncio.wait_for(self.calls.get(), 3)
 
 
+@contextlib.asynccontextmanager
+async def _running() -> AsyncIterator[tuple[pump.Pump, _Call, asyncio.TaskGroup]]:
+    """A pump that runs, its one call to the record, and a group for what waits."""
+    stub = _Stub()
+    tail = pump.Pump(stub.each(), "gateway")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(tail.run())
+        yield tail, await stub.call(), group
+        running.cancel()
+
+
 async def _settled() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
@@ -110,18 +122,13 @@ def _read(sink: _Sink) -> list[int]:
 
 @pytest.mark.asyncio
 async def test_events_reach_the_sockets_of_their_user() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, _):
         feed, sink = await _attached(tail, call, _principal(), 7)
         call.events(8, 9)
         await _settled()
         assert (_read(sink), feed.cursor) == ([8, 9], 9)
         tail.detach(sink)
         assert (await call.asked()).leave.user_id == sink.principal.user_id
-        running.cancel()
 
 
 @pytest.mark.asyncio
@@ -143,11 +150,7 @@ async def test_a_broken_stream_is_opened_again_and_the_gap_is_noticed() -> None:
 
 @pytest.mark.asyncio
 async def test_a_token_that_ends_makes_room_for_another_of_the_same_user() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, _):
         feed, first = await _attached(tail, call, _principal("t1", lives_s=900), 0)
         await tail.follow(_principal("t2"))  # joined already: no question asked
         call.dismissed()
@@ -159,20 +162,14 @@ async def test_a_token_that_ends_makes_room_for_another_of_the_same_user() -> No
         call.position(0)
         await _settled()
         assert feed.joined
-        running.cancel()
 
 
 @pytest.mark.asyncio
 async def test_a_refused_token_is_an_answer() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, group):
         refused = group.create_task(_expect_unauthenticated(tail))
         call.dismissed((await call.asked()).join.join_id)
         await refused
-        running.cancel()
 
 
 async def _expect_unauthenticated(tail: pump.Pump) -> None:
@@ -181,11 +178,7 @@ async def _expect_unauthenticated(tail: pump.Pump) -> None:
 
 
 async def test_the_end_of_an_earlier_session_is_no_answer_to_the_next_one() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, group):
         _, sink = await _attached(tail, call, _principal("t1"), 7)
         tail.detach(sink)
         assert (await call.asked()).WhichOneof("action") == "leave"
@@ -196,15 +189,10 @@ async def test_the_end_of_an_earlier_session_is_no_answer_to_the_next_one() -> N
         assert not following.done()
         call.position(9)
         assert (await following).cursor == 9
-        running.cancel()
 
 
 async def test_the_end_of_an_earlier_session_does_not_stop_the_events_of_the_next_one() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, _):
         _, sink = await _attached(tail, call, _principal("t2"), 7)
         call.dismissed()
         async with asyncio.timeout(0.5):  # at once
@@ -213,44 +201,29 @@ async def test_the_end_of_an_earlier_session_does_not_stop_the_events_of_the_nex
         call.events(8)
         await _settled()
         assert _read(sink) == [8]
-        running.cancel()
 
 
 async def test_who_is_not_followed_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pump, "_MEND_S", 0.02)
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, group):
         following = group.create_task(tail.follow(_principal("t1")))
         for _ in range(3):  # a replica that cannot reach its database says nothing
             assert (await call.asked()).join.access_token == "t1"
         call.position(7)
         assert (await following).cursor == 7
-        running.cancel()
 
 
 async def test_a_token_that_was_renewed_vouches_at_once() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, _):
         _, sink = await _attached(tail, call, _principal("t1"), 7)
         sink.principal = _principal("t2", lives_s=1200)
         tail.renewed(sink.principal.user_id)
         assert (await call.asked()).join.access_token == "t2"
-        running.cancel()
 
 
 @pytest.mark.asyncio
 async def test_an_earlier_refusal_is_no_answer() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, group):
         feed, _ = await _attached(tail, call, _principal("t1", lives_s=60), 0)
         feed.joined, feed.refused["t2"] = False, time.time() - 60
         following = group.create_task(tail.follow(_principal("t2")))
@@ -259,35 +232,24 @@ async def test_an_earlier_refusal_is_no_answer() -> None:
         assert not following.done()
         call.position(0)
         assert (await following).joined
-        running.cancel()
 
 
 @pytest.mark.asyncio
 async def test_no_answer_is_unavailable_and_a_word_about_nobody_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pump, "_PATIENCE_S", 0.1)
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, _):
         call.dismissed(user_id="")
         with pytest.raises(errors.Unavailable):
             await tail.follow(_principal())
-        running.cancel()
 
 
 @pytest.mark.asyncio
 async def test_another_generation_of_the_record_is_told() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, _):
         _, sink = await _attached(tail, call, _principal(), 7)
         call.position(3, epoch="e2")
         await _settled()
         assert sink.resyncs == [("e2", 3)]
-        running.cancel()
 
 
 def _transient(after_cursor: int, frame: bytes, user_id: str = "") -> events_pb2.TransientEvent:
@@ -297,11 +259,7 @@ def _transient(after_cursor: int, frame: bytes, user_id: str = "") -> events_pb2
 
 
 async def test_a_transient_comes_in_its_place_or_not_at_all() -> None:
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, _):
         _, sink = await _attached(tail, call, _principal(), 0)
         call.events(1, 2)
         shown = [_transient(1, b"100"), _transient(2, b"200"), _transient(2, b"9", ids.uuid7()), _transient(3, b"300")]
@@ -314,7 +272,6 @@ async def test_a_transient_comes_in_its_place_or_not_at_all() -> None:
         call.events(4)
         await _settled()
         assert (_read(sink), sink.delivery.sent) == ([301, 4], 4)
-        running.cancel()
 
 
 async def test_a_replica_that_is_silent_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,11 +329,7 @@ async def test_who_is_not_followed_is_not_woken_by_others() -> None:
 
 async def test_what_is_skipped_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pump, "_TICK_S", 0.05)
-    stub = _Stub()
-    tail = pump.Pump(stub.each(), "gateway")
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(tail.run())
-        call = await stub.call()
+    async with _running() as (tail, call, _):
         _, sink = await _attached(tail, call, _principal(), 0)
         sink.delivery.filter.add(subscriptions.Subscription("s", run_id="another"))
         told = asyncio.Event()
@@ -387,4 +340,3 @@ async def test_what_is_skipped_is_told_in_time(monkeypatch: pytest.MonkeyPatch) 
         frame = sink.delivery.take()
         assert frame is not None
         assert (frame.type, frame.cursor) == ("position", 2)
-        running.cancel()
