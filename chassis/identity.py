@@ -25,23 +25,25 @@ if TYPE_CHECKING:
 
 ISSUER = "netra"
 AUDIENCE = "netra"
-ACCESS, SERVICE, CONTEXT, BEHALF = "at+jwt", "svc+jwt", "ctx+jwt", "obo+jwt"
+ACCESS, SERVICE, CONTEXT, BEHALF, GRANT = "at+jwt", "svc+jwt", "ctx+jwt", "obo+jwt", "grant+jwt"
+ACCESSES = ("read", "write", "own")
 ROLES = frozenset({"admin", "user", "readonly"})
 _UPWARDS = ("free", "early", "business", "enterprise", "internal")
 TIERS = frozenset(_UPWARDS)
 LEEWAY_S = 5
 MAX_SCOPE = 64
-_SIGNER = {ACCESS: "auth", SERVICE: "auth", BEHALF: "auth", CONTEXT: "context"}
-_MAX_LIFETIME_S = {ACCESS: 900, SERVICE: 3600, BEHALF: 60, CONTEXT: 3600}
+_SIGNER = {ACCESS: "auth", SERVICE: "auth", BEHALF: "auth", CONTEXT: "context", GRANT: "context"}
+_MAX_LIFETIME_S = {ACCESS: 900, SERVICE: 3600, BEHALF: 60, CONTEXT: 3600, GRANT: 300}
 _USER = frozenset({"iss", "aud", "sub", "sid", "jti", "tid", "roles", "tier", "ver", "iat", "nbf", "exp"})
 _CLAIMS = {
     ACCESS: _USER,
     SERVICE: frozenset({"iss", "aud", "sub", "jti", "iat", "nbf", "exp"}),
     BEHALF: _USER | {"scope", "act"},
-    CONTEXT: frozenset({"iss", "aud", "sub", "jti", "iat", "nbf", "exp", "ctx"}),
+    CONTEXT: frozenset({"iss", "aud", "sub", "azp", "jti", "iat", "nbf", "exp", "ctx"}),
+    GRANT: frozenset({"iss", "aud", "sub", "jti", "tid", "res", "acc", "iat", "nbf", "exp"}),
 }
 _OPTIONAL = {ACCESS: frozenset({"scope"})}
-_MAX_BYTES = {ACCESS: 8 * 1024, SERVICE: 8 * 1024, BEHALF: 8 * 1024, CONTEXT: 16 * 1024}
+_MAX_BYTES = {ACCESS: 8 * 1024, SERVICE: 8 * 1024, BEHALF: 8 * 1024, CONTEXT: 16 * 1024, GRANT: 2 * 1024}
 _PARTS = re.compile(r"([A-Za-z0-9_\-]+)\.([A-Za-z0-9_\-]+)\.([A-Za-z0-9_\-]{86})", re.ASCII)
 _KID = re.compile(r"[A-Za-z0-9._\-]{1,64}", re.ASCII)
 _SERVICE_NAME = re.compile(r"[a-z][a-z0-9\-]{0,31}", re.ASCII)
@@ -74,6 +76,19 @@ class Principal:
     def narrowed(self, permissions: frozenset[str]) -> frozenset[str]:
         """Of what role and tier allow, what the token does."""
         return permissions if self.scope is None else permissions & self.scope
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one user may do with one resource, as its owner's service signed it for a few minutes."""
+
+    resource: ids.Id
+    access: str
+    expires_at: float
+
+    def allows(self, access: str) -> bool:
+        """Whether it lets its user `read`, `write` or `own` the resource."""
+        return ACCESSES.index(access) <= ACCESSES.index(self.access)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +168,20 @@ class Verifier:
         """The service of a service token. Raises `Unauthenticated`."""
         return str((await self._believed(token, SERVICE)).claims["sub"])
 
-    async def context(self, token: str) -> UserExecutionContext:
-        """The execution context of a context token. Raises `Unauthenticated`."""
+    async def grant(self, token: str, principal: Principal) -> Grant:
+        """What a grant token lets this very user do. Raises `Unauthenticated` when it was signed for somebody else, or has ended."""
+        claims = (await self._believed(token, GRANT)).claims
+        if claims["sub"] != principal.user_id or claims["tid"] != principal.tenant_id:
+            raise _refused("it was given to somebody else")
+        if claims["exp"] + LEEWAY_S <= time.time():
+            raise errors.Unauthenticated("The token has expired.")
+        return Grant(ids.Id(claims["res"]), claims["acc"], float(claims["exp"]))
+
+    async def context(self, token: str, service: str) -> UserExecutionContext:
+        """The execution context of a context token that was signed for the service which brings it. Raises `Unauthenticated`."""
         claims = (await self._believed(token, CONTEXT)).claims
+        if claims["azp"] != service:
+            raise _refused(f"it was given to another service than {service}")
         try:
             context = UserExecutionContext.from_claims(claims["ctx"])
         except (errors.InvalidPayload, KeyError, TypeError, ValueError):
@@ -301,6 +327,9 @@ def _check_claims(claims: dict[str, Any], typ: str) -> None:
         _check_service(claims["sub"])
     elif typ == CONTEXT:
         _check_id(claims["sub"])
+        _check_service(claims["azp"])
+    elif typ == GRANT:
+        _check_grant(claims)
     else:
         _check_user(claims)
 
@@ -315,6 +344,13 @@ def _check_id(value: Any) -> None:
 def _check_service(value: Any) -> None:
     if not isinstance(value, str) or not _SERVICE_NAME.fullmatch(value):
         raise _refused("it names a service that cannot be")
+
+
+def _check_grant(claims: dict[str, Any]) -> None:
+    for name in ("sub", "tid", "res"):
+        _check_id(claims[name])
+    if not isinstance(claims["acc"], str) or claims["acc"] not in ACCESSES:
+        raise _refused("it grants what does not exist")
 
 
 def _check_user(claims: dict[str, Any]) -> None:
@@ -378,7 +414,7 @@ class Authenticator:
         bind(Caller(service=name))
         if name not in rule.services:
             raise errors.PermissionDenied(f"The service {name} may not call this.")
-        context = await self.verifier.context(context_token) if rule.context else None
+        context = await self.verifier.context(context_token, name) if rule.context else None
         return Caller(service=name, context=context)
 
     def _admit_user(self, rule: access_pb2.Rule, principal: Principal) -> Caller:

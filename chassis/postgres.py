@@ -92,12 +92,19 @@ class DatabaseManager:
         self._pool = pool
 
     @contextlib.asynccontextmanager
-    async def transaction(self, user_id: str | None = None, *, timeout_s: float = 10.0) -> AsyncIterator[Transaction]:
-        """One transaction. With a user, row-level security shows that user's rows and no other."""
+    async def transaction(
+        self, user_id: str | None = None, *, timeout_s: float = 10.0, within: Mapping[str, str] = MappingProxyType({})
+    ) -> AsyncIterator[Transaction]:
+        """One transaction. With a user, row-level security shows that user's rows and no other.
+
+        `within` sets more of what policies look at (`netra.<name>`), for this transaction only: what a signed token allows beyond.
+        """
         with translated():
             async with asyncio.timeout(timeout_s), self._pool.acquire() as connection, connection.transaction():
                 if user_id is not None:
                     await connection.execute("SELECT set_config('netra.user_id', $1, true)", user_id)
+                for name, value in within.items():
+                    await connection.execute("SELECT set_config('netra.' || $1, $2, true)", name, value)
                 yield Transaction(connection)
 
     async def close(self) -> None:

@@ -17,6 +17,8 @@ MAX_AGENT_CONTEXT = 64 * 1024
 MAX_AUDIT_METADATA = 16 * 1024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_PERMISSION = re.compile(r"[a-z_]{1,32}:[a-z_]{1,32}")
+_MAX_SCOPE = 64
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/\-]{0,127}")
 _PLACEHOLDERS = frozenset(
@@ -39,7 +41,7 @@ class UserExecutionContext:
 
     __slots__ = (  # noqa: RUF023 - in the order of the fields
         "context_id", "user_id", "tenant_id", "session_id", "thread_id", "run_id", "request_id", "connection_id", "roles", "tier",
-        "created_at", "deadline", "depth", "parent_request_id", "correlation_id", "_agent_context", "_audit_metadata",
+        "scope", "created_at", "deadline", "depth", "parent_request_id", "correlation_id", "_agent_context", "_audit_metadata",
     )  # fmt: skip
 
     context_id: ids.ContextId
@@ -52,6 +54,8 @@ class UserExecutionContext:
     connection_id: ids.ConnectionId | None
     roles: tuple[str, ...]
     tier: str
+    # the permissions it is narrowed to; None when it is not
+    scope: frozenset[str] | None
     created_at: datetime
     deadline: datetime | None
     depth: int
@@ -93,6 +97,7 @@ class UserExecutionContext:
         request_id: str,
         roles: Iterable[str],
         tier: str,
+        scope: Iterable[str] | None = None,
         correlation_id: str | None = None,
         connection_id: str | None = None,
         deadline: datetime | None = None,
@@ -102,16 +107,20 @@ class UserExecutionContext:
         """A root context, made now. Raises `PlaceholderValue`, `ReservedKey` or `InvalidContext`, each naming the field."""
         return cls._made(
             context_id=ids.ContextId.new(), user_id=user_id, tenant_id=tenant_id, session_id=session_id, thread_id=thread_id,
-            run_id=run_id, request_id=request_id, connection_id=connection_id, roles=roles, tier=tier, created_at=datetime.now(UTC),
-            deadline=deadline, depth=0, parent_request_id=None, correlation_id=correlation_id or ids.CorrelationId.new(),
+            run_id=run_id, request_id=request_id, connection_id=connection_id, roles=roles, tier=tier, scope=scope,
+            created_at=datetime.now(UTC), deadline=deadline, depth=0, parent_request_id=None,
+            correlation_id=correlation_id or ids.CorrelationId.new(),
             agent_context=_payload("agent_context", agent_context, MAX_AGENT_CONTEXT),
             audit_metadata=_payload("audit_metadata", audit_metadata, MAX_AUDIT_METADATA),
         )  # fmt: skip
 
-    def child(self, operation: str, request_id: str, agent_context: Mapping[str, Any] | bytes | None = None) -> Self:
-        """A context one deeper: same user, thread, run and deadline, the same authority, never more.
+    def child(
+        self, operation: str, request_id: str, agent_context: Mapping[str, Any] | bytes | None = None, scope: Iterable[str] | None = None
+    ) -> Self:
+        """A context one deeper: same user, thread, run and deadline, the same authority, or with a `scope` less; never more.
 
-        `agent_context` is added to the parent's. Raises `DepthExceeded` for the eleventh generation.
+        `agent_context` is added to the parent's. Raises `DepthExceeded` for the eleventh generation, `PermissionDenied` when the scope
+        names a permission the parent is not allowed.
         """
         if self.depth >= MAX_DEPTH:
             raise errors.DepthExceeded(field="depth")
@@ -122,10 +131,19 @@ class UserExecutionContext:
         added = _content(_payload("agent_context", agent_context, MAX_AGENT_CONTEXT), "agent_context")
         known, audit = {**self.agent_context, **added}, {**self.audit_metadata, "operation": operation}
         return self._made(
-            **self._frame(), context_id=ids.ContextId.new(), request_id=request_id, created_at=datetime.now(UTC), depth=self.depth + 1,
+            **self._frame(), scope=self._narrowed(scope), context_id=ids.ContextId.new(), request_id=request_id,
+            created_at=datetime.now(UTC), depth=self.depth + 1,
             parent_request_id=self.request_id, agent_context=Payload.of("agent_context", known, MAX_AGENT_CONTEXT),
             audit_metadata=Payload.of("audit_metadata", audit, MAX_AUDIT_METADATA),
         )  # fmt: skip
+
+    def _narrowed(self, scope: Iterable[str] | None) -> frozenset[str] | None:
+        if scope is None:
+            return self.scope
+        wanted = _scope("scope", scope)
+        if self.scope is not None and wanted is not None and (more := wanted - self.scope):
+            raise errors.PermissionDenied(f"A child cannot have more than its parent: {', '.join(sorted(more))}.", field="scope")
+        return wanted
 
     def _frame(self) -> dict[str, Any]:
         # what a child shares with its parent, authority among it
@@ -138,7 +156,7 @@ class UserExecutionContext:
         return cls._made(
             context_id=message.context_id, user_id=message.user_id, tenant_id=message.tenant_id, session_id=message.session_id,
             thread_id=message.thread_id, run_id=message.run_id, request_id=message.request_id, connection_id=message.connection_id,
-            roles=message.roles, tier=message.tier, created_at=_datetime("created_at", message.created_at),
+            roles=message.roles, tier=message.tier, scope=message.scope or None, created_at=_datetime("created_at", message.created_at),
             deadline=_datetime("deadline", message.deadline) if message.HasField("deadline") else None, depth=message.depth,
             parent_request_id=message.parent_request_id, correlation_id=message.correlation_id,
             agent_context=Payload.parse("agent_context", message.agent_context, MAX_AGENT_CONTEXT),
@@ -150,7 +168,8 @@ class UserExecutionContext:
         message = context_pb2.ExecutionContext(
             context_id=self.context_id, user_id=self.user_id, tenant_id=self.tenant_id, session_id=self.session_id,
             thread_id=self.thread_id, run_id=self.run_id, request_id=self.request_id, connection_id=self.connection_id or "",
-            roles=self.roles, tier=self.tier, depth=self.depth, parent_request_id=self.parent_request_id or "",
+            roles=self.roles, tier=self.tier, scope=sorted(self.scope or ()), depth=self.depth,
+            parent_request_id=self.parent_request_id or "",
             correlation_id=self.correlation_id, agent_context=self.canonical_agent_context,
             audit_metadata=self.canonical_audit_metadata,
         )  # fmt: skip
@@ -190,7 +209,8 @@ class UserExecutionContext:
         """
         plain: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
         return {
-            **plain, "roles": list(self.roles), "created_at": _microseconds(self.created_at),
+            **plain, "roles": list(self.roles), "scope": None if self.scope is None else sorted(self.scope),
+            "created_at": _microseconds(self.created_at),
             "deadline": None if self.deadline is None else _microseconds(self.deadline),
             "agent_context_sha256": self._agent_context.digest, "audit_metadata_sha256": self._audit_metadata.digest,
         }  # fmt: skip
@@ -279,6 +299,19 @@ def _roles(name: str, value: object) -> tuple[str, ...]:
     return roles
 
 
+def _scope(name: str, value: object) -> frozenset[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise errors.InvalidContext(f"{name} must be a list of permissions", field=name)
+    scope = list(value)
+    if not all(isinstance(item, str) and _PERMISSION.fullmatch(item) for item in scope):
+        raise errors.InvalidContext(f"{name} must be a list of permissions such as runs:read", field=name)
+    if not 0 < len(scope) <= _MAX_SCOPE or len(set(scope)) != len(scope):
+        raise errors.InvalidContext(f"{name} must name 1 to {_MAX_SCOPE} permissions, and none twice", field=name)
+    return frozenset(scope)
+
+
 def _word(name: str, value: object) -> str:
     if not isinstance(value, str) or not _WORD.fullmatch(value):
         raise errors.InvalidContext(f"{name} must be a lower-case word", field=name)
@@ -324,9 +357,9 @@ def _microseconds(moment: datetime) -> int:
 _CHECKS: dict[str, Callable[[str, object], object]] = {
     "context_id": _id(ids.ContextId), "user_id": _id(ids.UserId), "tenant_id": _id(ids.TenantId), "session_id": _id(ids.SessionId),
     "thread_id": _id(ids.ThreadId), "run_id": _id(ids.RunId), "request_id": _chosen(ids.RequestId),
-    "connection_id": _optional(_id(ids.ConnectionId)), "roles": _roles, "tier": _word, "created_at": _time,
+    "connection_id": _optional(_id(ids.ConnectionId)), "roles": _roles, "tier": _word, "scope": _scope, "created_at": _time,
     "deadline": lambda name, value: None if value is None else _time(name, value), "depth": _depth,
     "parent_request_id": _optional(_chosen(ids.RequestId)), "correlation_id": _id(ids.CorrelationId),
 }  # fmt: skip
-_PLAIN = tuple(name for name in _CHECKS if name not in ("roles", "created_at", "deadline"))
+_PLAIN = tuple(name for name in _CHECKS if name not in ("roles", "scope", "created_at", "deadline"))
 _CLAIMS = frozenset(_CHECKS) | {"agent_context_sha256", "audit_metadata_sha256"}

@@ -17,7 +17,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _RESERVED = frozenset(
     {
         "user", "user_id", "tenant_id", "session_id", "thread_id", "run_id", "request_id", "context_id", "connection_id",
-        "websocket_client_id", "websocket_connection_id", "created_at", "db_session", "roles", "tier", "permissions",
+        "websocket_client_id", "websocket_connection_id", "created_at", "db_session", "roles", "tier", "scope", "permissions",
     }
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # counts up whenever the tables below change: installations that never changed their policy then get the new tables
-VERSION = 2
+VERSION = 3
 ROLES = ("admin", "user", "readonly")
 TIERS = ("free", "early", "business", "enterprise", "internal")
 
@@ -15,9 +15,9 @@ _READ = frozenset(
         "tools:read",
     }
 )  # fmt: skip
-_OWN = frozenset({"session:write"})
-_USE = frozenset({"api_keys:write", "artifacts:write", "events:erase", "runs:write", "tools:execute"})
-_ADMINISTER = frozenset({"audit:read", "policy:read", "users:read", "users:write"})
+_OWN = frozenset({"data:export", "session:write"})
+_USE = frozenset({"api_keys:write", "artifacts:write", "data:erase", "events:erase", "runs:write", "threads:write", "tools:execute"})
+_ADMINISTER = frozenset({"audit:read", "contexts:audit", "policy:read", "users:read", "users:write"})
 # what concerns the users of all tenants is left to those who run the installation
 _OPERATE = frozenset({"audit:export", "policy:write"})
 ALL = _READ | _OWN | _USE | _ADMINISTER | _OPERATE
@@ -27,15 +27,15 @@ OF_TIER: dict[str, frozenset[str]] = {**dict.fromkeys(TIERS, ALL - _OPERATE), "i
 
 _LIMITS = (
     "runs_per_minute", "concurrent_runs", "queued_runs", "tool_calls_per_minute", "sockets", "frames_per_minute", "requests_per_minute",
-    "retention_days", "monthly_cost_micro_usd", "max_frame_bytes",
+    "retention_days", "monthly_cost_micro_usd", "max_frame_bytes", "artifacts", "artifact_bytes",
 )  # fmt: skip
-_USD, _FRAME = 1_000_000, 65_536
+_USD, _FRAME, _MIB = 1_000_000, 65_536, 1024 * 1024
 _FIGURES = {
-    "free": (10, 2, 20, 60, 3, 120, 120, 7, 5 * _USD, _FRAME),
-    "early": (20, 3, 50, 120, 3, 120, 300, 14, 20 * _USD, _FRAME),
-    "business": (60, 10, 200, 600, 10, 300, 600, 30, 500 * _USD, _FRAME),
-    "enterprise": (300, 50, 1_000, 6_000, 50, 600, 3_000, 365, 10_000 * _USD, _FRAME),
-    "internal": (100_000, 200, 10_000, 1_000_000, 200, 100_000, 100_000, 365, 1_000_000 * _USD, _FRAME),
+    "free": (10, 2, 20, 60, 3, 120, 120, 7, 5 * _USD, _FRAME, 100, 256 * _MIB),
+    "early": (20, 3, 50, 120, 3, 120, 300, 14, 20 * _USD, _FRAME, 500, 1024 * _MIB),
+    "business": (60, 10, 200, 600, 10, 300, 600, 30, 500 * _USD, _FRAME, 5_000, 10 * 1024 * _MIB),
+    "enterprise": (300, 50, 1_000, 6_000, 50, 600, 3_000, 365, 10_000 * _USD, _FRAME, 50_000, 100 * 1024 * _MIB),
+    "internal": (100_000, 200, 10_000, 1_000_000, 200, 100_000, 100_000, 365, 1_000_000 * _USD, _FRAME, 1_000_000, 1024 * 1024 * _MIB),
 }
 LIMITS: dict[str, dict[str, int]] = {tier: dict(zip(_LIMITS, figures, strict=True)) for tier, figures in _FIGURES.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -35,7 +35,7 @@ class Opening:
         """The context to store. Raises `InvalidContext`, `PlaceholderValue`, `ReservedKey` or `TooLarge`."""
         return UserExecutionContext.from_request(
             user_id=principal.user_id, tenant_id=principal.tenant_id, session_id=principal.session_id, thread_id=thread_id,
-            run_id=self.run_id, request_id=self.request_id, roles=principal.roles, tier=principal.tier,
+            run_id=self.run_id, request_id=self.request_id, roles=principal.roles, tier=principal.tier, scope=principal.scope,
             correlation_id=self.correlation_id, connection_id=self.connection_id, deadline=self.deadline,
             agent_context=self.agent_context, audit_metadata=self.audit_metadata,
         )  # fmt: skip
@@ -102,9 +102,9 @@ class Contexts:
         self._kept = kept
         self._key = key
 
-    def sign(self, context: UserExecutionContext) -> Signed:
-        """A token for the context, valid for one hour."""
-        claims = {"sub": str(context.user_id), "ctx": context.to_claims()}
+    def sign(self, context: UserExecutionContext, actor: str) -> Signed:
+        """A token for the context, valid for one hour and for the service that asked."""
+        claims = {"sub": str(context.user_id), "azp": actor, "ctx": context.to_claims()}
         expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=LIFETIME_S)
         return Signed(context, identity.sign(self._key.private, self._key.kid, identity.CONTEXT, claims, LIFETIME_S), expires_at)
 
@@ -117,29 +117,35 @@ class Contexts:
         """
         thread_id = opening.thread_id or ids.ThreadId.new()
         frame = opening.frame(principal, thread_id)
-        asked = _asked("open", opening.thread_id or "", frame.agent_context_digest)
+        asked = _asked("open", opening.thread_id or "", frame.agent_context_digest, *sorted(frame.scope or ()))
         detail = {"request_id": frame.request_id, "session_id": frame.session_id, "run_id": frame.run_id}
         line, new_thread = Line(actor, "open", detail), opening.thread_id is None
-        return self.sign(await self._once(frame, asked, lambda: self._kept.open(frame, asked, line, new_thread=new_thread)))
+        return self.sign(await self._once(frame, asked, lambda: self._kept.open(frame, asked, line, new_thread=new_thread)), actor)
 
     async def derive(
-        self, parent: UserExecutionContext, request_id: ids.RequestId, operation: str, agent_context: bytes, actor: str
+        self,
+        parent: UserExecutionContext,
+        request_id: ids.RequestId,
+        operation: str,
+        agent_context: bytes,
+        scope: Sequence[str],
+        actor: str,
     ) -> Signed:
         """A child of an open context, or the one made under the same request id.
 
         Raises `FailedPrecondition` when the parent is closed or past its deadline, `DepthExceeded`, `InvalidContext`.
         """
         complete = await self._usable(parent)
-        frame = complete.child(operation, request_id, agent_context)
-        asked = _asked("derive", complete.context_id, operation, frame.agent_context_digest)
+        frame = complete.child(operation, request_id, agent_context, scope or None)
+        asked = _asked("derive", complete.context_id, operation, frame.agent_context_digest, *sorted(frame.scope or ()))
         parent_request_id = complete.request_id
         detail = {"request_id": frame.request_id, "operation": operation, "parent_request_id": parent_request_id, "depth": frame.depth}
         line = Line(actor, "derive", detail)
-        return self.sign(await self._once(frame, asked, lambda: self._kept.derive(frame, asked, line)))
+        return self.sign(await self._once(frame, asked, lambda: self._kept.derive(frame, asked, line)), actor)
 
-    async def renew(self, frame: UserExecutionContext) -> Signed:
+    async def renew(self, frame: UserExecutionContext, actor: str) -> Signed:
         """A fresh token. Raises `FailedPrecondition` when the context is closed or past its deadline."""
-        return self.sign(await self._usable(frame))
+        return self.sign(await self._usable(frame), actor)
 
     async def get(self, user_id: ids.UserId, context_id: ids.ContextId) -> Stored:
         """A stored context of the user. Raises `NotFound`."""

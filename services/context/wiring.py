@@ -17,9 +17,10 @@ from netra.context.v1 import context_pb2, context_pb2_grpc
 from services.context import artifacts, contexts, keys, slots, threads, uploads
 from services.context.servicer import ContextServicer
 from services.context.settings import ContextSettings
-from services.context.store import Store
 from services.context.store_artifacts import ArtifactStore
+from services.context.store_contexts import ContextStore
 from services.context.store_system import SystemStore
+from services.context.store_threads import ThreadStore
 from services.context.upstreams import Auth
 
 _log = log.get(__name__)
@@ -68,7 +69,7 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         tasks.spawn(follow(trust, auth.stub, auth.credentials), "trust")
         tasks.spawn(refusals.run(), "refusals")
         left_over = asyncio.Event()
-        server = _server(settings, trust, Store(users), _Files(ArtifactStore(files), tasks, left_over), key, refusals)
+        server = _server(settings, trust, users, _Files(ArtifactStore(files), tasks, left_over), key, refusals)
         await server.start()
         stack.push_async_callback(server.drain)
         tasks.spawn(_keep_published(server, trust, auth, key), "publish")
@@ -85,15 +86,17 @@ class _Files:
     left_over: asyncio.Event
 
 
-def _server(settings: ContextSettings, trust: Trust, store: Store, files: _Files, key: keys.SigningKey, refusals: audit.Refusals) -> Server:
+def _server(
+    settings: ContextSettings, trust: Trust, users: postgres.DatabaseManager, files: _Files, key: keys.SigningKey, refusals: audit.Refusals
+) -> Server:
     authenticator = identity.Authenticator(trust)
     server = Server(settings.host, settings.port, authenticator, settings.drain_s, tls.of(settings), refusals)
     moving = slots.Slots(settings.artifacts_moving, settings.artifacts_moving_per_user)
     limits = artifacts.Limits(settings.artifact_max_bytes, settings.artifacts_max_bytes_per_user, settings.artifact_stall_s)
     servicer = ContextServicer(
         authenticator.verifier,
-        contexts.Contexts(store, key),
-        threads.Threads(store),
+        contexts.Contexts(ContextStore(users), key),
+        threads.Threads(ThreadStore(users)),
         artifacts.Artifacts(files.store, moving, files.left_over.set),
         uploads.Uploads(files.store, limits, moving, files.left_over.set, files.tasks),
     )

@@ -105,7 +105,7 @@ class Admission:
         return run, order
 
     async def _opened(self, user: identity.Principal, wanted: Wanted) -> upstreams.Opened:
-        known = {"kind": wanted.kind, "name": wanted.name, "digest": wanted.digest().hex(), **self._entitled.kept(user)}
+        known = {"kind": wanted.kind, "name": wanted.name, "digest": wanted.digest().hex()}
         # the context service settles who is first: all who bring the same request id get the context, and so the run, of the first
         return await self._contexts.open(
             context_pb2.OpenContextRequest(

@@ -13,7 +13,6 @@ from services.dispatcher.settings import DispatcherSettings
 from services.dispatcher.tools import permits
 
 _NAME = "dispatcher"
-_SCOPE = "scope"
 # what it takes to start a run
 _START = "runs:write"
 
@@ -34,16 +33,10 @@ class Entitlements:
 
     def of_context(self, context: UserExecutionContext, now: Callable[[], runs.Rights | None]) -> permits.Permits:
         """What may be called in an execution context: never more than whoever it was opened for, or than they may by now."""
-        scope = context.agent_context.get(_SCOPE)
-        narrowed = frozenset(scope) if scope is not None else None
         caller = identity.Caller(service=_NAME, context=context)
         began = context.created_at.timestamp()
-        holder = permits.Holder(context.user_id, context.roles, context.tier, narrowed, caller, context.session_id, began)
+        holder = permits.Holder(context.user_id, context.roles, context.tier, context.scope, caller, context.session_id, began)
         return permits.Permits(holder, self._trust, self._counted, self._refusals, now)
-
-    def kept(self, user: identity.Principal) -> dict[str, list[str]]:
-        """What an execution context must know so that `of_context` is right."""
-        return {} if user.scope is None else {_SCOPE: sorted(user.scope)}
 
     def has_agent(self, user: identity.Principal, spec: AgentSpec) -> bool:
         """Whether `require_agent` would let it pass."""

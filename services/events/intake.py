@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from chassis import lifecycle
+from chassis import identity, lifecycle
 from chassis import log as log_
 from netra import errors
 from netra.context import UserExecutionContext
@@ -20,7 +20,7 @@ Show = Callable[[events_pb2.AppendRequest], log.Outcome]
 class Verifier(Protocol):
     """Knows whom a context token is for."""
 
-    async def context(self, token: str) -> UserExecutionContext:
+    async def context(self, token: str, service: str) -> UserExecutionContext:
         """Raises `Unauthenticated`."""
         ...
 
@@ -89,7 +89,7 @@ class _Stream:
             raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
         try:
             # whose events they are is in a signed context only when no run says it
-            context = await self._verifier.context(request.context_token) if request.context_token else None
+            context = await self._verifier.context(request.context_token, identity.current().service) if request.context_token else None
             append = log.checked(request, context)
         except errors.NetraError as refused:
             self._open += 1

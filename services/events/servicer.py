@@ -48,7 +48,7 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
         self._live, self._verifier, self._whole, self._opened = live, verifier, whole, opened
 
     async def OpenRun(self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]) -> events_pb2.OpenRunResponse:
-        execution = await self._verifier.context(request.context_token)
+        execution = await self._verifier.context(request.context_token, identity.current().service)
         if request.trace_id and not _TRACE.fullmatch(request.trace_id):
             raise errors.InvalidPayload("trace_id must be 32 hexadecimal digits in lower case", field="trace_id")
         head = heads.new(execution, ids.RunId(request.run_id), request.trace_id or telemetry.trace_id())

@@ -677,6 +677,60 @@ class PublishKeyResponse(_message.Message):
 Global___PublishKeyResponse: _TypeAlias = PublishKeyResponse  # noqa: Y015
 
 @_typing.final
+class ResolveUserRequest(_message.Message):
+    """ResolveUserRequest names a user of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant."""
+    user_id: _builtins.str
+    """By id."""
+    email: _builtins.str
+    """By e-mail address."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        email: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "user", b"user", "user_id", b"user_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "tenant_id", b"tenant_id", "user", b"user", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_user: _TypeAlias = _typing.Literal["user_id", "email"]  # noqa: Y015
+    _WhichOneofArgType_user: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_user) -> _WhichOneofReturnType_user | None: ...
+
+Global___ResolveUserRequest: _TypeAlias = ResolveUserRequest  # noqa: Y015
+
+@_typing.final
+class ResolveUserResponse(_message.Message):
+    """ResolveUserResponse names them by id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveUserResponse: _TypeAlias = ResolveUserResponse  # noqa: Y015
+
+@_typing.final
 class WatchTrustRequest(_message.Message):
     """WatchTrustRequest opens the stream."""
 
@@ -793,6 +847,8 @@ class TierLimits(_message.Message):
     MONTHLY_COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     SINGLE_SESSION_FIELD_NUMBER: _builtins.int
     MAX_FRAME_BYTES_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    ARTIFACT_BYTES_FIELD_NUMBER: _builtins.int
     tier: _builtins.str
     """The tier."""
     runs_per_minute: _builtins.int
@@ -817,6 +873,10 @@ class TierLimits(_message.Message):
     """A new session ends the older ones."""
     max_frame_bytes: _builtins.int
     """Bytes that one frame from a client may have; 0 means 65,536. The gateway's own limit holds as well."""
+    artifacts: _builtins.int
+    """Artifacts that may be kept; unset means as many as the context service allows anybody."""
+    artifact_bytes: _builtins.int
+    """Bytes that all of them may have; unset means as many as the context service allows anybody."""
     def __init__(
         self,
         *,
@@ -832,12 +892,21 @@ class TierLimits(_message.Message):
         monthly_cost_micro_usd: _builtins.int = ...,
         single_session: _builtins.bool = ...,
         max_frame_bytes: _builtins.int = ...,
+        artifacts: _builtins.int | None = ...,
+        artifact_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_bytes", b"_artifact_bytes", "_artifacts", b"_artifacts", "artifact_bytes", b"artifact_bytes", "artifacts", b"artifacts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_runs", b"concurrent_runs", "frames_per_minute", b"frames_per_minute", "max_frame_bytes", b"max_frame_bytes", "monthly_cost_micro_usd", b"monthly_cost_micro_usd", "queued_runs", b"queued_runs", "requests_per_minute", b"requests_per_minute", "retention_days", b"retention_days", "runs_per_minute", b"runs_per_minute", "single_session", b"single_session", "sockets", b"sockets", "tier", b"tier", "tool_calls_per_minute", b"tool_calls_per_minute"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_bytes", b"_artifact_bytes", "_artifacts", b"_artifacts", "artifact_bytes", b"artifact_bytes", "artifacts", b"artifacts", "concurrent_runs", b"concurrent_runs", "frames_per_minute", b"frames_per_minute", "max_frame_bytes", b"max_frame_bytes", "monthly_cost_micro_usd", b"monthly_cost_micro_usd", "queued_runs", b"queued_runs", "requests_per_minute", b"requests_per_minute", "retention_days", b"retention_days", "runs_per_minute", b"runs_per_minute", "single_session", b"single_session", "sockets", b"sockets", "tier", b"tier", "tool_calls_per_minute", b"tool_calls_per_minute"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__artifact_bytes: _TypeAlias = _typing.Literal["artifact_bytes"]  # noqa: Y015
+    _WhichOneofArgType__artifact_bytes: _TypeAlias = _typing.Literal["_artifact_bytes", b"_artifact_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__artifacts: _TypeAlias = _typing.Literal["artifacts"]  # noqa: Y015
+    _WhichOneofArgType__artifacts: _TypeAlias = _typing.Literal["_artifacts", b"_artifacts"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__artifact_bytes) -> _WhichOneofReturnType__artifact_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__artifacts) -> _WhichOneofReturnType__artifacts | None: ...
 
 Global___TierLimits: _TypeAlias = TierLimits  # noqa: Y015
 

@@ -70,6 +70,11 @@ class AuthServiceStub:
                 request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.PublishKeyRequest.SerializeToString,
                 response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.PublishKeyResponse.FromString,
                 _registered_method=True)
+        self.ResolveUser = channel.unary_unary(
+                '/netra.auth.v1.AuthService/ResolveUser',
+                request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ResolveUserRequest.SerializeToString,
+                response_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ResolveUserResponse.FromString,
+                _registered_method=True)
         self.WatchTrust = channel.unary_stream(
                 '/netra.auth.v1.AuthService/WatchTrust',
                 request_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.WatchTrustRequest.SerializeToString,
@@ -250,6 +255,14 @@ class AuthServiceServicer:
     def PublishKey(self, request, context):
         """PublishKey adds a verification key of the calling service to the published set, so that tokens which that service
         signs (execution contexts) can be verified everywhere. Publishing the same key twice changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveUser(self, request, context):
+        """ResolveUser finds an active user of a tenant by id or e-mail address, for another user of the tenant who wants to share with them.
+        NOT_FOUND: there is none; a disabled one and one of another tenant are none either.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -474,6 +487,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.PublishKey,
                     request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.PublishKeyRequest.FromString,
                     response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.PublishKeyResponse.SerializeToString,
+            ),
+            'ResolveUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveUser,
+                    request_deserializer=netra_dot_auth_dot_v1_dot_auth__pb2.ResolveUserRequest.FromString,
+                    response_serializer=netra_dot_auth_dot_v1_dot_auth__pb2.ResolveUserResponse.SerializeToString,
             ),
             'WatchTrust': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTrust,
@@ -791,6 +809,33 @@ class AuthService:
             '/netra.auth.v1.AuthService/PublishKey',
             netra_dot_auth_dot_v1_dot_auth__pb2.PublishKeyRequest.SerializeToString,
             netra_dot_auth_dot_v1_dot_auth__pb2.PublishKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.auth.v1.AuthService/ResolveUser',
+            netra_dot_auth_dot_v1_dot_auth__pb2.ResolveUserRequest.SerializeToString,
+            netra_dot_auth_dot_v1_dot_auth__pb2.ResolveUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

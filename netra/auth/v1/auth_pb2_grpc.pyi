@@ -56,6 +56,10 @@ class AuthServiceStub:
     """PublishKey adds a verification key of the calling service to the published set, so that tokens which that service
     signs (execution contexts) can be verified everywhere. Publishing the same key twice changes nothing.
     """
+    ResolveUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ResolveUserRequest, _auth_pb2.ResolveUserResponse]
+    """ResolveUser finds an active user of a tenant by id or e-mail address, for another user of the tenant who wants to share with them.
+    NOT_FOUND: there is none; a disabled one and one of another tenant are none either.
+    """
     WatchTrust: _grpc.UnaryStreamMultiCallable[_auth_pb2.WatchTrustRequest, _auth_pb2.WatchTrustResponse]
     """WatchTrust streams what a process needs to decide by itself: keys, policy, revocations.
     The first message is a complete snapshot; each later one carries what changed, and one comes at least every 10 s.
@@ -146,6 +150,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     PublishKey: _aio.UnaryUnaryMultiCallable[_auth_pb2.PublishKeyRequest, _auth_pb2.PublishKeyResponse]  # type: ignore[assignment]
     """PublishKey adds a verification key of the calling service to the published set, so that tokens which that service
     signs (execution contexts) can be verified everywhere. Publishing the same key twice changes nothing.
+    """
+    ResolveUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.ResolveUserRequest, _auth_pb2.ResolveUserResponse]  # type: ignore[assignment]
+    """ResolveUser finds an active user of a tenant by id or e-mail address, for another user of the tenant who wants to share with them.
+    NOT_FOUND: there is none; a disabled one and one of another tenant are none either.
     """
     WatchTrust: _aio.UnaryStreamMultiCallable[_auth_pb2.WatchTrustRequest, _auth_pb2.WatchTrustResponse]  # type: ignore[assignment]
     """WatchTrust streams what a process needs to decide by itself: keys, policy, revocations.
@@ -276,6 +284,16 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_auth_pb2.PublishKeyResponse, _abc.Awaitable[_auth_pb2.PublishKeyResponse]]:
         """PublishKey adds a verification key of the calling service to the published set, so that tokens which that service
         signs (execution contexts) can be verified everywhere. Publishing the same key twice changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveUser(
+        self,
+        request: _auth_pb2.ResolveUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ResolveUserResponse, _abc.Awaitable[_auth_pb2.ResolveUserResponse]]:
+        """ResolveUser finds an active user of a tenant by id or e-mail address, for another user of the tenant who wants to share with them.
+        NOT_FOUND: there is none; a disabled one and one of another tenant are none either.
         """
 
     @_abc_1.abstractmethod

@@ -60,6 +60,16 @@ class ContextServiceStub:
                 request_serializer=netra_dot_context_dot_v1_dot_context__pb2.CloseContextRequest.SerializeToString,
                 response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.CloseContextResponse.FromString,
                 _registered_method=True)
+        self.ListContexts = channel.unary_unary(
+                '/netra.context.v1.ContextService/ListContexts',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListContextsRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListContextsResponse.FromString,
+                _registered_method=True)
+        self.ListContextAudit = channel.unary_unary(
+                '/netra.context.v1.ContextService/ListContextAudit',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListContextAuditRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListContextAuditResponse.FromString,
+                _registered_method=True)
         self.AppendMessage = channel.unary_unary(
                 '/netra.context.v1.ContextService/AppendMessage',
                 request_serializer=netra_dot_context_dot_v1_dot_context__pb2.AppendMessageRequest.SerializeToString,
@@ -74,6 +84,56 @@ class ContextServiceStub:
                 '/netra.context.v1.ContextService/ListThreads',
                 request_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListThreadsRequest.SerializeToString,
                 response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListThreadsResponse.FromString,
+                _registered_method=True)
+        self.GetThread = channel.unary_unary(
+                '/netra.context.v1.ContextService/GetThread',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.GetThreadRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.GetThreadResponse.FromString,
+                _registered_method=True)
+        self.DeleteThread = channel.unary_unary(
+                '/netra.context.v1.ContextService/DeleteThread',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.DeleteThreadRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.DeleteThreadResponse.FromString,
+                _registered_method=True)
+        self.RestoreThread = channel.unary_unary(
+                '/netra.context.v1.ContextService/RestoreThread',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.RestoreThreadRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.RestoreThreadResponse.FromString,
+                _registered_method=True)
+        self.EraseThread = channel.unary_unary(
+                '/netra.context.v1.ContextService/EraseThread',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.EraseThreadRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.EraseThreadResponse.FromString,
+                _registered_method=True)
+        self.GrantThread = channel.unary_unary(
+                '/netra.context.v1.ContextService/GrantThread',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.GrantThreadRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.GrantThreadResponse.FromString,
+                _registered_method=True)
+        self.WithdrawGrant = channel.unary_unary(
+                '/netra.context.v1.ContextService/WithdrawGrant',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.WithdrawGrantRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.WithdrawGrantResponse.FromString,
+                _registered_method=True)
+        self.ListGrants = channel.unary_unary(
+                '/netra.context.v1.ContextService/ListGrants',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListGrantsRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListGrantsResponse.FromString,
+                _registered_method=True)
+        self.CreateGrantToken = channel.unary_unary(
+                '/netra.context.v1.ContextService/CreateGrantToken',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.CreateGrantTokenRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.CreateGrantTokenResponse.FromString,
+                _registered_method=True)
+        self.ExportData = channel.unary_stream(
+                '/netra.context.v1.ContextService/ExportData',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.ExportDataRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ExportDataResponse.FromString,
+                _registered_method=True)
+        self.EraseData = channel.unary_unary(
+                '/netra.context.v1.ContextService/EraseData',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.EraseDataRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.EraseDataResponse.FromString,
                 _registered_method=True)
         self.PutArtifact = channel.stream_unary(
                 '/netra.context.v1.ContextService/PutArtifact',
@@ -128,7 +188,8 @@ class ContextServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetContext(self, request, context):
-        """GetContext returns a stored context of the caller.
+        """GetContext returns a stored context of the caller; with `user_id` and the permission `contexts:audit` one of another user of the
+        caller's tenant. That is written to the record of access and to the context's own audit trail before it is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +197,20 @@ class ContextServiceServicer:
 
     def CloseContext(self, request, context):
         """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListContexts(self, request, context):
+        """ListContexts pages through the caller's contexts, newest first; with `user_id` as GetContext.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListContextAudit(self, request, context):
+        """ListContextAudit pages through the audit trail of the caller's contexts and threads, oldest first; with `user_id` as GetContext.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,14 +225,91 @@ class ContextServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """ListMessages pages through a thread of the caller, oldest first.
+        """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListThreads(self, request, context):
-        """ListThreads pages through the caller's threads, newest first.
+        """ListThreads pages through the caller's threads, or those that were granted to them, or those the caller deleted; newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetThread(self, request, context):
+        """GetThread returns a thread of the caller, or one that was granted to them. NOT_FOUND: there is none for the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteThread(self, request, context):
+        """DeleteThread hides a thread of the caller from everybody, until it is restored, or for good once its time has passed
+        (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. PERMISSION_DENIED: it was granted to the caller, no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreThread(self, request, context):
+        """RestoreThread shows a deleted thread of the caller again. NOT_FOUND: there is none, or it is erased.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseThread(self, request, context):
+        """EraseThread removes the content of a thread of the caller for good: messages, artifacts of it, contexts, grants. What was
+        recorded of its runs is erased by EventsService.EraseEvents, with the thread. FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GrantThread(self, request, context):
+        """GrantThread lets another user of the tenant read a thread of the caller (its runs, events and artifacts with it), or write to it;
+        granting again changes the access. NOT_FOUND: there is no such user in the tenant, or no such thread of the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawGrant(self, request, context):
+        """WithdrawGrant ends a grant of the caller at once; streams of the thread end with their grant token, minutes later at most.
+        Withdrawing what is withdrawn changes nothing. NOT_FOUND: there never was such a grant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGrants(self, request, context):
+        """ListGrants pages through the grants of a thread of the caller, oldest first. NOT_FOUND: there is no such thread of the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateGrantToken(self, request, context):
+        """CreateGrantToken signs what the caller may do with a thread, their own or a granted one, for a few minutes
+        (`NETRA_GRANT_TOKEN_S`): events and dispatcher show the thread's runs and events to whoever brings it with the same user's access token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportData(self, request, context):
+        """ExportData streams everything the context service keeps of the caller as NDJSON: threads, messages, artifacts (described, their bytes
+        come by GetArtifact), grants, contexts, audit trail. One JSON object a line, each with `kind`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseData(self, request, context):
+        """EraseData removes everything the context service keeps of the caller for good; grants both ways end. FAILED_PRECONDITION: a run
+        still goes on. Bytes of artifacts go soon after. What it did is told again under the same request id. Cannot be undone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,15 +326,15 @@ class ContextServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetArtifact(self, request, context):
-        """GetArtifact streams an artifact of the caller: first what it is, then its bytes from the offset on.
-        NOT_FOUND: there is none, or it is not the caller's.
+        """GetArtifact streams an artifact of the caller, or one of a thread granted to them: first what it is, then its bytes from the offset on.
+        NOT_FOUND: there is none for the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListArtifacts(self, request, context):
-        """ListArtifacts pages through the caller's artifacts, newest first.
+        """ListArtifacts pages through the caller's artifacts, or those of a thread of theirs or granted to them, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,6 +375,16 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.CloseContextRequest.FromString,
                     response_serializer=netra_dot_context_dot_v1_dot_context__pb2.CloseContextResponse.SerializeToString,
             ),
+            'ListContexts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListContexts,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListContextsRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListContextsResponse.SerializeToString,
+            ),
+            'ListContextAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListContextAudit,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListContextAuditRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListContextAuditResponse.SerializeToString,
+            ),
             'AppendMessage': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendMessage,
                     request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.AppendMessageRequest.FromString,
@@ -237,6 +399,56 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     servicer.ListThreads,
                     request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListThreadsRequest.FromString,
                     response_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListThreadsResponse.SerializeToString,
+            ),
+            'GetThread': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetThread,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.GetThreadRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.GetThreadResponse.SerializeToString,
+            ),
+            'DeleteThread': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteThread,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.DeleteThreadRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.DeleteThreadResponse.SerializeToString,
+            ),
+            'RestoreThread': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreThread,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.RestoreThreadRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.RestoreThreadResponse.SerializeToString,
+            ),
+            'EraseThread': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseThread,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.EraseThreadRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.EraseThreadResponse.SerializeToString,
+            ),
+            'GrantThread': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrantThread,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.GrantThreadRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.GrantThreadResponse.SerializeToString,
+            ),
+            'WithdrawGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawGrant,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.WithdrawGrantRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.WithdrawGrantResponse.SerializeToString,
+            ),
+            'ListGrants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGrants,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ListGrantsRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListGrantsResponse.SerializeToString,
+            ),
+            'CreateGrantToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateGrantToken,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.CreateGrantTokenRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.CreateGrantTokenResponse.SerializeToString,
+            ),
+            'ExportData': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportData,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.ExportDataRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.ExportDataResponse.SerializeToString,
+            ),
+            'EraseData': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseData,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.EraseDataRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.EraseDataResponse.SerializeToString,
             ),
             'PutArtifact': grpc.stream_unary_rpc_method_handler(
                     servicer.PutArtifact,
@@ -406,6 +618,60 @@ class ContextService:
             _registered_method=True)
 
     @staticmethod
+    def ListContexts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/ListContexts',
+            netra_dot_context_dot_v1_dot_context__pb2.ListContextsRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.ListContextsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListContextAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/ListContextAudit',
+            netra_dot_context_dot_v1_dot_context__pb2.ListContextAuditRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.ListContextAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def AppendMessage(request,
             target,
             options=(),
@@ -476,6 +742,276 @@ class ContextService:
             '/netra.context.v1.ContextService/ListThreads',
             netra_dot_context_dot_v1_dot_context__pb2.ListThreadsRequest.SerializeToString,
             netra_dot_context_dot_v1_dot_context__pb2.ListThreadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/GetThread',
+            netra_dot_context_dot_v1_dot_context__pb2.GetThreadRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.GetThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/DeleteThread',
+            netra_dot_context_dot_v1_dot_context__pb2.DeleteThreadRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.DeleteThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/RestoreThread',
+            netra_dot_context_dot_v1_dot_context__pb2.RestoreThreadRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.RestoreThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/EraseThread',
+            netra_dot_context_dot_v1_dot_context__pb2.EraseThreadRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.EraseThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrantThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/GrantThread',
+            netra_dot_context_dot_v1_dot_context__pb2.GrantThreadRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.GrantThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/WithdrawGrant',
+            netra_dot_context_dot_v1_dot_context__pb2.WithdrawGrantRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.WithdrawGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGrants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/ListGrants',
+            netra_dot_context_dot_v1_dot_context__pb2.ListGrantsRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.ListGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateGrantToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/CreateGrantToken',
+            netra_dot_context_dot_v1_dot_context__pb2.CreateGrantTokenRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.CreateGrantTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netra.context.v1.ContextService/ExportData',
+            netra_dot_context_dot_v1_dot_context__pb2.ExportDataRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.ExportDataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/EraseData',
+            netra_dot_context_dot_v1_dot_context__pb2.EraseDataRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.EraseDataResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,17 +48,57 @@ class ContextServiceStub:
     depth one more (at most 10), authority never wider.
     """
     GetContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.GetContextRequest, _context_pb2.GetContextResponse]
-    """GetContext returns a stored context of the caller."""
+    """GetContext returns a stored context of the caller; with `user_id` and the permission `contexts:audit` one of another user of the
+    caller's tenant. That is written to the record of access and to the context's own audit trail before it is answered.
+    """
     CloseContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.CloseContextRequest, _context_pb2.CloseContextResponse]
     """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more."""
+    ListContexts: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListContextsRequest, _context_pb2.ListContextsResponse]
+    """ListContexts pages through the caller's contexts, newest first; with `user_id` as GetContext."""
+    ListContextAudit: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListContextAuditRequest, _context_pb2.ListContextAuditResponse]
+    """ListContextAudit pages through the audit trail of the caller's contexts and threads, oldest first; with `user_id` as GetContext."""
     AppendMessage: _grpc.UnaryUnaryMultiCallable[_context_pb2.AppendMessageRequest, _context_pb2.AppendMessageResponse]
     """AppendMessage adds a message at the end of the thread of the context in `x-netra-context`.
     The same request id adds it once.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListMessagesRequest, _context_pb2.ListMessagesResponse]
-    """ListMessages pages through a thread of the caller, oldest first."""
+    """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first."""
     ListThreads: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListThreadsRequest, _context_pb2.ListThreadsResponse]
-    """ListThreads pages through the caller's threads, newest first."""
+    """ListThreads pages through the caller's threads, or those that were granted to them, or those the caller deleted; newest first."""
+    GetThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.GetThreadRequest, _context_pb2.GetThreadResponse]
+    """GetThread returns a thread of the caller, or one that was granted to them. NOT_FOUND: there is none for the caller."""
+    DeleteThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.DeleteThreadRequest, _context_pb2.DeleteThreadResponse]
+    """DeleteThread hides a thread of the caller from everybody, until it is restored, or for good once its time has passed
+    (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. PERMISSION_DENIED: it was granted to the caller, no more.
+    """
+    RestoreThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.RestoreThreadRequest, _context_pb2.RestoreThreadResponse]
+    """RestoreThread shows a deleted thread of the caller again. NOT_FOUND: there is none, or it is erased."""
+    EraseThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.EraseThreadRequest, _context_pb2.EraseThreadResponse]
+    """EraseThread removes the content of a thread of the caller for good: messages, artifacts of it, contexts, grants. What was
+    recorded of its runs is erased by EventsService.EraseEvents, with the thread. FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
+    """
+    GrantThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.GrantThreadRequest, _context_pb2.GrantThreadResponse]
+    """GrantThread lets another user of the tenant read a thread of the caller (its runs, events and artifacts with it), or write to it;
+    granting again changes the access. NOT_FOUND: there is no such user in the tenant, or no such thread of the caller.
+    """
+    WithdrawGrant: _grpc.UnaryUnaryMultiCallable[_context_pb2.WithdrawGrantRequest, _context_pb2.WithdrawGrantResponse]
+    """WithdrawGrant ends a grant of the caller at once; streams of the thread end with their grant token, minutes later at most.
+    Withdrawing what is withdrawn changes nothing. NOT_FOUND: there never was such a grant.
+    """
+    ListGrants: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListGrantsRequest, _context_pb2.ListGrantsResponse]
+    """ListGrants pages through the grants of a thread of the caller, oldest first. NOT_FOUND: there is no such thread of the caller."""
+    CreateGrantToken: _grpc.UnaryUnaryMultiCallable[_context_pb2.CreateGrantTokenRequest, _context_pb2.CreateGrantTokenResponse]
+    """CreateGrantToken signs what the caller may do with a thread, their own or a granted one, for a few minutes
+    (`NETRA_GRANT_TOKEN_S`): events and dispatcher show the thread's runs and events to whoever brings it with the same user's access token.
+    """
+    ExportData: _grpc.UnaryStreamMultiCallable[_context_pb2.ExportDataRequest, _context_pb2.ExportDataResponse]
+    """ExportData streams everything the context service keeps of the caller as NDJSON: threads, messages, artifacts (described, their bytes
+    come by GetArtifact), grants, contexts, audit trail. One JSON object a line, each with `kind`.
+    """
+    EraseData: _grpc.UnaryUnaryMultiCallable[_context_pb2.EraseDataRequest, _context_pb2.EraseDataResponse]
+    """EraseData removes everything the context service keeps of the caller for good; grants both ways end. FAILED_PRECONDITION: a run
+    still goes on. Bytes of artifacts go soon after. What it did is told again under the same request id. Cannot be undone.
+    """
     PutArtifact: _grpc.StreamUnaryMultiCallable[_context_pb2.PutArtifactRequest, _context_pb2.PutArtifactResponse]
     """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
     Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
@@ -66,11 +106,11 @@ class ContextServiceStub:
     INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
     """
     GetArtifact: _grpc.UnaryStreamMultiCallable[_context_pb2.GetArtifactRequest, _context_pb2.GetArtifactResponse]
-    """GetArtifact streams an artifact of the caller: first what it is, then its bytes from the offset on.
-    NOT_FOUND: there is none, or it is not the caller's.
+    """GetArtifact streams an artifact of the caller, or one of a thread granted to them: first what it is, then its bytes from the offset on.
+    NOT_FOUND: there is none for the caller.
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListArtifactsRequest, _context_pb2.ListArtifactsResponse]
-    """ListArtifacts pages through the caller's artifacts, newest first."""
+    """ListArtifacts pages through the caller's artifacts, or those of a thread of theirs or granted to them, newest first."""
     DeleteArtifact: _grpc.UnaryUnaryMultiCallable[_context_pb2.DeleteArtifactRequest, _context_pb2.DeleteArtifactResponse]
     """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's."""
 
@@ -94,17 +134,57 @@ class ContextServiceAsyncStub(ContextServiceStub):
     depth one more (at most 10), authority never wider.
     """
     GetContext: _aio.UnaryUnaryMultiCallable[_context_pb2.GetContextRequest, _context_pb2.GetContextResponse]  # type: ignore[assignment]
-    """GetContext returns a stored context of the caller."""
+    """GetContext returns a stored context of the caller; with `user_id` and the permission `contexts:audit` one of another user of the
+    caller's tenant. That is written to the record of access and to the context's own audit trail before it is answered.
+    """
     CloseContext: _aio.UnaryUnaryMultiCallable[_context_pb2.CloseContextRequest, _context_pb2.CloseContextResponse]  # type: ignore[assignment]
     """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more."""
+    ListContexts: _aio.UnaryUnaryMultiCallable[_context_pb2.ListContextsRequest, _context_pb2.ListContextsResponse]  # type: ignore[assignment]
+    """ListContexts pages through the caller's contexts, newest first; with `user_id` as GetContext."""
+    ListContextAudit: _aio.UnaryUnaryMultiCallable[_context_pb2.ListContextAuditRequest, _context_pb2.ListContextAuditResponse]  # type: ignore[assignment]
+    """ListContextAudit pages through the audit trail of the caller's contexts and threads, oldest first; with `user_id` as GetContext."""
     AppendMessage: _aio.UnaryUnaryMultiCallable[_context_pb2.AppendMessageRequest, _context_pb2.AppendMessageResponse]  # type: ignore[assignment]
     """AppendMessage adds a message at the end of the thread of the context in `x-netra-context`.
     The same request id adds it once.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_context_pb2.ListMessagesRequest, _context_pb2.ListMessagesResponse]  # type: ignore[assignment]
-    """ListMessages pages through a thread of the caller, oldest first."""
+    """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first."""
     ListThreads: _aio.UnaryUnaryMultiCallable[_context_pb2.ListThreadsRequest, _context_pb2.ListThreadsResponse]  # type: ignore[assignment]
-    """ListThreads pages through the caller's threads, newest first."""
+    """ListThreads pages through the caller's threads, or those that were granted to them, or those the caller deleted; newest first."""
+    GetThread: _aio.UnaryUnaryMultiCallable[_context_pb2.GetThreadRequest, _context_pb2.GetThreadResponse]  # type: ignore[assignment]
+    """GetThread returns a thread of the caller, or one that was granted to them. NOT_FOUND: there is none for the caller."""
+    DeleteThread: _aio.UnaryUnaryMultiCallable[_context_pb2.DeleteThreadRequest, _context_pb2.DeleteThreadResponse]  # type: ignore[assignment]
+    """DeleteThread hides a thread of the caller from everybody, until it is restored, or for good once its time has passed
+    (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. PERMISSION_DENIED: it was granted to the caller, no more.
+    """
+    RestoreThread: _aio.UnaryUnaryMultiCallable[_context_pb2.RestoreThreadRequest, _context_pb2.RestoreThreadResponse]  # type: ignore[assignment]
+    """RestoreThread shows a deleted thread of the caller again. NOT_FOUND: there is none, or it is erased."""
+    EraseThread: _aio.UnaryUnaryMultiCallable[_context_pb2.EraseThreadRequest, _context_pb2.EraseThreadResponse]  # type: ignore[assignment]
+    """EraseThread removes the content of a thread of the caller for good: messages, artifacts of it, contexts, grants. What was
+    recorded of its runs is erased by EventsService.EraseEvents, with the thread. FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
+    """
+    GrantThread: _aio.UnaryUnaryMultiCallable[_context_pb2.GrantThreadRequest, _context_pb2.GrantThreadResponse]  # type: ignore[assignment]
+    """GrantThread lets another user of the tenant read a thread of the caller (its runs, events and artifacts with it), or write to it;
+    granting again changes the access. NOT_FOUND: there is no such user in the tenant, or no such thread of the caller.
+    """
+    WithdrawGrant: _aio.UnaryUnaryMultiCallable[_context_pb2.WithdrawGrantRequest, _context_pb2.WithdrawGrantResponse]  # type: ignore[assignment]
+    """WithdrawGrant ends a grant of the caller at once; streams of the thread end with their grant token, minutes later at most.
+    Withdrawing what is withdrawn changes nothing. NOT_FOUND: there never was such a grant.
+    """
+    ListGrants: _aio.UnaryUnaryMultiCallable[_context_pb2.ListGrantsRequest, _context_pb2.ListGrantsResponse]  # type: ignore[assignment]
+    """ListGrants pages through the grants of a thread of the caller, oldest first. NOT_FOUND: there is no such thread of the caller."""
+    CreateGrantToken: _aio.UnaryUnaryMultiCallable[_context_pb2.CreateGrantTokenRequest, _context_pb2.CreateGrantTokenResponse]  # type: ignore[assignment]
+    """CreateGrantToken signs what the caller may do with a thread, their own or a granted one, for a few minutes
+    (`NETRA_GRANT_TOKEN_S`): events and dispatcher show the thread's runs and events to whoever brings it with the same user's access token.
+    """
+    ExportData: _aio.UnaryStreamMultiCallable[_context_pb2.ExportDataRequest, _context_pb2.ExportDataResponse]  # type: ignore[assignment]
+    """ExportData streams everything the context service keeps of the caller as NDJSON: threads, messages, artifacts (described, their bytes
+    come by GetArtifact), grants, contexts, audit trail. One JSON object a line, each with `kind`.
+    """
+    EraseData: _aio.UnaryUnaryMultiCallable[_context_pb2.EraseDataRequest, _context_pb2.EraseDataResponse]  # type: ignore[assignment]
+    """EraseData removes everything the context service keeps of the caller for good; grants both ways end. FAILED_PRECONDITION: a run
+    still goes on. Bytes of artifacts go soon after. What it did is told again under the same request id. Cannot be undone.
+    """
     PutArtifact: _aio.StreamUnaryMultiCallable[_context_pb2.PutArtifactRequest, _context_pb2.PutArtifactResponse]  # type: ignore[assignment]
     """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
     Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
@@ -112,11 +192,11 @@ class ContextServiceAsyncStub(ContextServiceStub):
     INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
     """
     GetArtifact: _aio.UnaryStreamMultiCallable[_context_pb2.GetArtifactRequest, _context_pb2.GetArtifactResponse]  # type: ignore[assignment]
-    """GetArtifact streams an artifact of the caller: first what it is, then its bytes from the offset on.
-    NOT_FOUND: there is none, or it is not the caller's.
+    """GetArtifact streams an artifact of the caller, or one of a thread granted to them: first what it is, then its bytes from the offset on.
+    NOT_FOUND: there is none for the caller.
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_context_pb2.ListArtifactsRequest, _context_pb2.ListArtifactsResponse]  # type: ignore[assignment]
-    """ListArtifacts pages through the caller's artifacts, newest first."""
+    """ListArtifacts pages through the caller's artifacts, or those of a thread of theirs or granted to them, newest first."""
     DeleteArtifact: _aio.UnaryUnaryMultiCallable[_context_pb2.DeleteArtifactRequest, _context_pb2.DeleteArtifactResponse]  # type: ignore[assignment]
     """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's."""
 
@@ -161,7 +241,9 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_pb2.GetContextRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.GetContextResponse, _abc.Awaitable[_context_pb2.GetContextResponse]]:
-        """GetContext returns a stored context of the caller."""
+        """GetContext returns a stored context of the caller; with `user_id` and the permission `contexts:audit` one of another user of the
+        caller's tenant. That is written to the record of access and to the context's own audit trail before it is answered.
+        """
 
     @_abc_1.abstractmethod
     def CloseContext(
@@ -170,6 +252,22 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.CloseContextResponse, _abc.Awaitable[_context_pb2.CloseContextResponse]]:
         """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more."""
+
+    @_abc_1.abstractmethod
+    def ListContexts(
+        self,
+        request: _context_pb2.ListContextsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.ListContextsResponse, _abc.Awaitable[_context_pb2.ListContextsResponse]]:
+        """ListContexts pages through the caller's contexts, newest first; with `user_id` as GetContext."""
+
+    @_abc_1.abstractmethod
+    def ListContextAudit(
+        self,
+        request: _context_pb2.ListContextAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.ListContextAuditResponse, _abc.Awaitable[_context_pb2.ListContextAuditResponse]]:
+        """ListContextAudit pages through the audit trail of the caller's contexts and threads, oldest first; with `user_id` as GetContext."""
 
     @_abc_1.abstractmethod
     def AppendMessage(
@@ -187,7 +285,7 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_pb2.ListMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.ListMessagesResponse, _abc.Awaitable[_context_pb2.ListMessagesResponse]]:
-        """ListMessages pages through a thread of the caller, oldest first."""
+        """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first."""
 
     @_abc_1.abstractmethod
     def ListThreads(
@@ -195,7 +293,101 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_pb2.ListThreadsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.ListThreadsResponse, _abc.Awaitable[_context_pb2.ListThreadsResponse]]:
-        """ListThreads pages through the caller's threads, newest first."""
+        """ListThreads pages through the caller's threads, or those that were granted to them, or those the caller deleted; newest first."""
+
+    @_abc_1.abstractmethod
+    def GetThread(
+        self,
+        request: _context_pb2.GetThreadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.GetThreadResponse, _abc.Awaitable[_context_pb2.GetThreadResponse]]:
+        """GetThread returns a thread of the caller, or one that was granted to them. NOT_FOUND: there is none for the caller."""
+
+    @_abc_1.abstractmethod
+    def DeleteThread(
+        self,
+        request: _context_pb2.DeleteThreadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.DeleteThreadResponse, _abc.Awaitable[_context_pb2.DeleteThreadResponse]]:
+        """DeleteThread hides a thread of the caller from everybody, until it is restored, or for good once its time has passed
+        (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. PERMISSION_DENIED: it was granted to the caller, no more.
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreThread(
+        self,
+        request: _context_pb2.RestoreThreadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.RestoreThreadResponse, _abc.Awaitable[_context_pb2.RestoreThreadResponse]]:
+        """RestoreThread shows a deleted thread of the caller again. NOT_FOUND: there is none, or it is erased."""
+
+    @_abc_1.abstractmethod
+    def EraseThread(
+        self,
+        request: _context_pb2.EraseThreadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.EraseThreadResponse, _abc.Awaitable[_context_pb2.EraseThreadResponse]]:
+        """EraseThread removes the content of a thread of the caller for good: messages, artifacts of it, contexts, grants. What was
+        recorded of its runs is erased by EventsService.EraseEvents, with the thread. FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
+        """
+
+    @_abc_1.abstractmethod
+    def GrantThread(
+        self,
+        request: _context_pb2.GrantThreadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.GrantThreadResponse, _abc.Awaitable[_context_pb2.GrantThreadResponse]]:
+        """GrantThread lets another user of the tenant read a thread of the caller (its runs, events and artifacts with it), or write to it;
+        granting again changes the access. NOT_FOUND: there is no such user in the tenant, or no such thread of the caller.
+        """
+
+    @_abc_1.abstractmethod
+    def WithdrawGrant(
+        self,
+        request: _context_pb2.WithdrawGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.WithdrawGrantResponse, _abc.Awaitable[_context_pb2.WithdrawGrantResponse]]:
+        """WithdrawGrant ends a grant of the caller at once; streams of the thread end with their grant token, minutes later at most.
+        Withdrawing what is withdrawn changes nothing. NOT_FOUND: there never was such a grant.
+        """
+
+    @_abc_1.abstractmethod
+    def ListGrants(
+        self,
+        request: _context_pb2.ListGrantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.ListGrantsResponse, _abc.Awaitable[_context_pb2.ListGrantsResponse]]:
+        """ListGrants pages through the grants of a thread of the caller, oldest first. NOT_FOUND: there is no such thread of the caller."""
+
+    @_abc_1.abstractmethod
+    def CreateGrantToken(
+        self,
+        request: _context_pb2.CreateGrantTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.CreateGrantTokenResponse, _abc.Awaitable[_context_pb2.CreateGrantTokenResponse]]:
+        """CreateGrantToken signs what the caller may do with a thread, their own or a granted one, for a few minutes
+        (`NETRA_GRANT_TOKEN_S`): events and dispatcher show the thread's runs and events to whoever brings it with the same user's access token.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportData(
+        self,
+        request: _context_pb2.ExportDataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_context_pb2.ExportDataResponse], _abc.AsyncIterator[_context_pb2.ExportDataResponse]]:
+        """ExportData streams everything the context service keeps of the caller as NDJSON: threads, messages, artifacts (described, their bytes
+        come by GetArtifact), grants, contexts, audit trail. One JSON object a line, each with `kind`.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseData(
+        self,
+        request: _context_pb2.EraseDataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.EraseDataResponse, _abc.Awaitable[_context_pb2.EraseDataResponse]]:
+        """EraseData removes everything the context service keeps of the caller for good; grants both ways end. FAILED_PRECONDITION: a run
+        still goes on. Bytes of artifacts go soon after. What it did is told again under the same request id. Cannot be undone.
+        """
 
     @_abc_1.abstractmethod
     def PutArtifact(
@@ -215,8 +407,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_pb2.GetArtifactRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_context_pb2.GetArtifactResponse], _abc.AsyncIterator[_context_pb2.GetArtifactResponse]]:
-        """GetArtifact streams an artifact of the caller: first what it is, then its bytes from the offset on.
-        NOT_FOUND: there is none, or it is not the caller's.
+        """GetArtifact streams an artifact of the caller, or one of a thread granted to them: first what it is, then its bytes from the offset on.
+        NOT_FOUND: there is none for the caller.
         """
 
     @_abc_1.abstractmethod
@@ -225,7 +417,7 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.ListArtifactsResponse, _abc.Awaitable[_context_pb2.ListArtifactsResponse]]:
-        """ListArtifacts pages through the caller's artifacts, newest first."""
+        """ListArtifacts pages through the caller's artifacts, or those of a thread of theirs or granted to them, newest first."""
 
     @_abc_1.abstractmethod
     def DeleteArtifact(

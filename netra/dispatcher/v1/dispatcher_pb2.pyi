@@ -208,6 +208,7 @@ class Run(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
     thread_id: _builtins.str
@@ -222,6 +223,8 @@ class Run(_message.Message):
     """Where it is in its life."""
     correlation_id: _builtins.str
     """What joins its traces, logs, events and errors."""
+    user_id: _builtins.str
+    """Whose it is."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -255,10 +258,11 @@ class Run(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         correlation_id: _builtins.str = ...,
         stages: _abc.Iterable[Global___Stage] | None = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "correlation_id", b"correlation_id", "created_at", b"created_at", "ended_at", b"ended_at", "kind", b"kind", "request_id", b"request_id", "run_id", b"run_id", "stages", b"stages", "started_at", b"started_at", "state", b"state", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "correlation_id", b"correlation_id", "created_at", b"created_at", "ended_at", b"ended_at", "kind", b"kind", "request_id", b"request_id", "run_id", b"run_id", "stages", b"stages", "started_at", b"started_at", "state", b"state", "thread_id", b"thread_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -299,16 +303,20 @@ class GetRunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
+    GRANT_TOKEN_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
+    grant_token: _builtins.str
+    """What ContextService.CreateGrantToken returned to the same user: then the run may be anybody's in that thread."""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
+        grant_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant_token", b"grant_token", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -348,6 +356,7 @@ class ListRunsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     THREAD_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    GRANT_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many, 1 to 200; 0 means 50."""
     page_token: _builtins.str
@@ -356,6 +365,8 @@ class ListRunsRequest(_message.Message):
     """Only runs of this thread; empty means all."""
     state: Global___RunState.ValueType
     """Only runs in this state; unset means all."""
+    grant_token: _builtins.str
+    """What ContextService.CreateGrantToken returned to the same user: then all runs of that thread, whoever owns them."""
     def __init__(
         self,
         *,
@@ -363,10 +374,11 @@ class ListRunsRequest(_message.Message):
         page_token: _builtins.str = ...,
         thread_id: _builtins.str = ...,
         state: Global___RunState.ValueType = ...,
+        grant_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant_token", b"grant_token", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,16 +419,20 @@ class CancelRunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
+    GRANT_TOKEN_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
+    grant_token: _builtins.str
+    """What ContextService.CreateGrantToken returned to the owner of the thread: then the run may be anybody's in that thread."""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
+        grant_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant_token", b"grant_token", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

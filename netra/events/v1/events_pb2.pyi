@@ -682,6 +682,168 @@ class ListEventsResponse(_message.Message):
 Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
 
 @_typing.final
+class RunPosition(_message.Message):
+    """RunPosition says how far the events of a run were seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    seq: _builtins.int
+    """Everything up to this seq was seen."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunPosition: _TypeAlias = RunPosition  # noqa: Y015
+
+@_typing.final
+class FollowThreadRequest(_message.Message):
+    """FollowThreadRequest says which thread, and from where."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_TOKEN_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    AFTER_RUN_ID_FIELD_NUMBER: _builtins.int
+    grant_token: _builtins.str
+    """What ContextService.CreateGrantToken returned to the same user."""
+    after_run_id: _builtins.str
+    """Runs up to this one (by time, as ids are ordered) were seen whole, but for those with a position; empty means from the first run."""
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunPosition]:
+        """How far the newest runs were seen, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        grant_token: _builtins.str = ...,
+        positions: _abc.Iterable[Global___RunPosition] | None = ...,
+        after_run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_run_id", b"after_run_id", "grant_token", b"grant_token", "positions", b"positions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowThreadRequest: _TypeAlias = FollowThreadRequest  # noqa: Y015
+
+@_typing.final
+class FollowThreadResponse(_message.Message):
+    """FollowThreadResponse is a batch. One comes at least every 15 s, empty when nothing happened: the stream is alive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    ended: _builtins.str
+    """Why no more come: `token_ended`; empty while more do."""
+    caught_up: _builtins.bool
+    """True when everything recorded so far was sent."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """Events, in order per run, with cursor 0 and frames without one."""
+
+    @_builtins.property
+    def truncated(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunPosition]:
+        """Runs whose first events were dropped by retention: `seq` is the last one that is gone. Comes before their events."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        truncated: _abc.Iterable[Global___RunPosition] | None = ...,
+        ended: _builtins.str = ...,
+        caught_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "ended", b"ended", "events", b"events", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowThreadResponse: _TypeAlias = FollowThreadResponse  # noqa: Y015
+
+@_typing.final
+class ListThreadEventsRequest(_message.Message):
+    """ListThreadEventsRequest names a page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_TOKEN_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    grant_token: _builtins.str
+    """What ContextService.CreateGrantToken returned to the same user."""
+    run_id: _builtins.str
+    """The run."""
+    after_seq: _builtins.int
+    """Everything after this seq."""
+    page_size: _builtins.int
+    """At most this many, 1 to 1000; 0 means 100. A page also ends at 1 MiB."""
+    def __init__(
+        self,
+        *,
+        grant_token: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        after_seq: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "grant_token", b"grant_token", "page_size", b"page_size", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListThreadEventsRequest: _TypeAlias = ListThreadEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListThreadEventsResponse(_message.Message):
+    """ListThreadEventsResponse is one page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    LAST_SEQ_FIELD_NUMBER: _builtins.int
+    next_after_seq: _builtins.int
+    """The `after_seq` of the next page."""
+    last_seq: _builtins.int
+    """The run's last seq when the page was read."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """Events in order, with cursor 0 and frames without one."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        next_after_seq: _builtins.int = ...,
+        last_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "last_seq", b"last_seq", "next_after_seq", b"next_after_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListThreadEventsResponse: _TypeAlias = ListThreadEventsResponse  # noqa: Y015
+
+@_typing.final
 class ExportEventsRequest(_message.Message):
     """ExportEventsRequest says whose."""
 
@@ -747,19 +909,23 @@ class EraseEventsRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, unique per user, 1 to 64 characters."""
     user_id: _builtins.str
     """The user; empty means the caller."""
+    thread_id: _builtins.str
+    """Only the content of this thread's events; empty means the whole record. Not together with `user_id`."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         user_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "thread_id", b"thread_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,6 +60,16 @@ class EventsServiceStub:
                 request_serializer=netra_dot_events_dot_v1_dot_events__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.FollowThread = channel.unary_stream(
+                '/netra.events.v1.EventsService/FollowThread',
+                request_serializer=netra_dot_events_dot_v1_dot_events__pb2.FollowThreadRequest.SerializeToString,
+                response_deserializer=netra_dot_events_dot_v1_dot_events__pb2.FollowThreadResponse.FromString,
+                _registered_method=True)
+        self.ListThreadEvents = channel.unary_unary(
+                '/netra.events.v1.EventsService/ListThreadEvents',
+                request_serializer=netra_dot_events_dot_v1_dot_events__pb2.ListThreadEventsRequest.SerializeToString,
+                response_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ListThreadEventsResponse.FromString,
+                _registered_method=True)
         self.ExportEvents = channel.unary_stream(
                 '/netra.events.v1.EventsService/ExportEvents',
                 request_serializer=netra_dot_events_dot_v1_dot_events__pb2.ExportEventsRequest.SerializeToString,
@@ -115,6 +125,24 @@ class EventsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FollowThread(self, request, context):
+        """FollowThread streams the events of all runs of a thread, whoever owns them, by run and seq: first from the record, then live, each
+        run's without a hole or a double. The thread is that of the grant token, which the context service signs for its owner and those it
+        was granted to. Events come without a `cursor`: that is their owner's. Ends with `ended` when the token does: bring a fresh one, and
+        the positions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListThreadEvents(self, request, context):
+        """ListThreadEvents returns one page of the events of one run of a thread, by seq; the thread is that of the grant token. NOT_FOUND: the
+        thread has no such run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportEvents(self, request, context):
         """ExportEvents streams a user's whole record as it is now, oldest first: the caller's own, or, with `users:read`, that of a
         user of the caller's tenant (audited). NOT_FOUND for others.
@@ -126,6 +154,7 @@ class EventsServiceServicer:
     def EraseEvents(self, request, context):
         """EraseEvents deletes a user's whole record: the caller's own, or, with `users:write`, that of a user of the caller's tenant
         (audited). Cursors go on where they were. FAILED_PRECONDITION while runs of the user have not ended. Cannot be undone.
+        With a thread, it is the content of the caller's events of that thread: they keep their place, with `{"erased":true}` for data.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +187,16 @@ def add_EventsServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ListEventsRequest.FromString,
                     response_serializer=netra_dot_events_dot_v1_dot_events__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'FollowThread': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowThread,
+                    request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.FollowThreadRequest.FromString,
+                    response_serializer=netra_dot_events_dot_v1_dot_events__pb2.FollowThreadResponse.SerializeToString,
+            ),
+            'ListThreadEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListThreadEvents,
+                    request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ListThreadEventsRequest.FromString,
+                    response_serializer=netra_dot_events_dot_v1_dot_events__pb2.ListThreadEventsResponse.SerializeToString,
             ),
             'ExportEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportEvents,
@@ -306,6 +345,60 @@ class EventsService:
             '/netra.events.v1.EventsService/ListEvents',
             netra_dot_events_dot_v1_dot_events__pb2.ListEventsRequest.SerializeToString,
             netra_dot_events_dot_v1_dot_events__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netra.events.v1.EventsService/FollowThread',
+            netra_dot_events_dot_v1_dot_events__pb2.FollowThreadRequest.SerializeToString,
+            netra_dot_events_dot_v1_dot_events__pb2.FollowThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListThreadEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.events.v1.EventsService/ListThreadEvents',
+            netra_dot_events_dot_v1_dot_events__pb2.ListThreadEventsRequest.SerializeToString,
+            netra_dot_events_dot_v1_dot_events__pb2.ListThreadEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

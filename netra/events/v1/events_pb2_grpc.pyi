@@ -50,6 +50,16 @@ class EventsServiceStub:
     """Subscribe streams the caller's events after a cursor: first from the record, then live, without a hole or a double."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_events_pb2.ListEventsRequest, _events_pb2.ListEventsResponse]
     """ListEvents returns one page of the caller's record, by cursor."""
+    FollowThread: _grpc.UnaryStreamMultiCallable[_events_pb2.FollowThreadRequest, _events_pb2.FollowThreadResponse]
+    """FollowThread streams the events of all runs of a thread, whoever owns them, by run and seq: first from the record, then live, each
+    run's without a hole or a double. The thread is that of the grant token, which the context service signs for its owner and those it
+    was granted to. Events come without a `cursor`: that is their owner's. Ends with `ended` when the token does: bring a fresh one, and
+    the positions.
+    """
+    ListThreadEvents: _grpc.UnaryUnaryMultiCallable[_events_pb2.ListThreadEventsRequest, _events_pb2.ListThreadEventsResponse]
+    """ListThreadEvents returns one page of the events of one run of a thread, by seq; the thread is that of the grant token. NOT_FOUND: the
+    thread has no such run.
+    """
     ExportEvents: _grpc.UnaryStreamMultiCallable[_events_pb2.ExportEventsRequest, _events_pb2.ExportEventsResponse]
     """ExportEvents streams a user's whole record as it is now, oldest first: the caller's own, or, with `users:read`, that of a
     user of the caller's tenant (audited). NOT_FOUND for others.
@@ -57,6 +67,7 @@ class EventsServiceStub:
     EraseEvents: _grpc.UnaryUnaryMultiCallable[_events_pb2.EraseEventsRequest, _events_pb2.EraseEventsResponse]
     """EraseEvents deletes a user's whole record: the caller's own, or, with `users:write`, that of a user of the caller's tenant
     (audited). Cursors go on where they were. FAILED_PRECONDITION while runs of the user have not ended. Cannot be undone.
+    With a thread, it is the content of the caller's events of that thread: they keep their place, with `{"erased":true}` for data.
     """
 
 @_typing.type_check_only
@@ -81,6 +92,16 @@ class EventsServiceAsyncStub(EventsServiceStub):
     """Subscribe streams the caller's events after a cursor: first from the record, then live, without a hole or a double."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_events_pb2.ListEventsRequest, _events_pb2.ListEventsResponse]  # type: ignore[assignment]
     """ListEvents returns one page of the caller's record, by cursor."""
+    FollowThread: _aio.UnaryStreamMultiCallable[_events_pb2.FollowThreadRequest, _events_pb2.FollowThreadResponse]  # type: ignore[assignment]
+    """FollowThread streams the events of all runs of a thread, whoever owns them, by run and seq: first from the record, then live, each
+    run's without a hole or a double. The thread is that of the grant token, which the context service signs for its owner and those it
+    was granted to. Events come without a `cursor`: that is their owner's. Ends with `ended` when the token does: bring a fresh one, and
+    the positions.
+    """
+    ListThreadEvents: _aio.UnaryUnaryMultiCallable[_events_pb2.ListThreadEventsRequest, _events_pb2.ListThreadEventsResponse]  # type: ignore[assignment]
+    """ListThreadEvents returns one page of the events of one run of a thread, by seq; the thread is that of the grant token. NOT_FOUND: the
+    thread has no such run.
+    """
     ExportEvents: _aio.UnaryStreamMultiCallable[_events_pb2.ExportEventsRequest, _events_pb2.ExportEventsResponse]  # type: ignore[assignment]
     """ExportEvents streams a user's whole record as it is now, oldest first: the caller's own, or, with `users:read`, that of a
     user of the caller's tenant (audited). NOT_FOUND for others.
@@ -88,6 +109,7 @@ class EventsServiceAsyncStub(EventsServiceStub):
     EraseEvents: _aio.UnaryUnaryMultiCallable[_events_pb2.EraseEventsRequest, _events_pb2.EraseEventsResponse]  # type: ignore[assignment]
     """EraseEvents deletes a user's whole record: the caller's own, or, with `users:write`, that of a user of the caller's tenant
     (audited). Cursors go on where they were. FAILED_PRECONDITION while runs of the user have not ended. Cannot be undone.
+    With a thread, it is the content of the caller's events of that thread: they keep their place, with `{"erased":true}` for data.
     """
 
 class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -141,6 +163,28 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         """ListEvents returns one page of the caller's record, by cursor."""
 
     @_abc_1.abstractmethod
+    def FollowThread(
+        self,
+        request: _events_pb2.FollowThreadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_events_pb2.FollowThreadResponse], _abc.AsyncIterator[_events_pb2.FollowThreadResponse]]:
+        """FollowThread streams the events of all runs of a thread, whoever owns them, by run and seq: first from the record, then live, each
+        run's without a hole or a double. The thread is that of the grant token, which the context service signs for its owner and those it
+        was granted to. Events come without a `cursor`: that is their owner's. Ends with `ended` when the token does: bring a fresh one, and
+        the positions.
+        """
+
+    @_abc_1.abstractmethod
+    def ListThreadEvents(
+        self,
+        request: _events_pb2.ListThreadEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_events_pb2.ListThreadEventsResponse, _abc.Awaitable[_events_pb2.ListThreadEventsResponse]]:
+        """ListThreadEvents returns one page of the events of one run of a thread, by seq; the thread is that of the grant token. NOT_FOUND: the
+        thread has no such run.
+        """
+
+    @_abc_1.abstractmethod
     def ExportEvents(
         self,
         request: _events_pb2.ExportEventsRequest,
@@ -158,6 +202,7 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_events_pb2.EraseEventsResponse, _abc.Awaitable[_events_pb2.EraseEventsResponse]]:
         """EraseEvents deletes a user's whole record: the caller's own, or, with `users:write`, that of a user of the caller's tenant
         (audited). Cursors go on where they were. FAILED_PRECONDITION while runs of the user have not ended. Cannot be undone.
+        With a thread, it is the content of the caller's events of that thread: they keep their place, with `{"erased":true}` for data.
         """
 
 def add_EventsServiceServicer_to_server(servicer: EventsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

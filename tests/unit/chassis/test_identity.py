@@ -199,9 +199,12 @@ async def test_no_token_of_the_hostile_table_is_believed(monkeypatch: pytest.Mon
     known = await _trust()
     forged = forge.Forge(forge.Key("k1", KEY), forge.Key("c1", CONTEXT_KEY), _claims())
     verifier = identity.Verifier(known)
+    who = await verifier.principal(_token(_claims(sub=forged.who["sub"], tid=forged.who["tid"])))
     monkeypatch.setattr(identity, "_MAX_WAITING", 0)
     meant: dict[str, Callable[[str], Any]] = {
-        identity.ACCESS: verifier.principal, identity.SERVICE: verifier.service, identity.CONTEXT: verifier.context,
+        identity.ACCESS: verifier.principal, identity.SERVICE: verifier.service,
+        identity.CONTEXT: lambda token: verifier.context(token, "dispatcher"),
+        identity.GRANT: lambda token: verifier.grant(token, who),
     }  # fmt: skip
     for typ, believe in meant.items():
         await believe(forged.token(typ))
@@ -235,7 +238,7 @@ async def test_a_token_that_was_believed_is_still_no_token_for_something_else() 
     who = await verifier.caller(token)
     assert isinstance(who, identity.Principal)
     assert (who.actor, who.scope) == ("dispatcher", frozenset({"runs:read"}))
-    for other in (verifier.principal, verifier.service, verifier.context):
+    for other in (verifier.principal, verifier.service, lambda token: verifier.context(token, "dispatcher")):
         with pytest.raises(errors.Unauthenticated):
             await other(token)
 
