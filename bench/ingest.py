@@ -62,7 +62,7 @@ class Nobody:
     def announce(self, events: Sequence[record.Recorded]) -> None:
         """Nothing."""
 
-    async def context(self, token: str) -> UserExecutionContext:
+    async def context(self, token: str, service: str) -> UserExecutionContext:
         raise AssertionError("no append here has a token")
 
 

@@ -6,21 +6,18 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import ContextVar
 from typing import Any, Self
 
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 
-from chassis import log, status, telemetry, tls
+from chassis import deadline, log, status, telemetry, tls
 from netra import errors
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 
 _log = log.get(__name__)
 DEFAULT_TIMEOUT_S = 10.0
-# kept back from a forwarded deadline, so that the answer of a late callee still reaches the caller
-_MARGIN_S = 0.05
 # only what may be done twice is tried again: what carries a request id is done once all the same, and reading changes nothing.
 # The rest is told to whoever asked; what a broken connection never took along is sent again by grpc itself.
 _READS = ("Get", "List", "Query", "Verify", "Watch")
@@ -40,23 +37,9 @@ _OPTIONS = (
     ("grpc.http2.lookahead_bytes", 65536),
     ("grpc.http2.bdp_probe", 0),
 )
-_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+bind_deadline, timeout = deadline.bind, deadline.timeout
 Metadata = tuple[tuple[str, str], ...]
 Authorize = Callable[[], Awaitable[Metadata]]
-
-
-def bind_deadline(remaining_s: float | None) -> None:
-    """Give the current task the time that its caller has left; calls it makes get no more."""
-    _deadline.set(None if remaining_s is None else time.monotonic() + remaining_s)
-
-
-def timeout(wanted_s: float | None) -> float | None:
-    """The wanted timeout, or what the caller's deadline leaves, less a margin, whichever is shorter."""
-    deadline = _deadline.get()
-    if deadline is None:
-        return wanted_s
-    left = max(deadline - time.monotonic() - _MARGIN_S, 0.001)
-    return left if wanted_s is None else min(wanted_s, left)
 
 
 class _Interceptor:

@@ -179,16 +179,12 @@ class Verifier:
 
     async def context(self, token: str, service: str) -> UserExecutionContext:
         """The execution context of a context token that was signed for the service which brings it. Raises `Unauthenticated`."""
-        claims = (await self._believed(token, CONTEXT)).claims
-        if claims["azp"] != service:
+        believed = await self._believed(token, CONTEXT)
+        if believed.claims["azp"] != service:
             raise _refused(f"it was given to another service than {service}")
-        try:
-            context = UserExecutionContext.from_claims(claims["ctx"])
-        except (errors.InvalidPayload, KeyError, TypeError, ValueError):
-            raise _refused("its context is malformed") from None
-        if context.user_id != claims["sub"]:
-            raise _refused("its context names another subject")
-        return context
+        if believed.context is None:
+            raise _refused("it is a token for something else")
+        return believed.context
 
     def _principal(self, believed: _Believed) -> Principal:
         principal = believed.principal
@@ -230,7 +226,8 @@ class Verifier:
             raise _refused("it can be read in two ways")
         _check_claims(claims, typ)
         principal = _principal(token, claims) if typ in (ACCESS, BEHALF) else None
-        return _Believed(min(claims["exp"] + LEEWAY_S, time.time() + _CACHED_S), typ, kid, claims, principal)
+        context = _context(claims) if typ == CONTEXT else None
+        return _Believed(min(claims["exp"] + LEEWAY_S, time.time() + _CACHED_S), typ, kid, claims, principal, context)
 
     async def _key(self, issuer: str, kid: str) -> Any:
         if self._waiting >= _MAX_WAITING:
@@ -252,6 +249,18 @@ class _Believed:
     claims: dict[str, Any]
     # made once: checking its ids anew would be half of the price of a call's verification
     principal: Principal | None
+    # frozen: all calls that bring the token may have the same one
+    context: UserExecutionContext | None
+
+
+def _context(claims: dict[str, Any]) -> UserExecutionContext:
+    try:
+        context = UserExecutionContext.from_claims(claims["ctx"])
+    except (errors.InvalidPayload, KeyError, TypeError, ValueError):
+        raise _refused("its context is malformed") from None
+    if context.user_id != claims["sub"]:
+        raise _refused("its context names another subject")
+    return context
 
 
 def _principal(token: str, claims: dict[str, Any]) -> Principal:

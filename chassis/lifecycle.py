@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -13,7 +14,7 @@ from typing import Any
 import pydantic
 import uvloop
 
-from chassis import log, telemetry
+from chassis import deadline, log, telemetry
 from chassis import settings as settings_
 
 _log = log.get(__name__)
@@ -28,8 +29,10 @@ class Tasks:
         self._on_failure = on_failure or _stop_process
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run `work` in the background."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        """Run `work` in the background: it is not bound to the deadline of the call it comes from, which may end before it."""
+        context = contextvars.copy_context()
+        context.run(deadline.bind, None)
+        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import random
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import stamina
+from opentelemetry import metrics
 
-from chassis import log
+from chassis import deadline, log
 from netra import errors
 
 _log = log.get(__name__)
+# not through `telemetry`: set-up work that needs this door only must not pay for loading what exports
+_meter = metrics.get_meter("netra")
+_waiting = _meter.create_gauge("netra.postgres.waiting", description="Transactions that wait for a connection, by pool.")
+_repeated = _meter.create_counter("netra.postgres.repeated", description="Transactions done again, as they had to give way.")
 Row = asyncpg.Record
+_T = TypeVar("_T")
 _TRANSIENT = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.InterfaceError, TimeoutError)
-
+_TIMEOUT_S = 10.0
+# how long a rollback may take before its connection is thrown away
+_UNDO_S = 2.0
+# the last line, should a process be stopped or its network be gone; the transaction's own deadline comes first
+_SESSION = {"statement_timeout": "15s", "idle_in_transaction_session_timeout": "15s"}
+# For a role whose statements all name the rows they want by an index: of such a statement and a wall that says the same again the
+# planner expects far fewer rows than there are, and would rather gather and sort all rows of a user than read a page in its order.
+BY_KEY: Mapping[str, str] = MappingProxyType({"enable_bitmapscan": "off", "plan_cache_mode": "force_generic_plan"})
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_NAME = re.compile(r"[a-z][a-z_]{0,39}")
+_VALUE = re.compile(r"[0-9A-Za-z_.:@/=+-]{0,256}")
 
 # the server goes down, comes up, is full, or chose this transaction as a victim: the same again may succeed
 _AWAY = (
@@ -27,6 +45,9 @@ _AWAY = (
     # a connection that was lost between two statements
     asyncpg.InternalClientError,
 )  # fmt: skip
+# what a connection says that died while it lay in the pool
+_DEAD = (ConnectionError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError)
+_VICTIM = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _UNFIT = (asyncpg.DataError, asyncpg.exceptions._base.DataError, asyncpg.IntegrityConstraintViolationError)
 
 
@@ -40,6 +61,14 @@ class Unfit(Exception):
 
 class Locked(errors.Unavailable):
     """Another transaction holds a lock that was waited for as long as the pool allows; nothing was written."""
+
+
+class Victim(errors.Unavailable):
+    """The transaction had to give way to another one, in a deadlock for example; nothing was written. Try again."""
+
+
+class Undecided(errors.Unavailable):
+    """The database was lost in the moment of the commit: nobody knows whether it is done. Ask again with the same request id."""
 
 
 class _Connection(asyncpg.Connection):
@@ -81,31 +110,124 @@ class Transaction:
     async def savepoint(self) -> AsyncIterator[None]:
         """A nested transaction: an error inside undoes only what was done inside."""
         with translated():
-            async with self._connection.transaction():
+            if not self._connection.is_in_transaction():
+                async with self._connection.transaction():
+                    yield
+                return
+            # the driver does not know of a transaction that it did not begin; of one name the innermost is meant
+            await self._connection.execute("SAVEPOINT inner_one")
+            try:
                 yield
+            except BaseException:
+                await _undone(self._connection, "ROLLBACK TO inner_one; RELEASE inner_one")
+                raise
+            await self._connection.execute("RELEASE inner_one")
 
 
 class DatabaseManager:
-    """The pool of one role. Errors of the driver leave as `Unavailable` (`Locked`), `DeadlineExceeded`, `Conflict` or `Unfit`."""
+    """The pool of one role. Errors of the driver leave as `Unavailable` (`Locked`, `Victim`, `Undecided`), `DeadlineExceeded`,
+    `Conflict` or `Unfit`.
+    """
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, name: str = "") -> None:
         self._pool = pool
+        self._size: int = pool.get_max_size()
+        self._asking = 0
+        self._labels = {"pool": name}
+
+    @property
+    def waiting(self) -> int:
+        """How many transactions wait for a connection just now."""
+        return max(self._asking - self._size, 0)
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, user_id: str | None = None, *, timeout_s: float = 10.0, within: Mapping[str, str] = MappingProxyType({})
+        self, user_id: str | None = None, *, timeout_s: float = _TIMEOUT_S, within: Mapping[str, str] = MappingProxyType({})
     ) -> AsyncIterator[Transaction]:
         """One transaction. With a user, row-level security shows that user's rows and no other.
 
+        It ends with the caller's deadline, or after `timeout_s`, whichever is sooner; so does each statement, also at the server.
         `within` sets more of what policies look at (`netra.<name>`), for this transaction only: what a signed token allows beyond.
         """
+        set_ = _settings(user_id, within)
+        committing = False
         with translated():
-            async with asyncio.timeout(timeout_s), self._pool.acquire() as connection, connection.transaction():
-                if user_id is not None:
-                    await connection.execute("SELECT set_config('netra.user_id', $1, true)", user_id)
-                for name, value in within.items():
-                    await connection.execute("SELECT set_config('netra.' || $1, $2, true)", name, value)
-                yield Transaction(connection)
+            try:
+                async with asyncio.timeout(deadline.timeout(timeout_s)) as limit, self._begun(limit, set_) as connection:
+                    yield Transaction(connection)
+                    committing = True
+                    await _committed(connection)
+            except (TimeoutError, *_AWAY) as error:
+                if committing and not isinstance(error, (asyncpg.QueryCanceledError, asyncpg.TransactionRollbackError)):
+                    _log.warning("the database was lost in the moment of a commit", error=type(error).__name__)
+                    raise Undecided from None
+                raise
+
+    async def retried(
+        self, user_id: str | None, work: Callable[[Transaction], Awaitable[_T]], *, attempts: int = 3, timeout_s: float = _TIMEOUT_S,
+        within: Mapping[str, str] = MappingProxyType({}),
+    ) -> _T:  # fmt: skip
+        """What `work` returns, done in a transaction; done again from the beginning when that had to give way to another one.
+
+        Raises what `transaction` raises; `Victim` when it had to give way each time. All attempts together get `timeout_s`.
+        """
+        ends = asyncio.get_running_loop().time() + timeout_s
+        for attempt in range(1, attempts + 1):
+            try:
+                async with self.transaction(user_id, timeout_s=ends - asyncio.get_running_loop().time(), within=within) as transaction:
+                    return await work(transaction)
+            except Victim:
+                if attempt == attempts:
+                    raise
+            _repeated.add(1, self._labels)
+            # those that met must not meet again
+            await asyncio.sleep(random.uniform(0.005, 0.025) * 2**attempt)  # noqa: S311 - no secret
+        raise errors.Internal("No attempt was allowed.")
+
+    async def check(self, timeout_s: float = 1.0) -> None:
+        """Returns when the database answers. Raises `Unavailable` or `DeadlineExceeded`."""
+        async with self.transaction(timeout_s=timeout_s) as transaction:
+            await transaction.value("SELECT 1")
+
+    @contextlib.asynccontextmanager
+    async def _begun(self, limit: asyncio.Timeout, set_: str) -> AsyncIterator[Any]:
+        """A connection with a transaction, which is rolled back on an error: a connection returns without one, or not at all."""
+        self._asking += 1
+        try:
+            connection = await self._begin(limit, set_)
+            try:
+                yield connection
+            except BaseException:
+                await _undone(connection, "ROLLBACK")
+                raise
+            finally:
+                await self._pool.release(connection, timeout=_UNDO_S)
+        finally:
+            self._asking -= 1
+
+    async def _begin(self, limit: asyncio.Timeout, set_: str) -> Any:
+        """Begin, in one round trip. On a connection that died unseen nothing was done: another one takes its place, once."""
+        for last in (False, True):
+            connection = await self._acquired()
+            try:
+                await connection.execute(_beginning(limit, set_))
+            except BaseException as error:
+                await _undone(connection, "ROLLBACK")
+                await self._pool.release(connection, timeout=_UNDO_S)
+                if last or not isinstance(error, _DEAD):
+                    raise
+            else:
+                break
+        return connection
+
+    async def _acquired(self) -> Any:
+        if not self.waiting:
+            return await self._pool.acquire()
+        _waiting.set(self.waiting, self._labels)
+        try:
+            return await self._pool.acquire()
+        finally:
+            _waiting.set(max(self.waiting - 1, 0), self._labels)
 
     async def close(self) -> None:
         """Wait for open transactions, up to 5 s, and close."""
@@ -113,6 +235,41 @@ class DatabaseManager:
             await asyncio.wait_for(self._pool.close(), 5.0)
         except TimeoutError:
             self._pool.terminate()
+
+
+def _settings(user_id: str | None, within: Mapping[str, str]) -> str:
+    """Statements that set what policies look at. They are text, not parameters, so that all goes in one message."""
+    if user_id is not None and not _UUID.fullmatch(user_id):
+        raise Unfit("user_id")
+    for name, value in within.items():
+        if not _NAME.fullmatch(name) or name == "user_id" or not _VALUE.fullmatch(value):
+            raise Unfit(name)
+    wanted = within if user_id is None else {"user_id": user_id, **within}
+    return "".join(f"; SET LOCAL netra.{name} = '{value}'" for name, value in wanted.items())
+
+
+def _beginning(limit: asyncio.Timeout, set_: str) -> str:
+    ends = limit.when()
+    left_ms = _TIMEOUT_S * 1000 if ends is None else (ends - asyncio.get_running_loop().time()) * 1000
+    return f"BEGIN; SET LOCAL statement_timeout = {max(int(left_ms), 1)}{set_}"
+
+
+async def _committed(connection: Any) -> None:
+    # the server answers ROLLBACK when a statement had failed and somebody swallowed the error
+    if await connection.execute("COMMIT") != "COMMIT":
+        raise errors.Internal("A statement of the transaction had failed: nothing of it is stored.")
+
+
+async def _undone(connection: Any, statement: str) -> None:
+    """Undo; a connection on which that cannot be done is thrown away, and with it all that was done on it."""
+    try:
+        async with asyncio.timeout(_UNDO_S):
+            await connection.execute(statement)
+    except BaseException as error:
+        with contextlib.suppress(asyncpg.InterfaceError):
+            connection.terminate()
+        if not isinstance(error, Exception):
+            raise
 
 
 @contextlib.contextmanager
@@ -126,6 +283,8 @@ def translated() -> Iterator[None]:
         raise errors.DeadlineExceeded("The database did not answer in time.") from None
     except asyncpg.LockNotAvailableError:
         raise Locked("Another transaction holds what this one needs. Try again.") from None
+    except _VICTIM:
+        raise Victim("Another transaction needed the same at the same moment. Try again.") from None
     except _UNFIT as error:
         raise Unfit(type(error).__name__) from error
     except _AWAY as error:
@@ -139,9 +298,9 @@ async def open_pool(dsn: str, name: str, *, size: int = 8, options: Mapping[str,
         with attempt:
             pool = await asyncpg.create_pool(
                 dsn, min_size=1, max_size=size, connection_class=_Connection, timeout=5.0, init=_ids_as_text,
-                server_settings={"application_name": name, "statement_timeout": "15s", **options},
+                server_settings={"application_name": name, **_SESSION, **options},
             )  # fmt: skip
-    return DatabaseManager(pool)
+    return DatabaseManager(pool, name)
 
 
 async def _ids_as_text(connection: Any) -> None:

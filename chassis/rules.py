@@ -33,7 +33,8 @@ class Rules:
     def limits(self, tier: str) -> auth_pb2.TierLimits:
         """What users of the tier are entitled to; nothing at all in an unknown one."""
         known = self._limits.get(tier)
-        return known if known is not None else auth_pb2.TierLimits(tier=tier)
+        # what is optional means "no limit of the tier" where it is unset
+        return known if known is not None else auth_pb2.TierLimits(tier=tier, artifacts=0, artifact_bytes=0)
 
     def tool(self, name: str) -> auth_pb2.ToolRule | None:
         """The one rule that counts for a name: the rule of that name, else the longest pattern that fits."""

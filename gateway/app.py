@@ -190,7 +190,7 @@ def build(edge: session.Edge, api: http.Api, settings: GatewaySettings) -> Starl
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=[
             "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "If-Range", "X-Content-SHA256",
-            "X-Correlation-Id", "traceparent", "baggage",
+            "X-Correlation-Id", "X-Netra-Grant", "traceparent", "baggage",
         ],
         expose_headers=["X-Correlation-Id", "Retry-After", "Location", "Content-Disposition", "Content-Range", "ETag"],
     )  # fmt: skip

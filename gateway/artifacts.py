@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chassis import channel, identity, lifecycle, log, status
-from gateway import frames, problems, session, upstreams, wire
+from gateway import frames, problems, requests, session, upstreams, wire
 from netra import errors, ids
 from netra.context.v1 import context_pb2
 
@@ -89,11 +89,12 @@ def _header(request: Request) -> context_pb2.ArtifactHeader:
     if not name:
         raise frames.wrong("query.name", "is required: what the artifact is called")
     return context_pb2.ArtifactHeader(
-        request_id=ids.RequestId(headers["idempotency-key"]) if "idempotency-key" in headers else ids.RequestId.new(),
+        request_id=requests.key(request),
         name=name,
         media_type=headers.get("content-type", ""),
         size=problems.number({"Content-Length": headers.get("content-length", "")}, "Content-Length", 0, 2**62, 0),
         sha256=headers.get("x-content-sha256", "").lower(),
+        thread_id=requests.in_query(request.query_params, "thread_id"),
     )
 
 

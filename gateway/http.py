@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,24 +11,34 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chassis import channel, identity, status
-from gateway import artifacts, frames, kept, me, openapi, problems, router, rpc, session, sign_in, sse, upstreams, views
+from gateway import (
+    artifacts,
+    contexts,
+    frames,
+    kept,
+    me,
+    openapi,
+    privacy,
+    problems,
+    requests,
+    router,
+    rpc,
+    session,
+    sign_in,
+    sse,
+    threads,
+    upstreams,
+    views,
+)
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from netra.context.v1 import context_pb2
 from netra.dispatcher.v1 import dispatcher_pb2
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-_Id = TypeVar("_Id", bound=ids.Id)
 _answer = problems.answer
 # how old what the services say of themselves may be, and the published keys
 _SERVING_S, _KEYS_S = 1.0, 5.0
-
-
-def _in_path(request: Request, name: str, kind: type[_Id]) -> _Id:
-    try:
-        return kind(request.path_params[name])
-    except errors.InvalidPayload:
-        raise errors.NotFound from None
 
 
 class Api:
@@ -43,6 +52,9 @@ class Api:
         self._sign_in = sign_in.SignIn(edge, services)
         self._rpc = rpc.Rpc(edge, services)
         self._me = me.Me(edge, services)
+        self._threads = threads.Threads(edge, services)
+        self._contexts = contexts.Contexts(edge, services)
+        self._privacy = privacy.Privacy(edge, services)
         self._serving = kept.Kept(services.serving, _SERVING_S)
         self._keys = kept.Kept(self._published, _KEYS_S)
         self._document = b""
@@ -65,8 +77,9 @@ class Api:
             ("POST", "/v1/runs/{run_id}:cancel", self.cancel_run),
             ("GET", "/v1/runs/{run_id}/events", self.run_events),
             ("GET", "/v1/runs/{run_id}", self.get_run),
-            ("GET", "/v1/threads", self.list_threads),
-            ("GET", "/v1/threads/{thread_id}/messages", self.list_messages),
+            *self._threads.routes(),
+            *self._contexts.routes(),
+            *self._privacy.routes(),
             ("POST", "/v1/artifacts", self.put_artifact),
             ("GET", "/v1/artifacts", self.list_artifacts),
             ("GET", "/v1/artifacts/{artifact_id}", self.get_artifact),
@@ -126,33 +139,32 @@ class Api:
         who = await self._caller(request)
         payload = await problems.body_of(request, self._edge.settings.max_body_bytes)
         frames.refuse_identity(payload, "payload.")
-        request_id = ids.RequestId(request.headers["idempotency-key"]) if "idempotency-key" in request.headers else ids.RequestId.new()
-        wanted = router.accepted(router.start_run(payload, "", request_id), received_at)
+        wanted = router.accepted(router.start_run(payload, "", requests.key(request)), received_at)
         with status.translated():
             answer = await self._services.dispatcher.StartRun(wanted, metadata=channel.bearer(who.token))
         found = {"run_id": answer.run_id, "thread_id": answer.thread_id, "message_id": answer.message_id}
         return _answer(found, 202, {"Location": f"/v1/runs/{answer.run_id}"})
 
     async def list_runs(self, request: Request) -> Response:
-        """The caller's runs, newest first."""
+        """The caller's runs, or all of the thread of a grant token; newest first."""
         who, query = await self._caller(request), request.query_params
         wanted_state = views.state_named(query.get("state", ""))
         if query.get("state") and not wanted_state:
             raise frames.wrong("query.state", "is not a state of a run")
         wanted = dispatcher_pb2.ListRunsRequest(
-            page_size=problems.number(query, "page_size", 1, 200, 0),
-            page_token=query.get("page_token", ""),
-            thread_id=frames.optional_id(query.get("thread_id"), "query.thread_id"),
+            **requests.page(query),
+            thread_id=requests.in_query(query, "thread_id"),
             state=wanted_state or dispatcher_pb2.RUN_STATE_UNSPECIFIED,
+            grant_token=requests.grant(request),
         )
         with status.translated():
             found = await self._services.dispatcher.ListRuns(wanted, metadata=channel.bearer(who.token))
         return _answer({"runs": [views.run(one) for one in found.runs], "next_page_token": found.next_page_token})
 
     async def get_run(self, request: Request) -> Response:
-        """One run of the caller."""
+        """One run of the caller, or of the thread of a grant token."""
         who = await self._caller(request)
-        wanted = dispatcher_pb2.GetRunRequest(run_id=_in_path(request, "run_id", ids.RunId))
+        wanted = dispatcher_pb2.GetRunRequest(run_id=requests.in_path(request, "run_id", ids.RunId), grant_token=requests.grant(request))
         with status.translated():
             found = await self._services.dispatcher.GetRun(wanted, metadata=channel.bearer(who.token))
         return _answer({**views.run(found.run), "stages": views.stages(found.run)})
@@ -160,16 +172,16 @@ class Api:
     async def cancel_run(self, request: Request) -> Response:
         """Ask a run to stop."""
         who = await self._caller(request)
-        run_id = _in_path(request, "run_id", ids.RunId)
+        run_id = requests.in_path(request, "run_id", ids.RunId)
         with status.translated():
-            wanted = dispatcher_pb2.CancelRunRequest(run_id=run_id)
+            wanted = dispatcher_pb2.CancelRunRequest(run_id=run_id, grant_token=requests.grant(request))
             found = await self._services.dispatcher.CancelRun(wanted, metadata=channel.bearer(who.token))
         return _answer({"run_id": run_id, "state": views.state(found.state)})
 
     async def run_events(self, request: Request) -> Response:
         """The record of one run: server-sent events, or one page."""
         who = await self._caller(request)
-        run_id = _in_path(request, "run_id", ids.RunId)
+        run_id = requests.in_path(request, "run_id", ids.RunId)
         if "text/event-stream" in request.headers.get("accept", ""):
             return await self._events.stream(who, run_id, self._last_seen(request))
         after = problems.number(request.query_params, "after", 0, 2**62, 0)
@@ -185,50 +197,28 @@ class Api:
             return problems.number({"Last-Event-ID": last}, "Last-Event-ID", 0, 2**62, 0)
         return problems.number(request.query_params, "after", 0, 2**62, 0)
 
-    async def list_threads(self, request: Request) -> Response:
-        """The caller's threads, newest first."""
-        who, query = await self._caller(request), request.query_params
-        size = problems.number(query, "page_size", 1, 200, 0)
-        wanted = context_pb2.ListThreadsRequest(page_size=size, page_token=query.get("page_token", ""))
-        with status.translated():
-            found = await self._services.context.ListThreads(wanted, metadata=channel.bearer(who.token))
-        return _answer({"threads": [views.thread(one) for one in found.threads], "next_page_token": found.next_page_token})
-
-    async def list_messages(self, request: Request) -> Response:
-        """What was said on a thread, oldest first."""
-        who, query = await self._caller(request), request.query_params
-        wanted = context_pb2.ListMessagesRequest(
-            thread_id=_in_path(request, "thread_id", ids.ThreadId),
-            page_size=problems.number(query, "page_size", 1, 200, 0),
-            page_token=query.get("page_token", ""),
-        )
-        with status.translated():
-            found = await self._services.context.ListMessages(wanted, metadata=channel.bearer(who.token))
-        return _answer({"messages": [views.message(one) for one in found.messages], "next_page_token": found.next_page_token})
-
     async def put_artifact(self, request: Request) -> Response:
         """Keep the body as a file; the idempotency key is the request id."""
         found = await self._artifacts.put(await self._caller(request), request)
         return _answer(views.artifact(found), 201, {"Location": f"/v1/artifacts/{found.artifact_id}"})
 
     async def get_artifact(self, request: Request) -> Response:
-        """The bytes of a file of the caller."""
+        """The bytes of a file of the caller, or of a thread they may read."""
         who = await self._caller(request)
-        return await self._artifacts.get(who, _in_path(request, "artifact_id", ids.ArtifactId), request)
+        return await self._artifacts.get(who, requests.in_path(request, "artifact_id", ids.ArtifactId), request)
 
     async def list_artifacts(self, request: Request) -> Response:
-        """The caller's files, newest first."""
+        """The caller's files, or those of a thread; newest first."""
         who, query = await self._caller(request), request.query_params
-        size = problems.number(query, "page_size", 1, 200, 0)
-        wanted = context_pb2.ListArtifactsRequest(page_size=size, page_token=query.get("page_token", ""))
+        wanted = context_pb2.ListArtifactsRequest(**requests.page(query), thread_id=requests.in_query(query, "thread_id"))
         with status.translated():
             found = await self._services.context.ListArtifacts(wanted, metadata=channel.bearer(who.token))
-        return _answer({"artifacts": [views.artifact(one) for one in found.artifacts], "next_page_token": found.next_page_token})
+        return _answer(views.artifacts(found))
 
     async def delete_artifact(self, request: Request) -> Response:
         """Remove a file of the caller for good."""
         who = await self._caller(request)
-        wanted = context_pb2.DeleteArtifactRequest(artifact_id=_in_path(request, "artifact_id", ids.ArtifactId))
+        wanted = context_pb2.DeleteArtifactRequest(artifact_id=requests.in_path(request, "artifact_id", ids.ArtifactId))
         with status.translated():
             await self._services.context.DeleteArtifact(wanted, metadata=channel.bearer(who.token))
         return Response(status_code=204, headers={"Cache-Control": "no-store"})

@@ -62,18 +62,36 @@ _RUN = _of(
     "user_request", agent=_TEXT, user_request=_TEXT, inputs={"type": "object"}, thread_id=_ID, on_busy=_TEXT, deadline_s={"type": "number"},
 )  # fmt: skip
 _STATE = _of("run_id state", run_id=_ID, state=_TEXT)
+_MAYBE: _Schema = {"type": ["string", "null"]}
 _ARTIFACT = _of(
-    "artifact_id name bytes sha256 media_type run_id created_at", artifact_id=_ID, name=_TEXT, bytes=_WHOLE, sha256=_TEXT, media_type=_TEXT,
-    run_id={"type": ["string", "null"]}, created_at=_TEXT,
+    "artifact_id name bytes sha256 media_type run_id created_at thread_id user_id", artifact_id=_ID, name=_TEXT, bytes=_WHOLE, sha256=_TEXT,
+    media_type=_TEXT, run_id=_MAYBE, created_at=_TEXT, thread_id=_MAYBE, user_id=_ID,
 )  # fmt: skip
+_THREAD = _of(
+    "thread_id created_at updated_at messages owner_id access deleted_at", thread_id=_ID, created_at=_TEXT, updated_at=_TEXT,
+    messages=_WHOLE, owner_id=_ID, access={"enum": ["read", "write", "own"]}, deleted_at=_MAYBE,
+)  # fmt: skip
+_ACCESS: _Schema = {"enum": ["read", "write"]}
+_GRANT = _of(
+    "thread_id grantee_id access created_at withdrawn_at", thread_id=_ID, grantee_id=_ID, access=_ACCESS, created_at=_TEXT,
+    withdrawn_at=_MAYBE,
+)  # fmt: skip
+_CONTEXT = _of(
+    "context_id user_id tenant_id session_id thread_id run_id request_id roles tier created_at depth correlation_id closed_at",
+    **dict.fromkeys(("context_id", "user_id", "tenant_id", "session_id", "thread_id", "run_id"), _ID),
+    request_id=_TEXT, connection_id=_MAYBE, roles={"type": "array", "items": _TEXT}, tier=_TEXT, created_at=_TEXT, deadline=_MAYBE,
+    depth=_WHOLE, parent_request_id=_MAYBE, correlation_id=_TEXT, closed_at=_MAYBE,
+)  # fmt: skip
+_REMOVED = {"threads": _WHOLE, "messages": _WHOLE, "artifacts": _WHOLE, "contexts": _WHOLE, "events": _WHOLE, "runs": _WHOLE}
+_WITH_GRANT = {"X-Netra-Grant": _TEXT}
 _ONCE = {"Idempotency-Key": _TEXT}
 _ANYTHING: _Schema = {"type": "object"}
 _LIST: _Schema = {"type": "array", "items": _ANYTHING}
 _PAGE: dict[str, _Schema] = {"page_size": {"type": "integer", "minimum": 1, "maximum": 200}, "page_token": _TEXT}
 
 
-def _paged(name: str, item: _Schema = _ANYTHING) -> _Schema:
-    fields: dict[str, _Schema] = {name: {"type": "array", "items": item}, "next_page_token": _TEXT}
+def _paged(name: str, item: _Schema = _ANYTHING, **more: _Schema) -> _Schema:
+    fields: dict[str, _Schema] = {name: {"type": "array", "items": item}, "next_page_token": _TEXT, **more}
     return _json(_of(" ".join(fields), **fields))
 
 
@@ -121,19 +139,53 @@ _DETAILS = {
         headers=_ONCE, body=_json(_RUN),
         answers={"202": _json(_of("run_id thread_id message_id", run_id=_ID, thread_id=_ID, message_id=_TEXT))},
     ),
-    "GET /v1/runs": _Details(query={**_PAGE, "thread_id": _ID, "state": _TEXT}, answers={"200": _paged("runs")}),
-    "POST /v1/runs/{run_id}:cancel": _Details(answers={"200": _json(_STATE)}),
+    "GET /v1/runs": _Details(query={**_PAGE, "thread_id": _ID, "state": _TEXT}, headers=_WITH_GRANT, answers={"200": _paged("runs")}),
+    "GET /v1/runs/{run_id}": _Details(headers=_WITH_GRANT),
+    "POST /v1/runs/{run_id}:cancel": _Details(headers=_WITH_GRANT, answers={"200": _json(_STATE)}),
     "GET /v1/runs/{run_id}/events": _Details(
         query={"after": _WHOLE, "limit": {"type": "integer", "minimum": 1, "maximum": 1000}}, headers={"Last-Event-ID": _TEXT},
         answers={"200": {**_json(_of("events next_after", events=_LIST, next_after=_WHOLE)), "text/event-stream": {"schema": _TEXT}}},
     ),
-    "GET /v1/threads": _Details(query=_PAGE, answers={"200": _paged("threads")}),
+    "GET /v1/threads": _Details(
+        query={**_PAGE, "selection": {"enum": ["own", "shared", "deleted"]}}, answers={"200": _paged("threads", _THREAD)}
+    ),
+    "GET /v1/threads/{thread_id}": _Details(answers={"200": _json(_THREAD)}),
+    "DELETE /v1/threads/{thread_id}": _Details(
+        headers=_ONCE, answers={"200": _json(_of("thread erased_at", thread=_THREAD, erased_at=_TEXT))}
+    ),
+    "POST /v1/threads/{thread_id}:restore": _Details(headers=_ONCE, answers={"200": _json(_THREAD)}),
+    "POST /v1/threads/{thread_id}:erase": _Details(
+        headers=_ONCE,
+        answers={"200": _json(_of(
+            "thread_id messages artifacts events runs", thread_id=_ID, messages=_WHOLE, artifacts=_WHOLE, events=_WHOLE, runs=_WHOLE
+        ))},
+    ),
+    "GET /v1/threads/{thread_id}/grants": _Details(query={**_PAGE, "withdrawn": _FLAG}, answers={"200": _paged("grants", _GRANT)}),
+    "POST /v1/threads/{thread_id}/grants": _Details(
+        headers=_ONCE, body=_json(_of("access", grantee_id=_ID, email=_TEXT, access=_ACCESS)), answers={"201": _json(_GRANT)}
+    ),
+    "DELETE /v1/threads/{thread_id}/grants/{grantee_id}": _Details(headers=_ONCE, answers={"200": _json(_GRANT)}),
+    "POST /v1/threads/{thread_id}/token": _Details(
+        answers={"200": _json(_of("grant_token expires_at access", grant_token=_TEXT, expires_at=_TEXT, access=_TEXT))}
+    ),
+    "GET /v1/contexts": _Details(
+        query={**_PAGE, "thread_id": _ID, "run_id": _ID, "open": _FLAG, "user_id": _ID}, answers={"200": _paged("contexts", _CONTEXT)}
+    ),
+    "GET /v1/contexts/{context_id}": _Details(query={"user_id": _ID}, answers={"200": _json(_CONTEXT)}),
+    "GET /v1/contexts/audit": _Details(
+        query={**_PAGE, "context_id": _ID, "thread_id": _ID, "user_id": _ID}, answers={"200": _paged("entries")}
+    ),
+    "GET /v1/export": _Details(answers={"200": {"application/x-ndjson": {"schema": _TEXT}}}),
+    "DELETE /v1/me/data": _Details(headers=_ONCE, answers={"200": _json(_of(" ".join(_REMOVED), **_REMOVED))}),
     "GET /v1/threads/{thread_id}/messages": _Details(query=_PAGE, answers={"200": _paged("messages")}),
     "POST /v1/artifacts": _Details(
-        query={"name": _TEXT}, needed=frozenset({"name"}), headers={**_ONCE, "X-Content-SHA256": _TEXT}, body={"*/*": {}},
+        query={"name": _TEXT, "thread_id": _ID}, needed=frozenset({"name"}), headers={**_ONCE, "X-Content-SHA256": _TEXT}, body={"*/*": {}},
         answers={"201": _json(_ARTIFACT)},
     ),
-    "GET /v1/artifacts": _Details(query=_PAGE, answers={"200": _paged("artifacts", _ARTIFACT)}),
+    "GET /v1/artifacts": _Details(
+        query={**_PAGE, "thread_id": _ID},
+        answers={"200": _paged("artifacts", _ARTIFACT, count=_WHOLE, bytes=_WHOLE, max_count=_WHOLE, max_bytes=_WHOLE)},
+    ),
     "GET /v1/artifacts/{artifact_id}": _Details(
         headers={"Range": _TEXT, "If-Range": _TEXT}, answers={"200": {"*/*": {}}, "206": {"*/*": {}}}
     ),
@@ -154,7 +206,7 @@ def document(routes: Iterable[tuple[str, str, Callable[..., Any]]], methods: Ite
         paths[one.path] = {"post": _remote(one, schemas)}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Netra", "version": "v1", "description": "Who you are comes from your token alone: no field names a user."},
+        "info": {"title": "Netra", "version": "v1", "description": "Who you are comes from your token alone: no field says it."},
         "paths": paths,
         "components": {
             "schemas": schemas,

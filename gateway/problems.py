@@ -35,7 +35,7 @@ _STATUS = {
 # how long a body may take that is read whole
 _BODY_S = 30.0
 _NEVER_IN_URL = frozenset(
-    "token access_token refresh_token id_token subject_token bearer authorization jwt api_key client_secret password".split()
+    "token access_token refresh_token id_token subject_token grant_token bearer authorization jwt api_key client_secret password".split()
 )
 
 

@@ -12,7 +12,8 @@ from netra.auth.v1 import auth_pb2
 from netra.context.v1 import context_pb2
 from netra.dispatcher.v1 import dispatcher_pb2
 
-_PREFIX = "RUN_STATE_"
+_IDS = ("context_id", "user_id", "tenant_id", "session_id", "thread_id", "run_id", "request_id")
+_PREFIX, _ACCESS, _SELECTION = "RUN_STATE_", "ACCESS_", "THREAD_SELECTION_"
 
 
 def state(value: dispatcher_pb2.RunState.ValueType) -> str:
@@ -26,7 +27,24 @@ def state_named(name: str) -> dispatcher_pb2.RunState.ValueType | None:
     return dispatcher_pb2.RunState.Value(written) if name and written in dispatcher_pb2.RunState.keys() else None
 
 
-def _time(message: Any, field: str) -> str | None:
+def access(value: context_pb2.Access.ValueType) -> str:
+    """`write` for ACCESS_WRITE."""
+    return context_pb2.Access.Name(value).removeprefix(_ACCESS).lower()
+
+
+def access_named(name: Any) -> context_pb2.Access.ValueType | None:
+    """What may be granted under this name, if anything."""
+    return {"read": context_pb2.ACCESS_READ, "write": context_pb2.ACCESS_WRITE}.get(name) if isinstance(name, str) else None
+
+
+def selection_named(name: str) -> context_pb2.ThreadSelection.ValueType | None:
+    """The selection of threads called `shared`; the caller's own for no name."""
+    written = _SELECTION + (name or "own").upper()
+    return context_pb2.ThreadSelection.Value(written) if written in context_pb2.ThreadSelection.keys() else None
+
+
+def time(message: Any, field: str) -> str | None:
+    """A moment, when it is told."""
     value: Timestamp = getattr(message, field)
     return value.ToJsonString() if message.HasField(field) else None
 
@@ -94,6 +112,9 @@ def limits(found: auth_pb2.TierLimits) -> dict[str, Any]:
         "retention_days": found.retention_days,
         "monthly_cost_usd": found.monthly_cost_micro_usd / 1_000_000,
         "single_session": found.single_session,
+        # null: as many as anybody may have
+        "artifacts": found.artifacts if found.HasField("artifacts") else None,
+        "artifact_bytes": found.artifact_bytes if found.HasField("artifact_bytes") else None,
     }
 
 
@@ -106,10 +127,11 @@ def run(found: dispatcher_pb2.Run) -> dict[str, Any]:
         "kind": found.kind,
         "agent": found.agent,
         "state": state(found.state),
-        "created_at": _time(found, "created_at"),
-        "started_at": _time(found, "started_at"),
-        "ended_at": _time(found, "ended_at"),
+        "created_at": time(found, "created_at"),
+        "started_at": time(found, "started_at"),
+        "ended_at": time(found, "ended_at"),
         "correlation_id": found.correlation_id,
+        "user_id": found.user_id,
     }
 
 
@@ -122,9 +144,59 @@ def thread(found: context_pb2.Thread) -> dict[str, Any]:
     """A thread."""
     return {
         "thread_id": found.thread_id,
-        "created_at": _time(found, "created_at"),
-        "updated_at": _time(found, "updated_at"),
+        "created_at": time(found, "created_at"),
+        "updated_at": time(found, "updated_at"),
         "messages": found.messages,
+        "owner_id": found.owner_id,
+        "access": access(found.access),
+        "deleted_at": time(found, "deleted_at"),
+    }
+
+
+def grant(found: context_pb2.Grant) -> dict[str, Any]:
+    """Whom a thread is granted to."""
+    return {
+        "thread_id": found.thread_id,
+        "grantee_id": found.grantee_id,
+        "access": access(found.access),
+        "created_at": time(found, "created_at"),
+        "withdrawn_at": time(found, "withdrawn_at"),
+    }
+
+
+def context(found: context_pb2.StoredContext | context_pb2.GetContextResponse) -> dict[str, Any]:
+    """An execution context, and what became of it."""
+    frame = found.context
+    return {
+        **{
+            name: getattr(frame, name) for name in ("context_id", "user_id", "tenant_id", "session_id", "thread_id", "run_id", "request_id")
+        },
+        "connection_id": frame.connection_id or None,
+        "roles": list(frame.roles),
+        "tier": frame.tier,
+        "scope": list(frame.scope) or None,
+        "created_at": time(frame, "created_at"),
+        "deadline": time(frame, "deadline"),
+        "depth": frame.depth,
+        "parent_request_id": frame.parent_request_id or None,
+        "correlation_id": frame.correlation_id,
+        "agent_context": _json(frame.agent_context),
+        "audit_metadata": _json(frame.audit_metadata),
+        "closed_at": time(found, "closed_at"),
+    }
+
+
+def entry(found: context_pb2.AuditEntry) -> dict[str, Any]:
+    """A line of the audit trail."""
+    return {
+        "entry_id": found.entry_id,
+        "at": time(found, "at"),
+        "context_id": found.context_id or None,
+        "thread_id": found.thread_id or None,
+        "actor": found.actor,
+        "action": found.action,
+        "correlation_id": found.correlation_id,
+        "detail": _json(found.detail),
     }
 
 
@@ -137,7 +209,8 @@ def message(found: context_pb2.Message) -> dict[str, Any]:
         "role": found.role,
         "content": found.content,
         "run_id": found.run_id or None,
-        "created_at": _time(found, "created_at"),
+        "created_at": time(found, "created_at"),
+        "user_id": found.user_id,
     }
 
 
@@ -150,8 +223,16 @@ def artifact(found: context_pb2.Artifact) -> dict[str, Any]:
         "sha256": found.sha256,
         "media_type": found.media_type,
         "run_id": found.run_id or None,
-        "created_at": _time(found, "created_at"),
+        "created_at": time(found, "created_at"),
+        "thread_id": found.thread_id or None,
+        "user_id": found.user_id,
     }
+
+
+def artifacts(found: context_pb2.ListArtifactsResponse) -> dict[str, Any]:
+    """A page of files, and how much there may be of them."""
+    figures = {"count": found.count, "bytes": found.bytes, "max_count": found.max_count, "max_bytes": found.max_bytes}
+    return {"artifacts": [artifact(one) for one in found.artifacts], "next_page_token": found.next_page_token, **figures}
 
 
 def tool(found: dispatcher_pb2.Tool) -> dict[str, Any]:

@@ -204,6 +204,53 @@ class Api:
         """Remove a file for good."""
         await self._call("DELETE", f"/v1/artifacts/{quote(artifact_id, safe='')}")
 
+    async def threads(self, selection: str = "own", page_size: int = 50, **filters: str) -> list[dict[str, Any]]:
+        """My threads (`own`), those shared with me (`shared`) or those I deleted (`deleted`), newest first; filters: page_token."""
+        page = await self._call("GET", "/v1/threads", {"selection": selection, "page_size": str(page_size), **filters})
+        return list(page["threads"])
+
+    async def share(self, thread_id: str, who: str, access: str = "read") -> dict[str, Any]:
+        """Let another user of my tenant, by e-mail address or id, `read` a thread of mine or `write` to it; again changes which."""
+        named = {"email" if "@" in who else "grantee_id": who}
+        return await self._call("POST", f"/v1/threads/{quote(thread_id, safe='')}/grants", body={**named, "access": access})
+
+    async def unshare(self, thread_id: str, grantee_id: str) -> dict[str, Any]:
+        """End that, at once; who follows the thread is cut off within minutes."""
+        return await self._call("DELETE", f"/v1/threads/{quote(thread_id, safe='')}/grants/{quote(grantee_id, safe='')}")
+
+    async def grants(self, thread_id: str, page_size: int = 50, **filters: str) -> list[dict[str, Any]]:
+        """Whom a thread of mine is shared with, oldest first; filters: page_token."""
+        page = await self._call("GET", f"/v1/threads/{quote(thread_id, safe='')}/grants", {"page_size": str(page_size), **filters})
+        return list(page["grants"])
+
+    async def grant_token(self, thread_id: str) -> str:
+        """What shows all runs and events of a thread of mine, or one shared with me, for a few minutes. Raises `NotFound`."""
+        return str((await self._call("POST", f"/v1/threads/{quote(thread_id, safe='')}/token"))["grant_token"])
+
+    async def export(self) -> AsyncIterator[dict[str, Any]]:
+        """Everything that is kept of me, a line each with its `kind`. Raises `Unavailable` when it broke off before its end."""
+        headers = {"Authorization": f"Bearer {await self.token()}"}
+        last: dict[str, Any] = {}
+        try:
+            async with self._http.stream("GET", "/v1/export", headers=headers, timeout=files.TIMEOUT) as response:
+                if response.status_code != 200:
+                    raise error_of_response(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    last = self._object(line)
+                    yield last
+        except httpx.TransportError as error:
+            raise errors.Unavailable("The export broke off: what came is a part. Begin again.") from error
+        if last.get("kind") != "end":
+            raise errors.Unavailable("The export broke off: what came is a part. Begin again.")
+
+    async def erase_thread(self, thread_id: str) -> dict[str, Any]:
+        """Remove the content of a thread of mine for good, in the record as well."""
+        return await self._call("POST", f"/v1/threads/{quote(thread_id, safe='')}:erase")
+
+    async def erase_everything(self) -> dict[str, Any]:
+        """Remove everything that is kept of me for good, but my account."""
+        return await self._call("DELETE", "/v1/me/data")
+
     async def rpc(self, method: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call a unary RPC marked for the edge, such as `netra.auth.v1.AuthService/VerifyAudit`; 64-bit numbers come as text."""
         return await self._call("POST", f"/rpc/{method}", body=dict(request or {}))

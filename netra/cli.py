@@ -1,98 +1,32 @@
-"""`netra`: login, run, events, cancel, runs, why, artifacts, tools, agents, audit. A client of the gateway, nothing more."""
+"""`netra`: login, run, events, cancel, runs, why, artifacts, tools, agents, audit, and those of `threads_cli`. A client of the gateway."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 try:
     import httpx  # noqa: F401
+    import rich  # noqa: F401
     import typer
     import websockets  # noqa: F401
-    from rich.console import Console
 except ModuleNotFoundError as missing:
     sys.exit(f"netra: {missing.name} is not installed; the command line needs the extra: pip install 'netra[cli]'")
 
-from netra import client, credentials, errors, show, trail, transfers
+from netra import client, console, credentials, errors, show, threads_cli, trail, transfers
 from netra.account import account, summary
-from netra.api import Api, Token
-
-_DEFAULT_URL = "http://127.0.0.1:8080"
-_T = TypeVar("_T")
+from netra.api import Api
+from netra.console import AsJson, Credential, Url
 
 app = typer.Typer(help="Run agents and watch them live.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 artifacts = typer.Typer(help="Your files: list, download, delete.", no_args_is_help=True)
 app.add_typer(artifacts, name="artifacts")
 audit = typer.Typer(help="The record of access: list, verify. For administrators.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
-_out, _err = Console(), Console(stderr=True)
-Url = Annotated[str, typer.Option("--url", envvar="NETRA_URL", help="The gateway; the one of this checkout, else 127.0.0.1:8080.")]
-Credential = Annotated[str, typer.Option("--token", envvar="NETRA_TOKEN", help="An access token.", show_envvar=True)]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON value per line on stdout and nothing else.")]
-
-
-def _store() -> credentials.Store:
-    return credentials.Store(Path(typer.get_app_dir("netra")))
-
-
-def _signed_in(url: str, token: str) -> tuple[str, Token]:
-    """Where to go and as whom: what was given, else a stored sign-in, else the development user of this checkout."""
-    local = credentials.standalone(Path.cwd())
-    chosen = (url or (local.url if local is not None else _DEFAULT_URL)).rstrip("/")
-    if token:
-        return chosen, token
-    store = _store()
-    if store.has(chosen):
-        return chosen, lambda: store.token(chosen)
-    if local is not None and local.url.rstrip("/") == chosen:
-        return chosen, credentials.development(local)
-    raise errors.Unauthenticated("Nobody is signed in. Run `netra login`, or set NETRA_TOKEN.")
-
-
-def _complete(work: Callable[[], Awaitable[_T]]) -> _T:
-    """Run to the end; what goes wrong becomes one line on stderr and exit code 1 (130 for Ctrl-C)."""
-
-    async def awaited() -> _T:
-        return await work()
-
-    try:
-        return asyncio.run(awaited())
-    except errors.NetraError as error:
-        show.failure(_err, error.code, error.message)
-        raise typer.Exit(1) from None
-    except OSError as error:
-        show.failure(_err, "ERROR", str(error))
-        raise typer.Exit(1) from None
-    except Exception as error:
-        show.failure(_err, errors.Internal.code, f"netra cannot go on: {error!r}")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _line(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
-    sys.stdout.flush()
-
-
-def _show(event: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _line(event)
-    else:
-        show.event(_out, event)
-
-
-def _table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
-    if not as_json:
-        show.table(_out, rows, columns)
-        return
-    for row in rows:
-        _line(row)
+threads_cli.add_to(app)
 
 
 def _inputs(pairs: list[str]) -> dict[str, Any]:
@@ -116,15 +50,15 @@ def login(
 ) -> None:
     """Sign in and remember it, readable by you alone."""
     local = credentials.standalone(Path.cwd())
-    chosen = (url or (local.url if local is not None else _DEFAULT_URL)).rstrip("/")
+    chosen = (url or (local.url if local is not None else console.DEFAULT_URL)).rstrip("/")
 
     async def work() -> None:
         # a command line's session lives for weeks, not for a working day
         async with Api(chosen, device="netra cli") as api:
-            _store().keep(chosen, await api.login(email, password))
+            console.store().keep(chosen, await api.login(email, password))
 
-    _complete(work)
-    _err.print(f"Signed in at {chosen}.")
+    console.complete(work)
+    console.err.print(f"Signed in at {chosen}.")
 
 
 @app.command()
@@ -149,22 +83,22 @@ def run(
     options = {} if deadline is None else {"deadline_s": deadline}
 
     async def work() -> dict[str, Any]:
-        where, who = _signed_in(url, token)
+        where, who = console.signed_in(url, token)
         last: dict[str, Any] = {"type": ""}
         async with client.connect(where, who) as connected:
             if file is not None:
-                given["artifact_id"] = await transfers.upload(connected.api, file, _err)
+                given["artifact_id"] = await transfers.upload(connected.api, file, console.err)
             async for event in connected.run(agent, user_request=asked, inputs=given, thread_id=thread, **options):
-                _show(event, as_json)
+                console.show_event(event, as_json)
                 last = event
             if last["type"] == "agent_completed" and (save is not None or not as_json):
                 await _conclude(connected.api, last["data"], save, as_json)
         return last
 
-    last = _complete(work)
+    last = console.complete(work)
     if last["type"] != "agent_completed":
         if not as_json and last["type"]:
-            _err.print(f"What happened: netra why {last['run_id']}", soft_wrap=True, highlight=False)
+            console.err.print(f"What happened: netra why {last['run_id']}", soft_wrap=True, highlight=False)
         raise typer.Exit(1)
 
 
@@ -181,16 +115,12 @@ def _asked(agent: str, request: str, file: Path | None) -> str:
 async def _conclude(api: Api, data: dict[str, Any], save: Path | None, as_json: bool) -> None:
     """Save the files of the result and show a report as tables."""
     result = await transfers.result(api, data)
-    saved = await transfers.save(api, show.files_of(result), save, _err) if save is not None else {}
+    saved = await transfers.save(api, show.files_of(result), save, console.err) if save is not None else {}
     if not as_json and show.is_report(result):
-        show.report(_out, result, saved)
+        show.report(console.out, result, saved)
     else:
         for path in saved.values():
-            _told(path)
-
-
-def _told(path: Path) -> None:
-    _err.print(str(path), soft_wrap=True, markup=False, highlight=False)
+            console.told(path)
 
 
 @app.command()
@@ -205,12 +135,12 @@ def events(
     """Show the record of a run."""
 
     async def work() -> None:
-        where, who = _signed_in(url, token)
+        where, who = console.signed_in(url, token)
         async with Api(where, who) as api:
             async for event in api.events(run_id, after, follow=follow):
-                _show(event, as_json)
+                console.show_event(event, as_json)
 
-    _complete(work)
+    console.complete(work)
 
 
 @app.command()
@@ -218,24 +148,15 @@ def cancel(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: AsJso
     """Ask a run to stop."""
 
     async def work() -> str:
-        where, who = _signed_in(url, token)
+        where, who = console.signed_in(url, token)
         async with Api(where, who) as api:
             return await api.cancel_run(run_id)
 
-    state = _complete(work)
+    state = console.complete(work)
     if as_json:
-        _line({"run_id": run_id, "state": state})
+        console.line({"run_id": run_id, "state": state})
     else:
-        _out.print(state)
-
-
-def _listed(url: str, token: str, wanted: Callable[[Api], Awaitable[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    async def work() -> list[dict[str, Any]]:
-        where, who = _signed_in(url, token)
-        async with Api(where, who) as api:
-            return await wanted(api)
-
-    return _complete(work)
+        console.out.print(state)
 
 
 @app.command()
@@ -248,8 +169,8 @@ def runs(
 ) -> None:
     """List your runs, newest first."""
     filters = {"state": state} if state else {}
-    rows = _listed(url, token, lambda api: api.runs(limit, **filters))
-    _table(rows, ("run_id", "agent", "state", "created_at"), as_json)
+    rows = console.asked(url, token, lambda api: api.runs(limit, **filters))
+    console.table(rows, ("run_id", "agent", "state", "created_at"), as_json)
 
 
 @app.command()
@@ -261,13 +182,13 @@ def tools(
 ) -> None:
     """List the tools you may call."""
     filters = {"text": text} if text else {}
-    _table(_listed(url, token, lambda api: api.tools(**filters)), ("name", "version", "description"), as_json)
+    console.table(console.asked(url, token, lambda api: api.tools(**filters)), ("name", "version", "description"), as_json)
 
 
 @app.command()
 def agents(as_json: AsJson = False, url: Url = "", token: Credential = "") -> None:
     """List the agents you may start."""
-    _table(_listed(url, token, lambda api: api.agents()), ("name", "version", "description"), as_json)
+    console.table(console.asked(url, token, lambda api: api.agents()), ("name", "version", "description"), as_json)
 
 
 @app.command()
@@ -275,18 +196,18 @@ def why(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: AsJson =
     """Tell what a run did with its time and why it ended as it did."""
 
     async def work() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        where, who = _signed_in(url, token)
+        where, who = console.signed_in(url, token)
         async with Api(where, who) as api:
             try:
                 return await api.get_run(run_id), [event async for event in api.events(run_id)]
             except errors.NotFound:
                 raise errors.NotFound(f"You have no run {run_id}. `netra runs` lists yours.") from None
 
-    found = account(*_complete(work))
+    found = account(*console.complete(work))
     if as_json:
-        _line(summary(found))
+        console.line(summary(found))
     else:
-        show.why(_out, found)
+        show.why(console.out, found)
 
 
 @artifacts.command("list")
@@ -294,8 +215,8 @@ def list_artifacts(
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50, as_json: AsJson = False, url: Url = "", token: Credential = ""
 ) -> None:
     """List your files, newest first."""
-    rows = _listed(url, token, lambda api: api.artifacts(limit))
-    _table(rows, ("artifact_id", "name", "bytes", "media_type", "created_at"), as_json)
+    rows = console.asked(url, token, lambda api: api.artifacts(limit))
+    console.table(rows, ("artifact_id", "name", "bytes", "media_type", "created_at"), as_json)
 
 
 @artifacts.command("download")
@@ -308,11 +229,11 @@ def download_artifact(
     """Download a file of yours."""
 
     async def work() -> Path:
-        where, who = _signed_in(url, token)
+        where, who = console.signed_in(url, token)
         async with Api(where, who) as api:
-            return await transfers.fetch(api, artifact_id, to, _err)
+            return await transfers.fetch(api, artifact_id, to, console.err)
 
-    _told(_complete(work))
+    console.told(console.complete(work))
 
 
 @artifacts.command("delete")
@@ -320,12 +241,12 @@ def delete_artifact(artifact_id: Annotated[str, typer.Argument(metavar="ARTIFACT
     """Delete a file of yours."""
 
     async def work() -> None:
-        where, who = _signed_in(url, token)
+        where, who = console.signed_in(url, token)
         async with Api(where, who) as api:
             await api.delete_artifact(artifact_id)
 
-    _complete(work)
-    _err.print(f"{artifact_id} is deleted.", highlight=False)
+    console.complete(work)
+    console.err.print(f"{artifact_id} is deleted.", highlight=False)
 
 
 @audit.command("list")
@@ -340,8 +261,8 @@ def list_audit(
 ) -> None:
     """List who did what and who was refused in your tenant, newest first. Needs `audit:read`."""
     filters = {"user_id": user, "action": action, "outcome": outcome}
-    _table(
-        _listed(url, token, lambda api: trail.entries(api, limit, filters)),
+    console.table(
+        console.asked(url, token, lambda api: trail.entries(api, limit, filters)),
         ("position", "time", "action", "outcome", "user_id", "actor", "detail"),
         as_json,
     )
@@ -358,18 +279,18 @@ def verify_audit(
     after = _link(kept)
 
     async def work() -> trail.Verdict:
-        where, who = _signed_in(url, token)
+        where, who = console.signed_in(url, token)
         async with Api(where, who) as api:
-            return await trail.verify(api, after, lambda verdict: _err.print(f"{verdict.position} ...", highlight=False))
+            return await trail.verify(api, after, lambda verdict: console.err.print(f"{verdict.position} ...", highlight=False))
 
-    found = _complete(work)
+    found = console.complete(work)
     if as_json:
-        _line({"verified": found.verified, "broken_at": found.broken_at, "position": found.position, "head": found.head.hex()})
+        console.line({"verified": found.verified, "broken_at": found.broken_at, "position": found.position, "head": found.head.hex()})
     elif found.broken_at:
-        show.failure(_err, "BROKEN", f"Entry {found.broken_at} does not fit what is before it.")
+        show.failure(console.err, "BROKEN", f"Entry {found.broken_at} does not fit what is before it.")
     else:
-        _out.print(f"All {found.verified} entries fit. Keep this elsewhere, for --from:", highlight=False)
-        _out.print(f"{found.position}:{found.head.hex()}", soft_wrap=True, highlight=False)
+        console.out.print(f"All {found.verified} entries fit. Keep this elsewhere, for --from:", highlight=False)
+        console.out.print(f"{found.position}:{found.head.hex()}", soft_wrap=True, highlight=False)
     if found.broken_at:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import websockets
 from websockets.asyncio import client as socket_
 from websockets.typing import Subprotocol
 
-from netra import errors, ids
+from netra import errors, ids, threads
 from netra.api import TERMINAL, Api, Token, direct, error_of, error_of_response
 from netra.files import Progress
 
@@ -73,13 +73,14 @@ class Client:
         self.user_id = ""
         self.epoch = ""
         self.cursor: int | None = None
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._max_sent = _MAX_SENT
         self._alive_at = time.monotonic()
         self._client_id = ids.uuid7()
         self._socket: socket_.ClientConnection | None = None
         self._pending: dict[str, _Request] = {}
         self._followers: list[_Follower] = []
+        self._streams: dict[str, asyncio.Queue[dict[str, Any] | errors.NetraError]] = {}
         self._changed = asyncio.Condition()
         self._failure: errors.NetraError | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -120,6 +121,36 @@ class Client:
     async def cancel(self, run_id: str) -> str:
         """Ask a run to stop; returns its state now."""
         return str((await self._request({"type": "CANCEL", "id": ids.uuid7(), "payload": {"run_id": run_id}}))["state"])
+
+    async def stream(self, method: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The answers of a streaming RPC, such as `netra.events.v1.EventsService/Subscribe`; 64-bit numbers come as text.
+
+        Raises what it ends with, and `Unavailable` when the connection breaks: open it again from where it was.
+        """
+        payload = {"method": method, "request": dict(request)}
+        stream_id = str((await self._request({"type": "STREAM", "id": ids.uuid7(), "payload": payload}))["stream_id"])
+        queue = self._streams.setdefault(stream_id, asyncio.Queue())
+        try:
+            while True:
+                told = await queue.get()
+                if isinstance(told, errors.NetraError):
+                    raise told
+                if told["type"] == "stream_data":
+                    yield told["data"]
+                elif told["code"] == "OK":
+                    return
+                else:
+                    raise error_of(told)
+        finally:
+            del self._streams[stream_id]
+            if self._socket is not None:
+                # to a stream that has ended it says nothing
+                cancel = {"type": "STREAM_CANCEL", "id": ids.uuid7(), "payload": {"stream_id": stream_id}}
+                await _send(self._socket, json.dumps(cancel))
+
+    def follow(self, thread_id: str, *, live: bool = True) -> AsyncIterator[dict[str, Any]]:
+        """The events of all runs of a thread of mine, or one shared with me; until it is no longer, or without `live` up to now."""
+        return threads.follow(self, thread_id, live=live)
 
     def events(self, run_id: str, after: int = 0, *, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
         """The record of a run after a cursor; with `follow` until the run has ended."""
@@ -162,7 +193,7 @@ class Client:
     async def _request(self, frame: dict[str, Any]) -> dict[str, Any]:
         """The `data` of the ack. What a part that restarts refuses is asked again, under the same id."""
         text = _written(frame, self._max_sent)
-        until = time.monotonic() + self._patience_s
+        until = time.monotonic() + self.patience_s
         while True:
             try:
                 return await self._asked(frame["id"], text)
@@ -176,7 +207,7 @@ class Client:
             raise self._failure
         request = self._pending[frame_id] = _Request(text, asyncio.get_running_loop().create_future())
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self.patience_s):
                 if self._socket is not None:
                     await _send(self._socket, text)
                 return await request.answer
@@ -188,7 +219,7 @@ class Client:
     def _unanswered(self) -> errors.NetraError:
         if self._socket is None:
             return errors.Unavailable(f"{self.api.url} cannot be reached. Is the gateway running?")
-        return errors.DeadlineExceeded(f"No answer came within {self._patience_s:g} s. Whether the request was accepted is not known.")
+        return errors.DeadlineExceeded(f"No answer came within {self.patience_s:g} s. Whether the request was accepted is not known.")
 
     # the socket
 
@@ -209,7 +240,7 @@ class Client:
                     await self._converse()
                 except errors.Unavailable:
                     # a first connection that fails is an answer; a later one is an interruption
-                    if self.cursor is None or time.monotonic() - self._alive_at > self._patience_s:
+                    if self.cursor is None or time.monotonic() - self._alive_at > self.patience_s:
                         raise
                 pause = 0.05 if self._alive_at > began else min(pause * 2, 2.0)
                 await asyncio.sleep(pause)
@@ -242,6 +273,7 @@ class Client:
             if self._socket is socket:
                 self._alive_at = time.monotonic()
                 self._socket = None
+                self._end_streams(errors.Unavailable("The connection broke."))
 
     async def _opened(self) -> socket_.ClientConnection:
         offered = ["netra.v1", f"client.{self._client_id}", *([f"resume.{self.cursor}"] if self.cursor is not None else [])]
@@ -271,6 +303,9 @@ class Client:
             await self._event(socket, frame)
         elif kind in ("ack", "error"):
             self._answered(frame)
+        elif kind in ("stream_data", "stream_end"):
+            if (queue := self._streams.get(frame["stream_id"])) is not None:
+                queue.put_nowait(frame)
         elif kind == "connected":
             await self._greeted(socket, frame)
         elif kind == "auth_expiring":
@@ -301,6 +336,9 @@ class Client:
         if request is None or request.answer.done():
             return
         if frame["type"] == "ack":
+            if "stream_id" in frame["data"]:
+                # its data comes next
+                self._streams[frame["data"]["stream_id"]] = asyncio.Queue()
             request.answer.set_result(frame["data"])
         else:
             request.answer.set_exception(error_of(frame))
@@ -342,8 +380,13 @@ class Client:
         self._refuse_pending(error)
         for follower in self._followers:
             follower.queue.put_nowait(error)
+        self._end_streams(error)
         async with self._changed:
             self._changed.notify_all()
+
+    def _end_streams(self, error: errors.NetraError) -> None:
+        for queue in self._streams.values():
+            queue.put_nowait(error)
 
     def _refuse_pending(self, error: errors.NetraError) -> None:
         for request in self._pending.values():

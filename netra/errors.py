@@ -8,7 +8,8 @@ NetraError
 │   ├── InvalidContext         an execution context cannot be made of this
 │   │   ├── PlaceholderValue   a value that was never meant
 │   │   ├── ReservedKey        a key that only the platform sets
-│   │   └── DepthExceeded      more than 10 generations
+│   │   ├── DepthExceeded      more than 10 generations
+│   │   └── ContextIsolation   it holds what another user's holds
 │   ├── TooLarge               over a limit; names it
 │   ├── BadJson                not RFC 8259 JSON
 │   ├── DuplicateKey           an object names a key twice
@@ -88,6 +89,10 @@ class ReservedKey(InvalidContext):
 
 class DepthExceeded(InvalidContext):
     """An execution context has at most 10 generations of children."""
+
+
+class ContextIsolation(InvalidContext):
+    """An execution context holds something that another user's holds as well."""
 
 
 class TooLarge(InvalidPayload):

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.stack", "tests.fixtures.users", "tests.fixtures.storage", "tests.fixtures.accounts"]
+pytest_plugins = [
+    "tests.fixtures.stack",
+    "tests.fixtures.users",
+    "tests.fixtures.storage",
+    "tests.fixtures.accounts",
+    "tests.fixtures.contexts",
+    "tests.fixtures.walled",
+    "tests.fixtures.user_execution_context_fixtures",
+    "tests.fixtures.witness",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Self, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Self
 
 from netra import errors, ids
+from netra.context import arrivals, attachments, checks
 from netra.context.payload import Payload
 from netra.context.v1 import context_pb2
 
-MAX_DEPTH = 10
+MAX_DEPTH = checks.MAX_DEPTH
 MAX_AGENT_CONTEXT = 64 * 1024
 MAX_AUDIT_METADATA = 16 * 1024
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_PERMISSION = re.compile(r"[a-z_]{1,32}:[a-z_]{1,32}")
-_MAX_SCOPE = 64
-_WORD = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/\-]{0,127}")
-_PLACEHOLDERS = frozenset(
-    "registry placeholder default temp none null undefined 0 1 xxx yyy example test demo sample template mock fake dummy".split()
-)
-_PLACEHOLDER_PREFIXES = tuple(
-    f"{word}_" for word in ("placeholder", "registry", "default", "temp", "example", "demo", "sample", "template", "mock", "fake")
-)
-_PREFIX_LENGTH = 20  # a longer value with such a prefix was meant
-_EMPTY_IDS = frozenset({"00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"})
-_Text = TypeVar("_Text", bound=str)
+_set = object.__setattr__
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class UserExecutionContext:
+class UserExecutionContext(attachments.Attached):
     """The frame one run executes in. Made by factories only; nothing in it can be changed, and it holds no secret.
 
     One that came out of a signed token (`from_claims`) knows `agent_context` and `audit_metadata` by digest only.
@@ -65,7 +51,7 @@ class UserExecutionContext:
     _audit_metadata: Payload
 
     def __init__(self, *_: object, **__: object) -> None:
-        raise TypeError("make a UserExecutionContext with one of its factories: from_request, from_proto, from_claims, child")
+        raise TypeError("make a UserExecutionContext with one of its factories, such as from_request, from_token or child")
 
     def __repr__(self) -> str:
         return f"<UserExecutionContext {self.context_id} user={self.user_id} run={self.run_id} depth={self.depth}>"
@@ -84,6 +70,11 @@ class UserExecutionContext:
     def agent_context_digest(self) -> str:
         """SHA-256 of the canonical agent context."""
         return self._agent_context.digest
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether its deadline has passed."""
+        return self.deadline is not None and self.deadline <= datetime.now(UTC)
 
     @classmethod
     def from_request(
@@ -114,6 +105,47 @@ class UserExecutionContext:
             audit_metadata=_payload("audit_metadata", audit_metadata, MAX_AUDIT_METADATA),
         )  # fmt: skip
 
+    @classmethod
+    async def from_token(cls, token: str, verifies: arrivals.Verifies[UserExecutionContext], service: str) -> UserExecutionContext:
+        """The context of a token that `service` brings. Raises `Unauthenticated` unless it was signed for that very service."""
+        return await verifies.context(token, service)
+
+    @classmethod
+    async def from_grpc(
+        cls, call: arrivals.Call | Iterable[tuple[str, str | bytes]], verifies: arrivals.Verifies[UserExecutionContext]
+    ) -> UserExecutionContext:
+        """The context that a service's call carries, given the call or its metadata. Believed are signatures, and nothing beside them.
+
+        Raises `Unauthenticated` when the call lacks the service's token or the context's, or has two of one.
+        """
+        bearer, token = arrivals.tokens(call)
+        return await cls.from_token(token, verifies, await verifies.service(bearer))
+
+    @classmethod
+    def from_asgi(cls, request: object, who: arrivals.Who, **more: Any) -> Self:
+        """A root context for a request of FastAPI or Starlette, or an ASGI scope; `more` is what `from_request` takes.
+
+        Who it is for is told by the verified token alone (`who`), never by the request. That gives the audit metadata: address, method,
+        path, agent and type of content, no query, no cookie, no credential. Thread, run and request get fresh ids unless they are given.
+        """
+        return cls._arrived("http", request, who, more)
+
+    @classmethod
+    def from_websocket(cls, socket: object, who: arrivals.Who, *, connection_id: str | None = None, **more: Any) -> Self:
+        """A root context for a socket: as `from_asgi`, with the connection's id, a fresh one unless it is given."""
+        return cls._arrived("websocket", socket, who, {**more, "connection_id": connection_id or ids.ConnectionId.new()})
+
+    @classmethod
+    def _arrived(cls, kind: str, request: object, who: arrivals.Who, more: dict[str, Any]) -> Self:
+        if owned := sorted(_AUTHORITY & set(more)):
+            raise errors.InvalidContext(f"{owned[0]} comes from the verified token alone", field=owned[0])
+        told, correlation_id = arrivals.origin(request, kind)
+        audit = _payload("audit_metadata", more.pop("audit_metadata", None), MAX_AUDIT_METADATA).plain() or {}
+        fresh = {"thread_id": ids.ThreadId.new, "run_id": ids.RunId.new, "request_id": ids.RequestId.new}
+        more.update({name: make() for name, make in fresh.items() if not more.get(name)})
+        more["correlation_id"] = more.get("correlation_id") or correlation_id
+        return cls.from_request(**{name: getattr(who, name) for name in _AUTHORITY}, **more, audit_metadata={**audit, **told})
+
     def child(
         self, operation: str, request_id: str, agent_context: Mapping[str, Any] | bytes | None = None, scope: Iterable[str] | None = None
     ) -> Self:
@@ -124,31 +156,73 @@ class UserExecutionContext:
         """
         if self.depth >= MAX_DEPTH:
             raise errors.DepthExceeded(field="depth")
-        if not isinstance(operation, str) or not _OPERATION.fullmatch(operation):
-            raise errors.InvalidContext("operation must be 1 to 128 characters out of A-Z a-z 0-9 . _ : / -", field="operation")
         if request_id == self.request_id:
             raise errors.InvalidContext("request_id must differ from the parent's", field="request_id")
-        added = _content(_payload("agent_context", agent_context, MAX_AGENT_CONTEXT), "agent_context")
-        known, audit = {**self.agent_context, **added}, {**self.audit_metadata, "operation": operation}
+        for name, payload in (("agent_context", self._agent_context), ("audit_metadata", self._audit_metadata)):
+            _bytes(payload, name)
+        added = _payload("agent_context", agent_context, MAX_AGENT_CONTEXT)
+        what = Payload.of("audit_metadata", {"operation": checks.operation(operation)}, MAX_AUDIT_METADATA)
         return self._made(
             **self._frame(), scope=self._narrowed(scope), context_id=ids.ContextId.new(), request_id=request_id,
             created_at=datetime.now(UTC), depth=self.depth + 1,
-            parent_request_id=self.request_id, agent_context=Payload.of("agent_context", known, MAX_AGENT_CONTEXT),
-            audit_metadata=Payload.of("audit_metadata", audit, MAX_AUDIT_METADATA),
+            parent_request_id=self.request_id,
+            agent_context=self._agent_context.with_("agent_context", added, MAX_AGENT_CONTEXT),
+            audit_metadata=self._audit_metadata.with_("audit_metadata", what, MAX_AUDIT_METADATA),
         )  # fmt: skip
 
     def _narrowed(self, scope: Iterable[str] | None) -> frozenset[str] | None:
         if scope is None:
             return self.scope
-        wanted = _scope("scope", scope)
+        wanted = checks.permissions("scope", scope)
         if self.scope is not None and wanted is not None and (more := wanted - self.scope):
             raise errors.PermissionDenied(f"A child cannot have more than its parent: {', '.join(sorted(more))}.", field="scope")
         return wanted
 
     def _frame(self) -> dict[str, Any]:
-        # what a child shares with its parent, authority among it
-        names = "user_id tenant_id session_id thread_id run_id connection_id roles tier deadline correlation_id"
-        return {name: getattr(self, name) for name in names.split()}
+        return {name: getattr(self, name) for name in _SHARED}
+
+    def with_transaction(self, transaction: object) -> Self:
+        """The same with a database transaction attached, as a new context."""
+        return self._again(transaction=attachments.required("transaction", transaction), connection=self._connection)
+
+    def with_connection(self, connection: object, connection_id: str | None = None) -> Self:
+        """The same with a connection attached, as a new context; with another `connection_id` when one is given."""
+        return self._again(
+            transaction=self._transaction, connection=attachments.required("connection", connection), connection_id=connection_id
+        )
+
+    def _again(self, *, transaction: object | None, connection: object | None, connection_id: str | None = None) -> Self:
+        values: dict[str, Any] = {name: getattr(self, name) for name in checks.FIELDS}
+        values["connection_id"] = connection_id or self.connection_id
+        again = self._made(**values, agent_context=self._agent_context.copied(), audit_metadata=self._audit_metadata.copied())
+        _set(again, "_transaction", transaction)
+        _set(again, "_connection", connection)
+        return again
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold of it, as a copy: everything but the attachments, of which it says whether they are there.
+
+        The payloads are None where only their digests are known.
+        """
+        claims = self.to_claims()
+        return {
+            **{name: str(value) if isinstance(value, str) else value for name, value in claims.items()},
+            "created_at": self.created_at.isoformat(), "deadline": self.deadline.isoformat() if self.deadline else None,
+            "agent_context": self._agent_context.plain(), "audit_metadata": self._audit_metadata.plain(),
+            "has_transaction": self.has_transaction, "has_connection": self.has_connection,
+        }  # fmt: skip
+
+    def audit_trail(self) -> dict[str, Any]:
+        """Who did what on whose authority, and where in the tree of contexts: for a log line or an audit entry; no agent context."""
+        told = self.to_dict()
+        kept = {name: told[name] for name in told if name != "agent_context"}
+        return {**kept, "is_expired": self.is_expired, "age_s": (datetime.now(UTC) - self.created_at).total_seconds()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # copies and pickles: validated when they are read, and without what is attached
+        if self._agent_context.canonical is None or self._audit_metadata.canonical is None:
+            return _of_claims, (self.to_claims(),)
+        return _of_bytes, (self.to_proto().SerializeToString(deterministic=True),)
 
     @classmethod
     def from_proto(cls, message: context_pb2.ExecutionContext) -> Self:
@@ -156,8 +230,9 @@ class UserExecutionContext:
         return cls._made(
             context_id=message.context_id, user_id=message.user_id, tenant_id=message.tenant_id, session_id=message.session_id,
             thread_id=message.thread_id, run_id=message.run_id, request_id=message.request_id, connection_id=message.connection_id,
-            roles=message.roles, tier=message.tier, scope=message.scope or None, created_at=_datetime("created_at", message.created_at),
-            deadline=_datetime("deadline", message.deadline) if message.HasField("deadline") else None, depth=message.depth,
+            roles=message.roles, tier=message.tier, scope=message.scope or None,
+            created_at=checks.stamped("created_at", message.created_at),
+            deadline=checks.stamped("deadline", message.deadline) if message.HasField("deadline") else None, depth=message.depth,
             parent_request_id=message.parent_request_id, correlation_id=message.correlation_id,
             agent_context=Payload.parse("agent_context", message.agent_context, MAX_AGENT_CONTEXT),
             audit_metadata=Payload.parse("audit_metadata", message.audit_metadata, MAX_AUDIT_METADATA),
@@ -194,8 +269,8 @@ class UserExecutionContext:
         if not isinstance(claims, Mapping) or set(claims) != _CLAIMS:
             raise errors.InvalidContext("the claims of a context are not exactly those they must be", field="ctx")
         values = {name: value for name, value in claims.items() if name not in ("agent_context_sha256", "audit_metadata_sha256")}
-        values["created_at"] = _moment("created_at", claims["created_at"])
-        values["deadline"] = None if claims["deadline"] is None else _moment("deadline", claims["deadline"])
+        values["created_at"] = checks.moment("created_at", claims["created_at"])
+        values["deadline"] = None if claims["deadline"] is None else checks.moment("deadline", claims["deadline"])
         return cls._made(
             **values,
             agent_context=Payload.known("agent_context", claims["agent_context_sha256"]),
@@ -210,8 +285,8 @@ class UserExecutionContext:
         plain: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
         return {
             **plain, "roles": list(self.roles), "scope": None if self.scope is None else sorted(self.scope),
-            "created_at": _microseconds(self.created_at),
-            "deadline": None if self.deadline is None else _microseconds(self.deadline),
+            "created_at": checks.microseconds(self.created_at),
+            "deadline": None if self.deadline is None else checks.microseconds(self.deadline),
             "agent_context_sha256": self._agent_context.digest, "audit_metadata_sha256": self._audit_metadata.digest,
         }  # fmt: skip
 
@@ -225,12 +300,18 @@ class UserExecutionContext:
     @classmethod
     def _made(cls, *, agent_context: Payload, audit_metadata: Payload, **values: Any) -> Self:
         made = object.__new__(cls)
-        for name, check in _CHECKS.items():
-            object.__setattr__(made, name, check(name, values.pop(name)))
-        object.__setattr__(made, "_agent_context", agent_context)
-        object.__setattr__(made, "_audit_metadata", audit_metadata)
-        if values:
-            raise TypeError(f"unknown fields: {', '.join(values)}")
+        for name, kind, check in checks.IN_ORDER:
+            value = values[name]
+            # an id of the right type was checked when it was made
+            if type(value) is not kind or value in ids.NOBODY:
+                value = check(name, value)
+            _set(made, name, value)
+        _set(made, "_agent_context", agent_context)
+        _set(made, "_audit_metadata", audit_metadata)
+        _set(made, "_transaction", None)
+        _set(made, "_connection", None)
+        if len(values) != len(checks.IN_ORDER):
+            raise TypeError(f"unknown fields: {', '.join(sorted(set(values) - set(checks.FIELDS)))}")
         if made.deadline is not None and made.deadline <= made.created_at:
             raise errors.InvalidContext("deadline must lie after the start", field="deadline")
         if (made.depth == 0) != (made.parent_request_id is None):
@@ -253,113 +334,16 @@ def _bytes(payload: Payload, name: str) -> bytes:
     return payload.canonical or b""
 
 
-def is_placeholder(value: str) -> bool:
-    """Whether a value was never meant: one of the known stand-ins, or an empty UUID."""
-    plain = value.strip().casefold()
-    if plain in _PLACEHOLDERS or plain in _EMPTY_IDS:
-        return True
-    return len(plain) < _PREFIX_LENGTH and plain.startswith(_PLACEHOLDER_PREFIXES)
+def _of_bytes(message: bytes) -> UserExecutionContext:
+    return UserExecutionContext.from_proto(context_pb2.ExecutionContext.FromString(message))
 
 
-def _id(kind: type[_Text]) -> Callable[[str, object], _Text]:
-    chosen = _chosen(kind)
-
-    def check(name: str, value: object) -> _Text:
-        if isinstance(value, str) and is_placeholder(value):
-            raise errors.PlaceholderValue(f"{name} is a placeholder; a real value belongs there", field=name)
-        return chosen(name, value)
-
-    return check
+def _of_claims(claims: Mapping[str, Any]) -> UserExecutionContext:
+    return UserExecutionContext.from_claims(claims)
 
 
-def _chosen(kind: type[_Text]) -> Callable[[str, object], _Text]:
-    """The check of an id that clients choose: `1` is as good a name for a request as any."""
-
-    def check(name: str, value: object) -> _Text:
-        if not isinstance(value, str) or not value.strip():
-            raise errors.InvalidContext(f"{name} is required", field=name)
-        try:
-            return value if type(value) is kind else kind(value)
-        except errors.InvalidPayload as error:
-            raise errors.InvalidContext(error.message.replace(getattr(kind, "field", name), name, 1), field=name) from None
-
-    return check
-
-
-def _optional(check: Callable[[str, object], _Text]) -> Callable[[str, object], _Text | None]:
-    return lambda name, value: None if value is None or value == "" else check(name, value)
-
-
-def _roles(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise errors.InvalidContext(f"{name} must be a list", field=name)
-    roles = tuple(_word(name, role) for role in value)
-    if not roles or len(set(roles)) != len(roles):
-        raise errors.InvalidContext(f"{name} must name at least one role, and none twice", field=name)
-    return roles
-
-
-def _scope(name: str, value: object) -> frozenset[str] | None:
-    if value is None:
-        return None
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise errors.InvalidContext(f"{name} must be a list of permissions", field=name)
-    scope = list(value)
-    if not all(isinstance(item, str) and _PERMISSION.fullmatch(item) for item in scope):
-        raise errors.InvalidContext(f"{name} must be a list of permissions such as runs:read", field=name)
-    if not 0 < len(scope) <= _MAX_SCOPE or len(set(scope)) != len(scope):
-        raise errors.InvalidContext(f"{name} must name 1 to {_MAX_SCOPE} permissions, and none twice", field=name)
-    return frozenset(scope)
-
-
-def _word(name: str, value: object) -> str:
-    if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise errors.InvalidContext(f"{name} must be a lower-case word", field=name)
-    if is_placeholder(value):
-        raise errors.PlaceholderValue(f"{name} is a placeholder; a real value belongs there", field=name)
-    return value
-
-
-def _time(name: str, value: object) -> datetime:
-    if not isinstance(value, datetime) or value.tzinfo is None:
-        raise errors.InvalidContext(f"{name} must be a time with a time zone", field=name)
-    return value.astimezone(UTC)
-
-
-def _depth(name: str, value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise errors.InvalidContext(f"{name} must be 0 or more", field=name)
-    if value > MAX_DEPTH:
-        raise errors.DepthExceeded(field=name)
-    return value
-
-
-def _datetime(name: str, stamp: Any) -> datetime:
-    try:
-        return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
-    except OverflowError:
-        raise errors.InvalidContext(f"{name} is out of range", field=name) from None
-
-
-def _moment(name: str, value: object) -> datetime:
-    if type(value) is not int:
-        raise errors.InvalidContext(f"{name} must be an integer", field=name)
-    try:
-        return _EPOCH + timedelta(microseconds=value)
-    except OverflowError:
-        raise errors.InvalidContext(f"{name} is out of range", field=name) from None
-
-
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-_CHECKS: dict[str, Callable[[str, object], object]] = {
-    "context_id": _id(ids.ContextId), "user_id": _id(ids.UserId), "tenant_id": _id(ids.TenantId), "session_id": _id(ids.SessionId),
-    "thread_id": _id(ids.ThreadId), "run_id": _id(ids.RunId), "request_id": _chosen(ids.RequestId),
-    "connection_id": _optional(_id(ids.ConnectionId)), "roles": _roles, "tier": _word, "scope": _scope, "created_at": _time,
-    "deadline": lambda name, value: None if value is None else _time(name, value), "depth": _depth,
-    "parent_request_id": _optional(_chosen(ids.RequestId)), "correlation_id": _id(ids.CorrelationId),
-}  # fmt: skip
-_PLAIN = tuple(name for name in _CHECKS if name not in ("roles", "scope", "created_at", "deadline"))
-_CLAIMS = frozenset(_CHECKS) | {"agent_context_sha256", "audit_metadata_sha256"}
+_AUTHORITY = frozenset({"user_id", "tenant_id", "session_id", "roles", "tier", "scope"})
+# what a child shares with its parent, authority among it
+_SHARED = ("user_id", "tenant_id", "session_id", "thread_id", "run_id", "connection_id", "roles", "tier", "deadline", "correlation_id")
+_PLAIN = tuple(name for name in checks.FIELDS if name not in ("roles", "scope", "created_at", "deadline"))
+_CLAIMS = frozenset(checks.FIELDS) | {"agent_context_sha256", "audit_metadata_sha256"}

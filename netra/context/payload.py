@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -14,6 +13,12 @@ from netra import errors
 
 MAX_NESTING = 32
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_set = object.__setattr__
+_EMPTY = b"{}"
+_EMPTY_DIGEST = hashlib.sha256(_EMPTY).hexdigest()
+_SIMPLE = frozenset({str, int, float, bool, type(None)})
+# one for all: json.dumps makes a new encoder for each call with options
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _RESERVED = frozenset(
     {
         "user", "user_id", "tenant_id", "session_id", "thread_id", "run_id", "request_id", "context_id", "connection_id",
@@ -22,31 +27,57 @@ _RESERVED = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
 class Payload:
-    """One JSON object. Two are equal when their canonical bytes are; one known by its digest alone has no content."""
+    """One JSON object. Two are equal when their canonical bytes are; one known by its digest alone has no content.
 
+    No dataclass: `dataclasses.asdict` of who holds it would take it apart, and the frozen view cannot be copied.
+    """
+
+    __slots__ = ("_view", "canonical", "digest")
     digest: str
-    canonical: bytes | None = field(compare=False, repr=False)
-    content: Mapping[str, Any] | None = field(compare=False, repr=False)
+    canonical: bytes | None
+    # made when somebody looks: most hops only pass the bytes on
+    _view: Mapping[str, Any] | None
+
+    def __init__(self, digest: str, canonical: bytes | None) -> None:
+        _set(self, "digest", digest)
+        _set(self, "canonical", canonical)
+        _set(self, "_view", None)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a payload cannot be changed: {name}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a payload cannot be changed: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        return self.digest == other.digest if isinstance(other, Payload) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"<Payload sha256={self.digest}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Payload, (self.digest, self.canonical)
 
     @classmethod
     def of(cls, name: str, value: object, limit: int) -> Payload:
         """Freeze a copy of `value`. Raises `InvalidContext`, `ReservedKey` or `TooLarge` naming the field."""
-        canonical = _canonical(name, value)
-        if len(canonical) > limit:
-            raise errors.TooLarge(f"{name} has {len(canonical)} bytes; at most {limit} are allowed", field=name)
-        copy = json.loads(canonical)
-        _refuse_reserved(name, copy)
-        return cls(hashlib.sha256(canonical).hexdigest(), canonical, _frozen(name, copy, MAX_NESTING))
+        if not isinstance(value, Mapping):
+            raise errors.InvalidContext(f"{name} must be a JSON object", field=name)
+        return cls._sealed(name, value, limit) if value else cls(_EMPTY_DIGEST, _EMPTY)
 
     @classmethod
     def parse(cls, name: str, raw: bytes, limit: int) -> Payload:
         """Read JSON text, strictly; nothing is an empty object."""
+        if not raw or raw == _EMPTY:
+            return cls(_EMPTY_DIGEST, _EMPTY)
         if len(raw) > limit:
             raise errors.TooLarge(f"{name} has {len(raw)} bytes; at most {limit} are allowed", field=name)
         try:
-            value = json.loads(raw or b"{}", object_pairs_hook=_unique, parse_constant=_refuse_constant)
+            value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise errors.InvalidContext(f"{name} is not valid JSON: {error}", field=name) from None
         return cls.of(name, value, limit)
@@ -56,41 +87,67 @@ class Payload:
         """A payload of which only the digest is known."""
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise errors.InvalidContext(f"{name} must be a SHA-256 digest in hexadecimal digits", field=name)
-        return cls(digest, None, None)
+        return cls(digest, None)
+
+    @classmethod
+    def _sealed(cls, name: str, value: Mapping[str, Any], limit: int) -> Payload:
+        try:
+            thawed = _thawed(name, value, MAX_NESTING)
+            canonical = _encode(thawed).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise errors.InvalidContext(f"{name} is not a JSON object: {error}", field=name) from None
+        if len(canonical) > limit:
+            raise errors.TooLarge(f"{name} has {len(canonical)} bytes; at most {limit} are allowed", field=name)
+        _refuse_reserved(name, thawed)
+        return cls(hashlib.sha256(canonical).hexdigest(), canonical)
+
+    @property
+    def content(self) -> Mapping[str, Any] | None:
+        """The object, frozen all the way down; None when only the digest is known."""
+        if self._view is None and self.canonical is not None:
+            _set(self, "_view", _frozen(json.loads(self.canonical)))
+        return self._view
+
+    def plain(self) -> dict[str, Any] | None:
+        """A copy of the object that may be changed; None when only the digest is known."""
+        return None if self.canonical is None else dict(json.loads(self.canonical))
+
+    def copied(self) -> Payload:
+        """The same object anew: contexts have no object in common."""
+        return Payload(self.digest, self.canonical)
+
+    def with_(self, name: str, added: Payload, limit: int) -> Payload:
+        """With the keys of another one on top; a copy when that has none. Raises `TooLarge`."""
+        if added.canonical == _EMPTY:
+            return self.copied()
+        return Payload.of(name, {**(self.plain() or {}), **(added.plain() or {})}, limit)
 
 
-def _canonical(name: str, value: object) -> bytes:
-    if not isinstance(value, Mapping):
-        raise errors.InvalidContext(f"{name} must be a JSON object", field=name)
-    try:
-        return json.dumps(_thawed(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise errors.InvalidContext(f"{name} is not a JSON object: {error}", field=name) from None
-
-
-def _thawed(value: Any) -> Any:
+def _thawed(name: str, value: Any, depth: int) -> Any:
+    """The same out of plain dicts and lists, which the encoder takes. Raises `InvalidContext` when it goes too deep."""
+    if depth < 0:
+        raise errors.InvalidContext(f"{name} is nested more than {MAX_NESTING} levels deep", field=name)
     if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError("keys must be text")
-        return {key: _thawed(item) for key, item in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError("keys must be text")
+        return {key: item if depth and type(item) in _SIMPLE else _thawed(name, item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_thawed(item) for item in value]
+        return [item if depth and type(item) in _SIMPLE else _thawed(name, item, depth - 1) for item in value]
     return value
 
 
-def _frozen(name: str, value: Any, depth: int) -> Any:
-    if depth < 0:
-        raise errors.InvalidContext(f"{name} is nested more than {MAX_NESTING} levels deep", field=name)
+def _frozen(value: Any) -> Any:
     if isinstance(value, dict):
-        return MappingProxyType({key: _frozen(name, item, depth - 1) for key, item in value.items()})
+        return MappingProxyType({key: item if type(item) in _SIMPLE else _frozen(item) for key, item in value.items()})
     if isinstance(value, list):
-        return tuple(_frozen(name, item, depth - 1) for item in value)
+        return tuple([item if type(item) in _SIMPLE else _frozen(item) for item in value])
     return value
 
 
 def _refuse_reserved(name: str, keys: Iterable[str]) -> None:
     for key in keys:
-        if key.strip().casefold() in _RESERVED:
+        if key in _RESERVED or key.strip().casefold() in _RESERVED:
             message = f"{name} may not carry {key.strip().casefold()}: the platform alone sets it"
             raise errors.ReservedKey(message, field=f"{name}.{key.strip().casefold()}")
 

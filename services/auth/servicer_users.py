@@ -22,6 +22,9 @@ class UsersServicer(auth_pb2_grpc.AuthServiceServicer):
         user_id, reset_token = await self._users.create(user, admin.tenant_id, audit.actor(identity.current()), admin.user_id)
         return auth_pb2.CreateUserResponse(user_id=user_id, reset_token=reset_token)
 
+    async def ResolveUser(self, request: auth_pb2.ResolveUserRequest, context: Any) -> auth_pb2.ResolveUserResponse:
+        return auth_pb2.ResolveUserResponse(user_id=await self._users.resolve(request.tenant_id, request.user_id, request.email))
+
     async def GetUser(self, request: auth_pb2.GetUserRequest, context: Any) -> auth_pb2.GetUserResponse:
         return auth_pb2.GetUserResponse(user=messages.user(await self._users.get(identity.current().user, request.user_id)))
 

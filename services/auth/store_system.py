@@ -97,6 +97,15 @@ class SystemStore:
             )
         return str(found) if found is not None else None
 
+    async def resolved(self, tenant_id: str, user_id: str | None, email: str | None) -> str | None:
+        """The active user of a tenant with this id or e-mail address."""
+        column, wanted = ("user_id", user_id) if user_id is not None else ("email", email)
+        # one row by a unique index, and then a look at it: it takes as long for a foreign or disabled user as for one that is not there
+        query = f"SELECT user_id, tenant_id = $2 AND disabled_at IS NULL AS fits FROM auth.users WHERE {column} = $1"
+        async with self._database.transaction() as transaction:
+            row = await transaction.row(query, wanted, tenant_id)
+        return str(row["user_id"]) if row is not None and row["fits"] else None
+
     async def users(self, tenant_id: str, *, before: str, most: int, contains: str, actor: str) -> list[users.Profile]:
         """Users of a tenant, newest first, older than the user `before`; the read is recorded."""
         query = (

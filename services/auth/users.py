@@ -161,6 +161,10 @@ class Known(Protocol):
         """The user who signs in with this address, and whether they did before from this device or network address."""
         ...
 
+    async def resolved(self, tenant_id: str, user_id: str | None, email: str | None) -> str | None:
+        """The active user of a tenant with this id or e-mail address."""
+        ...
+
     async def users(self, tenant_id: str, *, before: str, most: int, contains: str, actor: str) -> list[Profile]:
         """Users of a tenant, newest first, older than the user `before`; the read is recorded."""
         ...
@@ -199,6 +203,20 @@ class Users:
         if email is None:
             raise _nobody()
         return email
+
+    async def resolve(self, tenant_id: str, user_id: str, email: str) -> ids.UserId:
+        """An active user of a tenant by id or e-mail address. Raises `InvalidPayload`, and `NotFound` for all that are none alike."""
+        tenant = ids.TenantId(tenant_id)
+        if user_id:
+            found = await self._system.resolved(tenant, ids.UserId(user_id), None)
+        else:
+            address = normal_email(email)
+            if address is None:
+                raise errors.InvalidPayload("email must be an e-mail address of at most 254 characters", field="email")
+            found = await self._system.resolved(tenant, None, address)
+        if found is None:
+            raise errors.NotFound("There is no such user in your tenant.", field="user_id" if user_id else "email")
+        return ids.UserId(found)
 
     async def get(self, admin: identity.Principal, user_id: str) -> Profile:
         """One user of the administrator's tenant. Raises `NotFound`."""

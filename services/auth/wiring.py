@@ -171,7 +171,7 @@ def _lifetimes(settings: AuthSettings) -> sessions.Lifetimes:
 
 
 async def _pool(settings: AuthSettings, role: str, secret: str) -> postgres.DatabaseManager:
-    return await postgres.open_pool(settings.postgres_dsn(role, secret), role)
+    return await postgres.open_pool(settings.postgres_dsn(role, secret), role, size=settings.postgres_pool)
 
 
 def _waker(tasks: lifecycle.Tasks, signals: streams.Streams) -> Callable[[], object]:

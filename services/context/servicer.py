@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from chassis import identity
 from netra import ids
 from netra.context.v1 import context_pb2
-from services.context import artifacts, contexts, stamps, threads, uploads
+from services.context import artifacts, contexts, oversight, privacy, sharing, stamps, threads, uploads
 from services.context.servicer_files import FilesServicer
 from services.context.servicer_threads import ThreadsServicer
 
@@ -19,13 +21,19 @@ class ContextServicer(ThreadsServicer, FilesServicer):
         self,
         verifier: identity.Verifier,
         opened: contexts.Contexts,
+        looks: oversight.Oversight,
         conversations: threads.Threads,
+        shared: sharing.Sharing,
+        kept: privacy.Privacy,
         files: artifacts.Artifacts,
         coming: uploads.Uploads,
     ) -> None:
         self._verifier = verifier
         self._contexts = opened
+        self._oversight = looks
         self._threads = conversations
+        self._sharing = shared
+        self._privacy = kept
         self._artifacts = files
         self._uploads = coming
 
@@ -52,9 +60,24 @@ class ContextServicer(ThreadsServicer, FilesServicer):
         )
 
     async def GetContext(self, request: context_pb2.GetContextRequest, context: Any) -> context_pb2.GetContextResponse:
-        found = await self._contexts.get(identity.current().user_id, ids.ContextId(request.context_id))
-        closed_at = None if found.closed_at is None else stamps.stamp(found.closed_at)
-        return context_pb2.GetContextResponse(context=found.context.to_proto(), closed_at=closed_at)
+        caller = identity.current()
+        if caller.context is not None:
+            self._contexts.require_standing(caller.context)
+        found = await self._oversight.get(request.user_id, ids.ContextId(request.context_id))
+        return context_pb2.GetContextResponse(context=found.context.to_proto(), closed_at=_closed_at(found))
+
+    async def ListContexts(self, request: context_pb2.ListContextsRequest, context: Any) -> context_pb2.ListContextsResponse:
+        wanted = contexts.Filter(_thread_id(request.thread_id), ids.RunId(request.run_id) if request.run_id else None, request.open)
+        page, following = await self._oversight.contexts(request.user_id, wanted, request.page_size, request.page_token)
+        found = [context_pb2.StoredContext(context=each.context.to_proto(), closed_at=_closed_at(each)) for each in page]
+        return context_pb2.ListContextsResponse(contexts=found, next_page_token=following)
+
+    async def ListContextAudit(
+        self, request: context_pb2.ListContextAuditRequest, context: Any
+    ) -> context_pb2.ListContextAuditResponse:  # fmt: skip
+        about = contexts.About(ids.ContextId(request.context_id) if request.context_id else None, _thread_id(request.thread_id))
+        page, following = await self._oversight.trail(request.user_id, about, request.page_size, request.page_token)
+        return context_pb2.ListContextAuditResponse(entries=[_entry(each) for each in page], next_page_token=following)
 
     async def CloseContext(self, request: context_pb2.CloseContextRequest, context: Any) -> context_pb2.CloseContextResponse:
         caller = identity.current()
@@ -65,10 +88,25 @@ def _opening(request: context_pb2.OpenContextRequest) -> contexts.Opening:
     return contexts.Opening(
         request_id=ids.RequestId(request.request_id),
         run_id=ids.RunId(request.run_id),
-        thread_id=ids.ThreadId(request.thread_id) if request.thread_id else None,
+        thread_id=_thread_id(request.thread_id),
         connection_id=ids.ConnectionId(request.connection_id) if request.connection_id else None,
         deadline=stamps.moment("deadline", request.deadline) if request.HasField("deadline") else None,
         correlation_id=ids.CorrelationId(request.correlation_id) if request.correlation_id else None,
         agent_context=request.agent_context,
         audit_metadata=request.audit_metadata,
     )
+
+
+def _thread_id(value: str) -> ids.ThreadId | None:
+    return ids.ThreadId(value) if value else None
+
+
+def _closed_at(found: contexts.Stored) -> timestamp_pb2.Timestamp | None:
+    return None if found.closed_at is None else stamps.stamp(found.closed_at)
+
+
+def _entry(each: contexts.Entry) -> context_pb2.AuditEntry:
+    return context_pb2.AuditEntry(
+        entry_id=each.entry_id, at=stamps.stamp(each.at), context_id=each.context_id, thread_id=each.thread_id, actor=each.actor,
+        action=each.action, correlation_id=each.correlation_id, detail=each.detail,
+    )  # fmt: skip

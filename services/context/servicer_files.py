@@ -10,7 +10,7 @@ from typing import Any
 from chassis import identity
 from netra import errors, ids
 from netra.context.v1 import context_pb2, context_pb2_grpc
-from services.context import artifacts, stamps, uploads
+from services.context import artifacts, contexts, stamps, uploads
 
 _ACCEPTED = "x-netra-accepted"
 
@@ -18,6 +18,7 @@ _ACCEPTED = "x-netra-accepted"
 class FilesServicer(context_pb2_grpc.ContextServiceServicer):
     """Files, up and down."""
 
+    _contexts: contexts.Contexts
     _artifacts: artifacts.Artifacts
     _uploads: uploads.Uploads
 
@@ -26,27 +27,39 @@ class FilesServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.PutArtifactResponse:
         caller, parts = identity.current(), _Parts(request_iterator, self._uploads.limits.stall_s)
         draft = _draft(await parts.header(), caller)
-        async with self._uploads.open(caller.user_id, draft) as upload:
+        async with self._uploads.open(self._actor(caller), draft) as upload:
             await context.send_initial_metadata(((_ACCEPTED, "header"),))
             async for data in parts.data(whole=bool(draft.size or draft.sha256)):
                 await upload.take(data)
             return context_pb2.PutArtifactResponse(artifact=_artifact(await upload.complete()))
 
     async def GetArtifact(self, request: context_pb2.GetArtifactRequest, context: Any) -> AsyncIterator[context_pb2.GetArtifactResponse]:
-        user_id = identity.current().user_id
-        found = await self._artifacts.get(user_id, ids.ArtifactId(request.artifact_id))
-        async with contextlib.aclosing(self._artifacts.read(user_id, found, request.offset)) as pieces:
+        actor = self._actor(identity.current())
+        found = await self._artifacts.get(actor, ids.ArtifactId(request.artifact_id))
+        async with contextlib.aclosing(self._artifacts.read(actor, found, request.offset)) as pieces:
             yield context_pb2.GetArtifactResponse(artifact=_artifact(found))
             async for data in pieces:
                 yield context_pb2.GetArtifactResponse(data=data)
 
     async def ListArtifacts(self, request: context_pb2.ListArtifactsRequest, context: Any) -> context_pb2.ListArtifactsResponse:
-        page, following = await self._artifacts.artifacts(identity.current().user_id, request.page_size, request.page_token)
-        return context_pb2.ListArtifactsResponse(artifacts=[_artifact(entry) for entry in page], next_page_token=following)
+        actor, thread_id = self._actor(identity.current()), _thread_id(request.thread_id)
+        page, following = await self._artifacts.artifacts(actor, thread_id, request.page_size, request.page_token)
+        used = await self._artifacts.usage(actor)
+        return context_pb2.ListArtifactsResponse(
+            artifacts=[_artifact(entry) for entry in page], next_page_token=following, count=used.count, bytes=used.bytes,
+            max_count=used.room.count, max_bytes=used.room.bytes,
+        )  # fmt: skip
 
     async def DeleteArtifact(self, request: context_pb2.DeleteArtifactRequest, context: Any) -> context_pb2.DeleteArtifactResponse:
         await self._artifacts.delete(identity.current().user_id, ids.ArtifactId(request.artifact_id))
         return context_pb2.DeleteArtifactResponse()
+
+    def _actor(self, caller: identity.Caller) -> artifacts.Actor:
+        if caller.principal is not None:
+            return artifacts.Actor(caller.principal.user_id, caller.principal.tier)
+        frame = caller.frame
+        self._contexts.require_standing(frame)
+        return artifacts.Actor(frame.user_id, frame.tier, frame.context_id)
 
 
 class _Parts:
@@ -86,6 +99,10 @@ class _Parts:
             raise errors.InvalidPayload("Tell size or sha256 in the header, or send end as the last part.", field="end")
 
 
+def _thread_id(told: str) -> ids.ThreadId | None:
+    return ids.ThreadId(told) if told else None
+
+
 def _draft(header: context_pb2.ArtifactHeader, caller: identity.Caller) -> artifacts.Draft:
     return artifacts.Draft(
         request_id=ids.RequestId(header.request_id),
@@ -94,11 +111,12 @@ def _draft(header: context_pb2.ArtifactHeader, caller: identity.Caller) -> artif
         size=header.size,
         sha256=header.sha256,
         run_id=None if caller.context is None else caller.context.run_id,
+        thread_id=_thread_id(header.thread_id) if caller.context is None else caller.context.thread_id,
     )
 
 
 def _artifact(entry: artifacts.Artifact) -> context_pb2.Artifact:
     return context_pb2.Artifact(
         artifact_id=entry.artifact_id, name=entry.name, media_type=entry.media_type, size=entry.size, sha256=entry.sha256,
-        run_id=entry.run_id or "", created_at=stamps.stamp(entry.created_at),
+        run_id=entry.run_id or "", created_at=stamps.stamp(entry.created_at), thread_id=entry.thread_id or "", user_id=entry.user_id,
     )  # fmt: skip

@@ -5,14 +5,45 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from chassis.postgres import DatabaseManager, Row, Transaction
+from chassis.postgres import DatabaseManager, Transaction
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context.contexts import Line, Stored
+from services.context import store_rows
+from services.context.contexts import About, Entry, Filter, Line, Stored
 
-_FRAME = (
-    "context_id, user_id, tenant_id, session_id, thread_id, run_id, request_id, connection_id, roles, tier, scope, created_at,"
-    " deadline, depth, parent_request_id, correlation_id, agent_context, audit_metadata"
+# $1 to $20 are the context, $21 to $23 the line; `place` says whose thread it is, or is empty
+_STORE = (
+    f" made AS (INSERT INTO context.contexts ({store_rows.FRAME}, asked, token_until, owner_id)"
+    "  SELECT $1::uuid, $2::uuid, $3::uuid, $4::uuid, $5::uuid, $6::uuid, $7::text, $8::uuid, $9::text[], $10::text, $11::text[],"
+    "   $12::timestamptz, $13::timestamptz, $14::int, $15::text, $16::text, $17::bytea, $18::bytea, $19::bytea, $20::timestamptz,"
+    "   place.owner_id FROM place RETURNING user_id, context_id, correlation_id)"
+    " INSERT INTO context.audit (user_id, context_id, actor, action, correlation_id, detail)"
+    "  SELECT user_id, context_id, $21::text, $22::text, correlation_id, $23::jsonb FROM made"
+)
+_IN_NEW = (
+    "WITH place AS (INSERT INTO context.threads (thread_id, user_id, tenant_id) VALUES ($5::uuid, $2::uuid, $3::uuid)"
+    f" RETURNING user_id AS owner_id),{_STORE}"
+)
+# the lock is that of the foreign key: whoever erases the thread meanwhile is seen
+_IN_KNOWN = (
+    "WITH place AS (SELECT t.user_id AS owner_id FROM context.threads AS t"
+    f" WHERE t.thread_id = $5::uuid AND {store_rows.writable('$2::uuid', 't')} FOR KEY SHARE OF t),{_STORE}"
+)
+# what goes on in a thread that its owner deleted may end there
+_BELOW = (
+    "WITH place AS (SELECT p.owner_id FROM context.contexts AS p JOIN context.threads AS t USING (thread_id)"
+    " WHERE p.user_id = $2::uuid AND p.context_id = $24::uuid AND p.closed_at IS NULL"
+    f" AND (t.user_id = $2::uuid AND t.erased_at IS NULL OR {store_rows.writable('$2::uuid', 't')})"
+    f" FOR KEY SHARE OF t),{_STORE}"
+)
+_SEEN = "SELECT EXISTS (SELECT FROM context.threads WHERE thread_id = $1 AND deleted_at IS NULL AND erased_at IS NULL AND user_id <> $2)"
+_RENEW = "UPDATE context.contexts SET token_until = greatest(token_until, $3) WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL"
+_CLOSE = (
+    "WITH closed AS (UPDATE context.contexts SET closed_at = now() WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL"
+    "  RETURNING user_id, context_id, correlation_id, closed_at),"
+    " told AS (INSERT INTO context.audit (user_id, context_id, actor, action, correlation_id, detail)"
+    "  SELECT user_id, context_id, $3::text, $4::text, correlation_id, $5::jsonb FROM closed)"
+    " SELECT closed_at FROM closed"
 )
 
 
@@ -22,79 +53,80 @@ class ContextStore:
     def __init__(self, database: DatabaseManager) -> None:
         self._database = database
 
-    async def by_id(self, user_id: ids.UserId, context_id: ids.ContextId) -> Stored | None:
-        """The user's context with this id."""
-        query = f"SELECT {_FRAME}, asked, closed_at FROM context.contexts WHERE user_id = $1 AND context_id = $2"
+    async def by_id(self, user_id: ids.UserId, context_id: ids.ContextId, within: ids.ContextId | None = None) -> Stored | None:
+        """The user's context with this id; None, too, when it is asked for within another one that is closed."""
+        query, arguments = store_rows.one(user_id, context_id)
+        if within is not None:
+            query, arguments = f"{query} AND {store_rows.still_open(context='$3')}", [*arguments, within]
         async with self._database.transaction(user_id) as transaction:
-            return _stored(await transaction.row(query, user_id, context_id))
+            row = await transaction.row(query, *arguments)
+        return None if row is None else store_rows.stored(row)
 
     async def by_request(self, user_id: ids.UserId, request_id: ids.RequestId) -> Stored | None:
         """The user's context that was made under this request id."""
-        query = f"SELECT {_FRAME}, asked, closed_at FROM context.contexts WHERE user_id = $1 AND request_id = $2"
+        query = f"SELECT {store_rows.FRAME}, asked, closed_at FROM context.contexts WHERE user_id = $1 AND request_id = $2"
         async with self._database.transaction(user_id) as transaction:
-            return _stored(await transaction.row(query, user_id, request_id))
+            row = await transaction.row(query, user_id, request_id)
+        return None if row is None else store_rows.stored(row)
 
-    async def open(self, frame: UserExecutionContext, asked: bytes, line: Line, *, new_thread: bool) -> None:
-        """Store a context, and its thread when that is new.
+    async def page(self, user_id: ids.UserId, wanted: Filter, before: ids.ContextId | None, limit: int) -> tuple[list[Stored], bool]:
+        """The user's contexts made before another one, newest first, fewer than `limit` when they are long; and whether they were."""
+        query, arguments = store_rows.page(user_id, wanted, before, limit)
+        async with self._database.transaction(user_id) as transaction:
+            return store_rows.paged(await transaction.fetch(query, *arguments))
 
-        Raises `NotFound` when the thread is neither new nor the user's, `Conflict` when the request id is taken.
+    async def trail(self, user_id: ids.UserId, about: About, after: int, limit: int) -> list[Entry]:
+        """Lines of the user's audit trail behind one of them, oldest first."""
+        query, arguments = store_rows.trail(user_id, about, after, limit)
+        async with self._database.transaction(user_id) as transaction:
+            return [store_rows.entry(row) for row in await transaction.fetch(query, *arguments)]
+
+    async def open(self, frame: UserExecutionContext, asked: bytes, line: Line, until: datetime, *, new_thread: bool) -> None:
+        """Store a context whose token ends then, and its thread when that is new.
+
+        Raises `Conflict` when the request id is taken; `NotFound` when the thread is neither new nor one the user sees,
+        `PermissionDenied` when it was granted to them for reading only.
         """
-        async with self._database.transaction(frame.user_id) as transaction:
-            if new_thread:
-                await _insert_thread(transaction, frame)
-            elif not await _has_thread(transaction, frame):
-                raise errors.NotFound("There is no such thread.", field="thread_id")
-            await _insert_context(transaction, frame, asked)
-            await _insert_audit(transaction, frame, line)
 
-    async def derive(self, frame: UserExecutionContext, asked: bytes, line: Line) -> None:
-        """Store a child. Raises `Conflict` when the request id is taken."""
-        async with self._database.transaction(frame.user_id) as transaction:
-            await _insert_context(transaction, frame, asked)
-            await _insert_audit(transaction, frame, line)
+        async def work(transaction: Transaction) -> None:
+            if await _store(transaction, _IN_NEW if new_thread else _IN_KNOWN, frame, asked, line, until):
+                return
+            # the wall shows threads that were granted; those of the user were written to, or are deleted
+            if await transaction.value(_SEEN, frame.thread_id, frame.user_id):
+                raise errors.PermissionDenied("You may read this thread, but not write to it.", field="thread_id")
+            raise errors.NotFound("There is no such thread.", field="thread_id")
+
+        await self._database.retried(frame.user_id, work)
+
+    async def derive(self, frame: UserExecutionContext, parent_id: ids.ContextId, asked: bytes, line: Line, until: datetime) -> bool:
+        """Store a child; False when its parent is closed, or its thread not there for writing any more. Raises `Conflict`."""
+        return await self._database.retried(
+            frame.user_id, lambda transaction: _store(transaction, _BELOW, frame, asked, line, until, parent_id)
+        )  # fmt: skip
+
+    async def renew(self, user_id: ids.UserId, context_id: ids.ContextId, until: datetime) -> bool:
+        """Take note of when the last token of an open context ends; False when there is no open one."""
+        async with self._database.transaction(user_id) as transaction:
+            return await transaction.execute(_RENEW, user_id, context_id, until) == "UPDATE 1"
 
     async def close(self, frame: UserExecutionContext, line: Line) -> datetime | None:
         """Close an open context; None when there is no open one."""
-        query = (
-            "UPDATE context.contexts SET closed_at = now() WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL RETURNING closed_at"
-        )
         async with self._database.transaction(frame.user_id) as transaction:
-            closed_at: datetime | None = await transaction.value(query, frame.user_id, frame.context_id)
-            if closed_at is not None:
-                await _insert_audit(transaction, frame, line)
+            closed_at: datetime | None = await transaction.value(
+                _CLOSE, frame.user_id, frame.context_id, line.actor, line.action, json.dumps(line.detail)
+            )  # fmt: skip
         return closed_at
 
 
-async def _insert_context(transaction: Transaction, frame: UserExecutionContext, asked: bytes) -> None:
-    await transaction.execute(
-        f"INSERT INTO context.contexts ({_FRAME}, asked, owner_id)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $2)",
+async def _store(
+    transaction: Transaction, query: str, frame: UserExecutionContext, asked: bytes, line: Line, until: datetime, *more: object
+) -> bool:
+    """Store a context with its line, in one statement; whether there was a place for it."""
+    done = await transaction.execute(
+        query,
         frame.context_id, frame.user_id, frame.tenant_id, frame.session_id, frame.thread_id, frame.run_id, frame.request_id,
         frame.connection_id, list(frame.roles), frame.tier, sorted(frame.scope or ()), frame.created_at, frame.deadline, frame.depth,
-        frame.parent_request_id, frame.correlation_id, frame.canonical_agent_context, frame.canonical_audit_metadata, asked,
+        frame.parent_request_id, frame.correlation_id, frame.canonical_agent_context, frame.canonical_audit_metadata, asked, until,
+        line.actor, line.action, json.dumps(line.detail), *more,
     )  # fmt: skip
-
-
-async def _insert_audit(transaction: Transaction, frame: UserExecutionContext, line: Line) -> None:
-    await transaction.execute(
-        "INSERT INTO context.audit (user_id, context_id, actor, action, correlation_id, detail) VALUES ($1, $2, $3, $4, $5, $6)",
-        frame.user_id, frame.context_id, line.actor, line.action, frame.correlation_id, json.dumps(line.detail),
-    )  # fmt: skip
-
-
-async def _insert_thread(transaction: Transaction, frame: UserExecutionContext) -> None:
-    query = "INSERT INTO context.threads (thread_id, user_id, tenant_id) VALUES ($1, $2, $3)"
-    await transaction.execute(query, frame.thread_id, frame.user_id, frame.tenant_id)
-
-
-async def _has_thread(transaction: Transaction, frame: UserExecutionContext) -> bool:
-    query = "SELECT EXISTS (SELECT FROM context.threads WHERE user_id = $1 AND thread_id = $2)"
-    return bool(await transaction.value(query, frame.user_id, frame.thread_id))
-
-
-def _stored(row: Row | None) -> Stored | None:
-    if row is None:
-        return None
-    values = {name: row[name] for name in _FRAME.split(", ")}
-    frame = UserExecutionContext.restored(**values | {"scope": row["scope"] or None})
-    return Stored(frame, row["asked"], row["closed_at"])
+    return done == "INSERT 0 1"

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from chassis.postgres import DatabaseManager, Row, Transaction
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context.threads import Draft, Message, Thread
+from services.context import changes, store_changes
+from services.context.threads import DELETED, OWN, SHARED, Draft, Message, Reader, Thread
 
-_THREAD = "thread_id, created_at, updated_at, messages"
-_MESSAGE = "message_id, thread_id, position, role, content, run_id, created_at"
+_MESSAGE = "message_id, thread_id, position, role, content, run_id, created_at, user_id"
+# who acts in a context does so while it is open, in the very statement that reads or writes
+_OPEN = "EXISTS (SELECT FROM context.contexts AS c WHERE c.user_id = $1 AND c.context_id = $3 AND c.closed_at IS NULL)"
+_COLUMNS = "t.user_id AS owner_id, t.created_at, t.updated_at, t.messages, t.deleted_at"
+_OWN = f"SELECT t.thread_id, {_COLUMNS}, 'own' AS access FROM context.threads AS t WHERE t.user_id = $1 AND t.erased_at IS NULL"
+# $1 is the user. One statement each for the first page and the later ones, and for each size of a page: a plan that has to do for all
+# of them reads all threads there are.
+_LISTS = {
+    OWN: f"{_OWN} AND t.deleted_at IS NULL{{later}} ORDER BY t.thread_id DESC LIMIT {{limit}}",
+    DELETED: f"{_OWN} AND t.deleted_at IS NOT NULL{{later}} ORDER BY t.thread_id DESC LIMIT {{limit}}",
+    # the grants in their order, and of each its thread: OFFSET keeps the planner from beginning with the threads
+    SHARED: (
+        f"SELECT t.thread_id, {_COLUMNS}, t.access FROM (SELECT t.thread_id, t.access FROM context.grants AS t"
+        " WHERE t.grantee_id = $1 AND t.withdrawn_at IS NULL{later} ORDER BY t.thread_id DESC OFFSET 0) AS g CROSS JOIN LATERAL"
+        " (SELECT t.thread_id, t.user_id, t.created_at, t.updated_at, t.messages, t.deleted_at, g.access FROM context.threads AS t"
+        "   WHERE t.thread_id = g.thread_id AND t.deleted_at IS NULL AND t.erased_at IS NULL OFFSET 0) AS t"
+        " ORDER BY g.thread_id DESC LIMIT {limit}"
+    ),
+}
 # a page of the longest messages must fit into one answer
 _PAGE_BYTES = 2 * 1024 * 1024
 
 
 class ThreadStore:
-    """Each method is one transaction of one user; row-level security shows that user's rows and no other."""
+    """Each method is one transaction of one user; row-level security shows what is there for that user, and no other row."""
 
     def __init__(self, database: DatabaseManager) -> None:
         self._database = database
@@ -25,52 +43,110 @@ class ThreadStore:
     async def append(self, frame: UserExecutionContext, draft: Draft) -> Message:
         """The user's message under this request id: the one there is, or this one, now the last of the context's thread.
 
-        Raises `NotFound`, and `Conflict` when the request id is taken at the same moment.
+        Raises `FailedPrecondition` when the context is closed, `NotFound`, `PermissionDenied`, and `Conflict` when the request id is
+        taken at the same moment.
         """
+        # The lock gives concurrent messages of all who write one order without gaps; who may only read cannot take it. A run of the
+        # owner goes on in a thread they have deleted.
+        query = f"{store_changes.THREAD} AND {_OPEN} FOR UPDATE OF t"
         async with self._database.transaction(frame.user_id) as transaction:
-            # the lock gives concurrent messages one order without gaps
-            thread = await _thread(transaction, frame.user_id, frame.thread_id, lock=True)
-            if thread is None:
-                raise errors.NotFound("There is no such thread.")
+            row = await transaction.row(query, frame.user_id, frame.thread_id, frame.context_id)
+            if row is None:
+                raise await _why_not(transaction, frame)
             if (known := await _message_by_request(transaction, frame.user_id, draft.request_id)) is not None:
                 return known
             message = Message(
-                ids.MessageId.new(), frame.thread_id, thread.messages + 1, draft.role, draft.content, frame.run_id, datetime.now(UTC)
-            )
-            await _insert_message(transaction, frame.user_id, draft.request_id, message)
+                ids.MessageId.new(), frame.thread_id, row["messages"] + 1, draft.role, draft.content, frame.run_id, datetime.now(UTC),
+                frame.user_id,
+            )  # fmt: skip
+            await _insert_message(transaction, ids.UserId(row["owner_id"]), draft.request_id, message)
         return message
 
-    async def messages(self, user_id: ids.UserId, thread_id: ids.ThreadId, after: int, limit: int) -> tuple[Thread, list[Message]]:
-        """A thread, and its messages behind a position, oldest first; fewer than `limit` when they are long. Raises `NotFound`."""
-        async with self._database.transaction(user_id) as transaction:
-            thread = await _thread(transaction, user_id, thread_id)
-            if thread is None:
-                raise errors.NotFound("There is no such thread.")
+    async def messages(self, reader: Reader, thread_id: ids.ThreadId, after: int, limit: int) -> tuple[Thread, list[Message]]:
+        """A thread, and its messages behind a position, oldest first; fewer than `limit` when they are long.
+
+        Raises `NotFound`, and `FailedPrecondition` when the context is closed.
+        """
+        async with self._database.transaction(reader.user_id) as transaction:
+            thread = await _readable(transaction, reader, thread_id)
             rows = await transaction.fetch(
                 f"SELECT {_MESSAGE} FROM"
                 f" (SELECT {_MESSAGE}, sum(octet_length(content)) OVER (ORDER BY position) AS bytes FROM"
-                f"   (SELECT {_MESSAGE} FROM context.messages WHERE user_id = $1 AND thread_id = $2 AND position > $3"
+                f"   (SELECT {_MESSAGE} FROM context.messages WHERE owner_id = $1 AND thread_id = $2 AND position > $3"
                 "     ORDER BY position LIMIT $4) AS page) AS measured"
                 " WHERE bytes <= $5 ORDER BY position",
-                user_id, thread_id, after, limit, _PAGE_BYTES,
+                thread.owner_id, thread_id, after, limit, _PAGE_BYTES,
             )  # fmt: skip
         return thread, [_as_message(row) for row in rows]
 
-    async def threads(self, user_id: ids.UserId, before: ids.ThreadId | None, limit: int) -> list[Thread]:
-        """The user's threads made before another one, newest first."""
+    async def threads(self, user_id: ids.UserId, selection: str, before: ids.ThreadId | None, limit: int) -> list[Thread]:
+        """The user's threads, those granted to them or those they deleted, made before another one, newest first."""
+        later, place = ("", ()) if before is None else (" AND t.thread_id < $2", (before,))
         async with self._database.transaction(user_id) as transaction:
-            rows = await transaction.fetch(
-                f"SELECT {_THREAD} FROM context.threads"
-                " WHERE user_id = $1 AND ($2::uuid IS NULL OR thread_id < $2) ORDER BY thread_id DESC LIMIT $3",
-                user_id, before, limit,
-            )  # fmt: skip
+            rows = await transaction.fetch(_LISTS[selection].format(later=later, limit=limit), user_id, *place)
         return [_as_thread(row) for row in rows]
 
+    async def thread(self, user_id: ids.UserId, thread_id: ids.ThreadId) -> Thread | None:
+        """A thread that is there for the user; one they deleted, too."""
+        async with self._database.transaction(user_id) as transaction:
+            row = await store_changes.thread(transaction, user_id, thread_id)
+        return None if row is None else _as_thread(row)
 
-async def _thread(transaction: Transaction, user_id: ids.UserId, thread_id: ids.ThreadId, *, lock: bool = False) -> Thread | None:
-    query = f"SELECT {_THREAD} FROM context.threads WHERE user_id = $1 AND thread_id = $2"
-    row = await transaction.row(f"{query} FOR UPDATE" if lock else query, user_id, thread_id)
-    return None if row is None else _as_thread(row)
+    async def delete(self, change: changes.Change) -> Thread:
+        """Hide a thread, once. Raises `NotFound`, `PermissionDenied`."""
+        query = (
+            "UPDATE context.threads SET deleted_at = now()"
+            " WHERE user_id = $1 AND thread_id = $2 AND deleted_at IS NULL AND erased_at IS NULL RETURNING deleted_at"
+        )
+        async with self._database.transaction(change.user_id) as transaction:
+            known = await store_changes.begin(transaction, change)
+            if known is None:
+                deleted_at = await transaction.value(query, change.user_id, change.thread_id)
+                if deleted_at is not None:
+                    await store_changes.note(transaction, change, {})
+            return _as_thread(await store_changes.owned(transaction, change))
+
+    async def restore(self, change: changes.Change, keep: timedelta) -> Thread:
+        """Show a thread again that was deleted no longer ago than that. Raises `NotFound`, `PermissionDenied`."""
+        query = (
+            "UPDATE context.threads SET deleted_at = NULL"
+            " WHERE user_id = $1 AND thread_id = $2 AND deleted_at > now() - $3::interval AND erased_at IS NULL RETURNING thread_id"
+        )
+        async with self._database.transaction(change.user_id) as transaction:
+            if await store_changes.begin(transaction, change) is not None:
+                return _as_thread(await store_changes.owned(transaction, change))
+            if await transaction.value(query, change.user_id, change.thread_id, keep) is not None:
+                await store_changes.note(transaction, change, {})
+            thread = _as_thread(await store_changes.owned(transaction, change))
+            if thread.deleted_at is not None:
+                # its time has passed, and it will be erased in a moment
+                raise changes.no_thread()
+        return thread
+
+
+async def _readable(transaction: Transaction, reader: Reader, thread_id: ids.ThreadId) -> Thread:
+    if reader.context_id is None:
+        row = await transaction.row(f"{store_changes.THREAD} AND t.deleted_at IS NULL", reader.user_id, thread_id)
+        if row is None:
+            raise changes.no_thread()
+        return _as_thread(row)
+    row = await transaction.row(f"{store_changes.THREAD} AND {_OPEN}", reader.user_id, thread_id, reader.context_id)
+    if row is None:
+        await _refuse_closed(transaction, reader.user_id, reader.context_id)
+        raise changes.no_thread()
+    return _as_thread(row)
+
+
+async def _why_not(transaction: Transaction, frame: UserExecutionContext) -> errors.NetraError:
+    await _refuse_closed(transaction, frame.user_id, frame.context_id)
+    row = await store_changes.thread(transaction, frame.user_id, frame.thread_id)
+    return changes.no_thread() if row is None else errors.PermissionDenied("The thread was granted to you for reading.")
+
+
+async def _refuse_closed(transaction: Transaction, user_id: ids.UserId, context_id: ids.ContextId) -> None:
+    query = "SELECT closed_at IS NOT NULL FROM context.contexts WHERE user_id = $1 AND context_id = $2"
+    if await transaction.value(query, user_id, context_id) is not False:
+        raise errors.FailedPrecondition("The execution context is closed.")
 
 
 async def _message_by_request(transaction: Transaction, user_id: ids.UserId, request_id: ids.RequestId) -> Message | None:
@@ -79,23 +155,26 @@ async def _message_by_request(transaction: Transaction, user_id: ids.UserId, req
     return None if row is None else _as_message(row)
 
 
-async def _insert_message(transaction: Transaction, user_id: ids.UserId, request_id: ids.RequestId, message: Message) -> None:
+async def _insert_message(transaction: Transaction, owner_id: ids.UserId, request_id: ids.RequestId, message: Message) -> None:
     """Store a message of a locked thread and count it."""
     await transaction.execute(
         "INSERT INTO context.messages (user_id, request_id, message_id, thread_id, position, role, content, run_id, created_at, owner_id)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $1)",
-        user_id, request_id, message.message_id, message.thread_id, message.position, message.role, message.content, message.run_id,
-        message.created_at,
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        message.user_id, request_id, message.message_id, message.thread_id, message.position, message.role, message.content,
+        message.run_id, message.created_at, owner_id,
     )  # fmt: skip
     query = "UPDATE context.threads SET messages = $3, updated_at = $4 WHERE user_id = $1 AND thread_id = $2"
-    await transaction.execute(query, user_id, message.thread_id, message.position, message.created_at)
+    await transaction.execute(query, owner_id, message.thread_id, message.position, message.created_at)
 
 
 def _as_thread(row: Row) -> Thread:
-    return Thread(ids.ThreadId(row["thread_id"]), row["created_at"], row["updated_at"], row["messages"])
+    return Thread(
+        ids.ThreadId(row["thread_id"]), row["created_at"], row["updated_at"], row["messages"], ids.UserId(row["owner_id"]),
+        row["access"], row["deleted_at"],
+    )  # fmt: skip
 
 
 def _as_message(row: Row) -> Message:
-    typed = {"message_id": ids.MessageId, "thread_id": ids.ThreadId, "run_id": ids.RunId}
+    typed = {"message_id": ids.MessageId, "thread_id": ids.ThreadId, "run_id": ids.RunId, "user_id": ids.UserId}
     values = {field.name: row[field.name] for field in fields(Message)}
     return Message(**(values | {name: kind(row[name]) for name, kind in typed.items()}))

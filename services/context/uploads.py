@@ -11,13 +11,13 @@ from chassis import lifecycle, log
 from chassis.postgres import Conflict
 from netra import errors, ids
 from services.context import slots
-from services.context.artifacts import CHUNK, Artifact, Draft, Kept, Limits
+from services.context.artifacts import CHUNK, Actor, Artifact, Draft, Kept, Limits
 
 _log = log.get(__name__)
 # what one upload holds in memory before it is written: one transaction for two chunks
 _BATCH = 2 * CHUNK
-# without a size told, room is counted in steps
-_STEP = 64 * CHUNK
+# Without a size told, room is counted in steps: small ones, as what is counted and never comes keeps others of the user out.
+_STEP = 8 * CHUNK
 
 
 class Uploads:
@@ -28,20 +28,23 @@ class Uploads:
         self.limits = limits
 
     @contextlib.asynccontextmanager
-    async def open(self, user_id: ids.UserId, draft: Draft) -> AsyncIterator[Upload]:
-        """An upload whose header is good; what is not `complete` at the end leaves nothing. Raises `TooLarge`, `RateLimited`."""
+    async def open(self, actor: Actor, draft: Draft) -> AsyncIterator[Upload]:
+        """An upload whose header is good; what is not `complete` at the end leaves nothing.
+
+        Raises `TooLarge`, `RateLimited`, `QuotaExceeded`; `NotFound` or `PermissionDenied` for the thread; `FailedPrecondition`.
+        """
         if draft.size > self.limits.file:
             raise _too_large(self.limits.file)
-        async with self._moving.one(user_id):
-            known = await self._kept.by_request(user_id, draft.request_id)
-            upload = Upload(self._kept, self.limits, user_id, draft, known)
+        async with self._moving.one(actor.user_id):
+            known = await self._kept.by_request(actor, draft.request_id)
+            upload = Upload(self._kept, self.limits, actor, draft, known)
             try:
                 await upload.begin()
                 yield upload
             finally:
                 if not upload.shown and known is None:
                     # the cancellation of a call may come only now, and must not stop it
-                    await asyncio.shield(self._tasks.spawn(self._give_up(user_id, upload.artifact_id), "give-up"))
+                    await asyncio.shield(self._tasks.spawn(self._give_up(actor.user_id, upload.artifact_id), "give-up"))
 
     async def _give_up(self, user_id: ids.UserId, artifact_id: ids.ArtifactId) -> None:
         try:
@@ -55,8 +58,9 @@ class Uploads:
 class Upload:
     """The bytes of one file. Under a request id that was used before they are only compared."""
 
-    def __init__(self, kept: Kept, limits: Limits, user_id: ids.UserId, draft: Draft, known: Artifact | None) -> None:
-        self._kept, self._limits, self._user_id, self._draft, self._known = kept, limits, user_id, draft, known
+    def __init__(self, kept: Kept, limits: Limits, actor: Actor, draft: Draft, known: Artifact | None) -> None:
+        self._kept, self._limits, self._actor, self._draft, self._known = kept, limits, actor, draft, known
+        self._room = limits.room(actor.tier)
         self.artifact_id = ids.ArtifactId.new()
         self.shown = False
         self._digest = hashlib.sha256()
@@ -64,13 +68,14 @@ class Upload:
         self._waiting = bytearray()
 
     async def begin(self) -> None:
-        """Make room. Raises `TooLarge`."""
+        """Make room. Raises `QuotaExceeded`, and what is wrong with the thread or the context."""
         if self._known is None:
-            await self._kept.begin(self._user_id, self.artifact_id, self._draft)
-            await self._reserve(self._draft.size, self._draft.size or _STEP)
+            wanted = min(self._draft.size or _STEP, self._limits.file)
+            self._reserved = await self._kept.begin(self._actor, self.artifact_id, self._draft, wanted, self._room)
+            self._require(self._draft.size)
 
     async def take(self, data: bytes) -> None:
-        """The next bytes. Raises `InvalidPayload`, `TooLarge`."""
+        """The next bytes. Raises `InvalidPayload`, `TooLarge`, `QuotaExceeded`."""
         self._size += len(data)
         if self._draft.size and self._size > self._draft.size:
             raise _wrong_size(self._draft.size)
@@ -80,7 +85,9 @@ class Upload:
         if self._known is not None:
             return
         if self._size > self._reserved:
-            await self._reserve(self._size, self._reserved + _STEP)
+            wanted = min(self._reserved + _STEP, self._limits.file)
+            self._reserved = await self._kept.reserve(self._actor.user_id, self.artifact_id, wanted, self._room.bytes)
+            self._require(self._size)
         self._waiting += data
         if len(self._waiting) >= _BATCH:
             await self._write(len(self._waiting) // CHUNK * CHUNK)
@@ -96,10 +103,10 @@ class Upload:
             return self._same(self._known, sha256)
         await self._write(len(self._waiting))
         try:
-            found = await self._kept.complete(self._user_id, self.artifact_id, self._size, sha256)
+            found = await self._kept.complete(self._actor, self.artifact_id, self._size, sha256)
         except Conflict:
             # the same request came in twice at once, and the other one was first
-            first = await self._kept.by_request(self._user_id, self._draft.request_id)
+            first = await self._kept.by_request(self._actor, self._draft.request_id)
             return self._same(first, sha256)
         self.shown = True
         return found
@@ -109,18 +116,15 @@ class Upload:
             raise errors.AlreadyExists(field="request_id")
         return known
 
-    async def _reserve(self, needed: int, wanted: int) -> None:
-        limit = self._limits.user
-        self._reserved = await self._kept.reserve(self._user_id, self.artifact_id, min(wanted, self._limits.file), limit)
+    def _require(self, needed: int) -> None:
         if self._reserved < needed:
-            message = f"All artifacts of one user have at most {limit} bytes together. Delete some that are no longer needed."
-            raise errors.TooLarge(message, limit=limit)
+            raise self._room.refused("artifact_bytes")
 
     async def _write(self, size: int) -> None:
         chunks = [bytes(self._waiting[at : min(at + CHUNK, size)]) for at in range(0, size, CHUNK)]
         if chunks:
             del self._waiting[:size]
-            await self._kept.append(self._user_id, self.artifact_id, self._position, chunks)
+            await self._kept.append(self._actor, self.artifact_id, self._position, chunks)
             self._position += len(chunks)
 
 

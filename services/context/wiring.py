@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from chassis import audit, identity, log, migrations, postgres, tls
@@ -14,11 +15,14 @@ from chassis.server import Server
 from chassis.trust import Trust, follow
 from netra import errors
 from netra.context.v1 import context_pb2, context_pb2_grpc
-from services.context import artifacts, contexts, keys, slots, threads, uploads
+from services.context import artifacts, contexts, expiry, keys, oversight, privacy, sharing, slots, threads, uploads
 from services.context.servicer import ContextServicer
 from services.context.settings import ContextSettings
 from services.context.store_artifacts import ArtifactStore
 from services.context.store_contexts import ContextStore
+from services.context.store_left_over_system import LeftOverStore
+from services.context.store_privacy import PrivacyStore
+from services.context.store_sharing import SharingStore
 from services.context.store_system import SystemStore
 from services.context.store_threads import ThreadStore
 from services.context.upstreams import Auth
@@ -50,11 +54,12 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         trust = Trust(settings.state_dir, settings.trust_stale_s)
         auth = Auth(settings.auth_target, settings.secret("service").get_secret_value(), tls.of(settings))
         stack.push_async_callback(auth.close)
-        refusals = audit.Refusals(audit.to_auth(auth.stub, auth.credentials))
+        told = audit.to_auth(auth.stub, auth.credentials)
+        refusals = audit.Refusals(told)
         stack.push_async_callback(refusals.close)
         wrap = settings.wrap("context.signing_keys")
         dsn = settings.postgres_dsn("netra_context", "postgres")
-        users = await postgres.open_pool(dsn, "context")
+        users = await postgres.open_pool(dsn, "context", size=settings.postgres_pool, options=postgres.BY_KEY)
         stack.push_async_callback(users.close)
         # of their own: files that move must not keep a run from starting
         files = await postgres.open_pool(dsn, "context-artifacts", size=4)
@@ -66,39 +71,71 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         key = await keys.current(crossing, wrap)
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
+        ends = expiry.Expiry(crossing, timedelta(days=settings.context_keep_days))
+        # before anything is heard of: what was withdrawn while nobody ran here is told again
+        trust.on_revocation(ends.revoked)
         tasks.spawn(follow(trust, auth.stub, auth.credentials), "trust")
         tasks.spawn(refusals.run(), "refusals")
         left_over = asyncio.Event()
-        server = _server(settings, trust, users, _Files(ArtifactStore(files), tasks, left_over), key, refusals)
+        removal = privacy.Removal(LeftOverStore(system), timedelta(days=settings.thread_keep_days))
+        stores = _Stores(ContextStore(users), ThreadStore(users), SharingStore(users), PrivacyStore(users), ArtifactStore(files), crossing)
+        server = _server(settings, trust, auth, stores, _Background(tasks, left_over, removal), key, _Record(refusals, audit.Acts(told)))
         await server.start()
         stack.push_async_callback(server.drain)
         tasks.spawn(_keep_published(server, trust, auth, key), "publish")
-        tasks.spawn(_swept(crossing, left_over), "sweep")
+        tasks.spawn(_swept(removal, left_over), "sweep")
+        tasks.spawn(ends.run(), "expiry")
         yield Service(server, trust)
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """What moving files needs."""
+class _Stores:
+    """Where things are kept."""
 
-    store: ArtifactStore
+    contexts: ContextStore
+    threads: ThreadStore
+    sharing: SharingStore
+    privacy: PrivacyStore
+    artifacts: ArtifactStore
+    system: SystemStore
+
+
+@dataclass(frozen=True, slots=True)
+class _Background:
+    """Who goes on when a call is over: the owner of tasks, the word that something was given up, and who removes it."""
+
     tasks: Tasks
     left_over: asyncio.Event
+    removal: privacy.Removal
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What auth is told: what was refused, and what is done on somebody's behalf."""
+
+    refusals: audit.Refusals
+    acts: audit.Acts
 
 
 def _server(
-    settings: ContextSettings, trust: Trust, users: postgres.DatabaseManager, files: _Files, key: keys.SigningKey, refusals: audit.Refusals
+    settings: ContextSettings, trust: Trust, auth: Auth, stores: _Stores, background: _Background, key: keys.SigningKey, record: _Record
 ) -> Server:
     authenticator = identity.Authenticator(trust)
-    server = Server(settings.host, settings.port, authenticator, settings.drain_s, tls.of(settings), refusals)
+    server = Server(settings.host, settings.port, authenticator, settings.drain_s, tls.of(settings), record.refusals)
     moving = slots.Slots(settings.artifacts_moving, settings.artifacts_moving_per_user)
-    limits = artifacts.Limits(settings.artifact_max_bytes, settings.artifacts_max_bytes_per_user, settings.artifact_stall_s)
+    limits = artifacts.Limits(
+        settings.artifact_max_bytes, settings.artifacts_max_bytes_per_user, settings.artifacts_max_per_user, settings.artifact_stall_s,
+        trust.limits,
+    )  # fmt: skip
     servicer = ContextServicer(
         authenticator.verifier,
-        contexts.Contexts(ContextStore(users), key),
-        threads.Threads(ThreadStore(users)),
-        artifacts.Artifacts(files.store, moving, files.left_over.set),
-        uploads.Uploads(files.store, limits, moving, files.left_over.set, files.tasks),
+        contexts.Contexts(stores.contexts, key, trust),
+        oversight.Oversight(stores.contexts, stores.system, trust, record.acts),
+        threads.Threads(stores.threads, timedelta(days=settings.thread_keep_days)),
+        sharing.Sharing(stores.sharing, auth, key, settings.grant_token_s),
+        privacy.Privacy(stores.privacy, background.removal, background.left_over.set),
+        artifacts.Artifacts(stores.artifacts, limits, moving, background.left_over.set),
+        uploads.Uploads(stores.artifacts, limits, moving, background.left_over.set, background.tasks),
     )
     descriptor = context_pb2.DESCRIPTOR.services_by_name["ContextService"]
     server.add(descriptor, context_pb2_grpc.add_ContextServiceServicer_to_server, servicer)
@@ -119,15 +156,13 @@ async def _keep_published(server: Server, trust: Trust, auth: Auth, key: keys.Si
         await asyncio.sleep(_REPUBLISH_S)
 
 
-async def _swept(system: SystemStore, left_over: asyncio.Event) -> None:
+async def _swept(removal: privacy.Removal, left_over: asyncio.Event) -> None:
     """Remove what was given up: when told, and what dead processes left from time to time."""
     while True:
         try:
-            await system.give_up_abandoned()
-            while await system.remove_some():
-                pass
+            await removal.sweep()
         except errors.NetraError as error:
-            _log.warning("left-over files could not be removed yet", code=error.code)
+            _log.warning("what was given up could not be removed yet", code=error.code)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SWEEP_S):
                 await left_over.wait()

@@ -56,6 +56,10 @@ class Known(Protocol):
         """The run that a request started, if any. Raises `Busy` or `RateLimited` when there is none and a new one may not come."""
         ...
 
+    async def require_free(self, user_id: ids.UserId, request_id: str, thread_id: str) -> None:
+        """Raise `Busy` while anybody's run goes on in a thread that the user may use, unless this request has started one."""
+        ...
+
 
 class Admission:
     """Turns what a user wants into a stored run that somebody will take to its end."""
@@ -87,6 +91,9 @@ class Admission:
         if wanted.kind == "agent":
             await self._entitled.count_run(user)
         opened = await self._opened(user, wanted)
+        if wanted.only_if_free and wanted.thread_id:
+            # runs of others count as well, and may be told of now that the user is known to write there; no message was left yet
+            await self._store.require_free(user.user_id, ids.RequestId(wanted.request_id), opened.context.thread_id)
         message_id = await self._message(wanted, opened)
         passed.now(stages.PERSISTED if message_id else stages.ROUTING)
         # a call is executed here or not at all: its arguments, which may hold secrets, need not outlive it

@@ -29,16 +29,18 @@ _MOST_NOTIFIED = 1000
 class Known(Protocol):
     """Where the runs of users are kept."""
 
-    async def get(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
-        """One run. Raises `NotFound`."""
+    async def get(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
+        """One run: the user's, or with a thread that was granted to them anybody's in it. Raises `NotFound`."""
         ...
 
     async def by_request(self, user_id: ids.UserId, request_id: str) -> runs.Run | None:
         """The run that a request started, if any."""
         ...
 
-    async def page(self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str) -> list[runs.Run]:
-        """Up to `size` runs, newest first, older than the run `before` when given."""
+    async def page(
+        self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str, granted: bool = False
+    ) -> list[runs.Run]:  # fmt: skip
+        """Up to `size` runs, newest first, older than the run `before` when given; of a `granted` thread all, whoever owns them."""
         ...
 
 
@@ -55,10 +57,10 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
 
     def __init__(
         self, overseer: supervisor.Supervisor, known: Known, notices: Notices, agents: agents_.AgentRegistry, tools: tools_.ToolRegistry,
-        entitled: entitlements.Entitlements, limits: settings.DispatcherSettings,
+        entitled: entitlements.Entitlements, verifier: identity.Verifier, limits: settings.DispatcherSettings,
     ) -> None:  # fmt: skip
         self._supervisor, self._store, self._notices, self._agents, self._tools = overseer, known, notices, agents, tools
-        self._entitled, self._limits = entitled, limits
+        self._entitled, self._verifier, self._limits = entitled, verifier, limits
 
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
         """Accept a run."""
@@ -83,7 +85,8 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         """One run."""
-        run = await self._store.get(identity.current().user_id, ids.RunId(request.run_id))
+        thread_id = await self._granted(request.grant_token, "read")
+        run = await self._store.get(identity.current().user_id, ids.RunId(request.run_id), thread_id)
         shown = _run(run)
         shown.stages.extend(pb.Stage(name=name, at=_time(at)) for name, at in stages.in_order(run.stages))
         return pb.GetRunResponse(run=shown)
@@ -91,20 +94,35 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         """One page of runs."""
         size = _page_size(request.page_size)
+        granted = await self._granted(request.grant_token, "read")
+        thread_id = ids.ThreadId(request.thread_id) if request.thread_id else granted
+        if granted and thread_id != granted:
+            raise errors.InvalidPayload("thread_id is another thread than that of grant_token", field="thread_id")
         found = await self._store.page(
             identity.current().user_id,
             before=_decoded(request.page_token),
             size=size + 1,
-            thread_id=ids.ThreadId(request.thread_id) if request.thread_id else "",
+            thread_id=thread_id,
             state=_STATE_NAME.get(request.state, ""),
+            granted=bool(granted),
         )
         token = _encoded(found[size - 1].run_id) if len(found) > size else ""
         return pb.ListRunsResponse(runs=[_run(run) for run in found[:size]], next_page_token=token)
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
         """Ask a run to stop."""
-        run = await self._supervisor.cancel(identity.current().user_id, ids.RunId(request.run_id))
+        thread_id = await self._granted(request.grant_token, "own")
+        run = await self._supervisor.cancel(identity.current().user_id, ids.RunId(request.run_id), thread_id)
         return pb.CancelRunResponse(state=_STATE[run.state])
+
+    async def _granted(self, token: str, access: str) -> str:
+        """The thread of a grant token of the caller's; empty without one. Raises `Unauthenticated`, `PermissionDenied`."""
+        if not token:
+            return ""
+        grant = await self._verifier.grant(token, identity.current().user)
+        if not grant.allows(access):
+            raise errors.PermissionDenied("Only the owner of the thread may do this.")
+        return grant.resource
 
     async def RecordStages(self, request: pb.RecordStagesRequest, context: Any) -> pb.RecordStagesResponse:
         """Users were told of the ends of their runs."""
@@ -185,6 +203,7 @@ def _run(run: runs.Run) -> pb.Run:
         started_at=_time(run.started_at),
         ended_at=_time(run.ended_at),
         correlation_id=run.correlation_id,
+        user_id=run.user_id,
     )
 
 

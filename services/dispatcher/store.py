@@ -14,6 +14,8 @@ _COLUMNS = (
     "run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, state, correlation_id, created_at, started_at,"
     " ended_at, outcome"
 )
+# what policies look at beside the user: a thread whose runs are shown, one whose runs may be cancelled
+_THREAD, _OWNED_THREAD = "thread_id", "owned_thread_id"
 
 
 def _run(row: postgres.Row) -> runs.Run:
@@ -47,14 +49,17 @@ class Store:
     ) -> runs.Run:  # fmt: skip
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1.
 
-        Raises `Busy` when the thread must be free and is not, `RateLimited` when too many wait.
+        Raises `Busy` when the thread must be free and is not, whoever uses it; `RateLimited` when too many wait.
         """
-        async with self._database.transaction(user_id) as transaction:
-            # one user's starts queue up here, so the counts below are exact
-            await transaction.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"start {user_id}")
+        async with self._database.transaction(user_id, within={_THREAD: thread_id}) as transaction:
+            # one user's starts queue up here, and those of one thread, so the counts below are exact
+            locks = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0)), pg_advisory_xact_lock(hashtextextended($2, 0))"
+            await transaction.execute(locks, f"start {user_id}", f"start in {thread_id}")
             if (known := await self._by_request(transaction, user_id, request_id)) is not None:
                 return known
-            await self._admit(transaction, user_id, thread_id, most_queued, only_if_free)
+            if only_if_free:
+                await _require_free(transaction, thread_id)
+            await self._require_room(transaction, user_id, most_queued)
             row = await transaction.row(
                 "INSERT INTO dispatcher.runs (run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, request, inputs,"
                 " deadline_s, context, context_token, correlation_id, traceparent, state, epoch, lease_owner, tier, session_id,"
@@ -71,14 +76,7 @@ class Store:
             raise errors.Internal("The run was not stored.")
         return _run(row)
 
-    async def _admit(self, transaction: postgres.Transaction, user_id: str, thread_id: str, most_queued: int, only_if_free: bool) -> None:
-        if only_if_free:
-            query = (
-                "SELECT EXISTS (SELECT FROM dispatcher.runs WHERE user_id = $1 AND thread_id = $2 AND kind = 'agent'"
-                " AND state IN ('queued', 'running', 'suspended'))"
-            )
-            if await transaction.value(query, user_id, thread_id):
-                raise errors.Busy(thread_id=thread_id)
+    async def _require_room(self, transaction: postgres.Transaction, user_id: str, most_queued: int) -> None:
         query = "SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND state = 'queued'"
         if await transaction.value(query, user_id) >= most_queued:
             message = f"You have {most_queued} runs waiting; let some of them end first."
@@ -90,41 +88,80 @@ class Store:
         return None if row is None else _run(row)
 
     async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, only_if_free: bool) -> runs.Run | None:
-        """The run that a request started, if any. Raises `Busy` or `RateLimited` when there is none and a new one may not come."""
+        """The run that a request started, if any. Raises `Busy` or `RateLimited` when there is none and a new one may not come.
+
+        Busy is a thread here by runs of the user alone: whether there are others is not told before it is known who may use the thread.
+        """
         async with self._database.transaction(user_id) as transaction:
             if (run := await self._by_request(transaction, user_id, request_id)) is None:
-                await self._admit(transaction, user_id, thread_id, most_queued, only_if_free and bool(thread_id))
+                if only_if_free and thread_id:
+                    await _require_free(transaction, thread_id, user_id)
+                await self._require_room(transaction, user_id, most_queued)
             return run
+
+    async def require_free(self, user_id: ids.UserId, request_id: str, thread_id: str) -> None:
+        """Raise `Busy` while anybody's run goes on in a thread that the user may use, unless this request has started one."""
+        async with self._database.transaction(user_id, within={_THREAD: thread_id}) as transaction:
+            if await self._by_request(transaction, user_id, request_id) is None:
+                await _require_free(transaction, thread_id)
 
     async def by_request(self, user_id: ids.UserId, request_id: str) -> runs.Run | None:
         """The run that a request started, if any."""
         async with self._database.transaction(user_id) as transaction:
             return await self._by_request(transaction, user_id, request_id)
 
-    async def get(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
-        """One run, with its stages. Raises `NotFound`."""
-        query = f"SELECT {_COLUMNS}, stages FROM dispatcher.runs WHERE user_id = $1 AND run_id = $2"
-        async with self._database.transaction(user_id) as transaction:
-            row = await transaction.row(query, user_id, run_id)
+    async def get(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
+        """One run, with its stages: the user's, or with a thread that was granted to them anybody's in it. Raises `NotFound`."""
+        whose, which = _whose(user_id, thread_id)
+        query = f"SELECT {_COLUMNS}, stages FROM dispatcher.runs WHERE {whose} = $1 AND run_id = $2"
+        async with self._database.transaction(user_id, within=_within(thread_id)) as transaction:
+            row = await transaction.row(query, which, run_id)
         if row is None:
             raise errors.NotFound("There is no such run.", field="run_id")
         return dataclasses.replace(_run(row), stages=stages.read(row["stages"]))
 
-    async def page(self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str) -> list[runs.Run]:
-        """Up to `size` runs, newest first, older than the run `before` when given."""
-        query = (
-            f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE user_id = $1 AND ($2 = '' OR run_id < NULLIF($2, '')::uuid)"
-            " AND ($3 = '' OR thread_id = NULLIF($3, '')::uuid) AND ($4 = '' OR state = $4) ORDER BY run_id DESC LIMIT $5"
-        )
-        async with self._database.transaction(user_id) as transaction:
-            return [_run(row) for row in await transaction.fetch(query, user_id, before, thread_id, state, size)]
+    async def page(
+        self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str, granted: bool = False
+    ) -> list[runs.Run]:  # fmt: skip
+        """Up to `size` runs, newest first, older than the run `before` when given; of a `granted` thread all, whoever owns them."""
+        whose, which = _whose(user_id, thread_id if granted else "")
+        asked = {f"{whose} =": which, "run_id <": before, "thread_id =": thread_id, "state =": state}
+        # what was not asked for is not in the statement: a plan for any values would read all rows before a page
+        given = {condition: value for condition, value in asked.items() if value}
+        wanted = " AND ".join(f"{condition} ${number}" for number, condition in enumerate(given, 1))
+        query = f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE {wanted} ORDER BY run_id DESC LIMIT ${len(given) + 1}"
+        async with self._database.transaction(user_id, within=_within(thread_id if granted else "")) as transaction:
+            return [_run(row) for row in await transaction.fetch(query, *given.values(), size)]
 
-    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
-        """Ask a run to stop, unless it has ended. Raises `NotFound`."""
+    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
+        """Ask a run to stop, unless it has ended: the user's, or with a thread of theirs anybody's in it. Raises `NotFound`."""
+        whose, which = _whose(user_id, thread_id)
         query = (
-            "UPDATE dispatcher.runs SET cancelled_at = coalesce(cancelled_at, now()) WHERE user_id = $1 AND run_id = $2"
-            " AND state IN ('queued', 'running', 'suspended')"
+            "UPDATE dispatcher.runs SET cancelled_at = coalesce(cancelled_at, now())"
+            f" WHERE {whose} = $1 AND run_id = $2 AND state IN ('queued', 'running', 'suspended')"
         )
-        async with self._database.transaction(user_id) as transaction:
-            await transaction.execute(query, user_id, run_id)
-        return await self.get(user_id, run_id)
+        async with self._database.transaction(user_id, within=_within(thread_id, owned=True)) as transaction:
+            await transaction.execute(query, which, run_id)
+        return await self.get(user_id, run_id, thread_id)
+
+
+def _whose(user_id: str, thread_id: str) -> tuple[str, str]:
+    """The column that says whose runs are meant, and its value: a user's, or a thread's whoever owns them."""
+    return ("thread_id", thread_id) if thread_id else ("user_id", user_id)
+
+
+def _within(thread_id: str, *, owned: bool = False) -> dict[str, str]:
+    """What row-level security lets a transaction see beyond the user's own rows, and change in a thread of theirs."""
+    if not thread_id:
+        return {}
+    return {_THREAD: thread_id, _OWNED_THREAD: thread_id} if owned else {_THREAD: thread_id}
+
+
+async def _require_free(transaction: postgres.Transaction, thread_id: str, user_id: str = "") -> None:
+    mine = " AND user_id = $2" if user_id else ""
+    query = (
+        "SELECT EXISTS (SELECT FROM dispatcher.runs WHERE thread_id = $1 AND kind = 'agent'"
+        f" AND state IN ('queued', 'running', 'suspended'){mine})"
+    )
+    if await transaction.value(query, thread_id, *([user_id] if user_id else [])):
+        raise errors.Busy(thread_id=thread_id)

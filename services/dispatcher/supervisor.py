@@ -33,8 +33,8 @@ _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 class Mine(Protocol):
     """Where the runs of one user are kept."""
 
-    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
-        """Ask a run to stop, unless it has ended. Raises `NotFound`."""
+    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
+        """Ask a run to stop, unless it has ended: the user's, or with a thread of theirs anybody's in it. Raises `NotFound`."""
         ...
 
 
@@ -134,9 +134,9 @@ class Supervisor:
         finally:
             self._forget(running)
 
-    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId) -> runs.Run:
-        """Ask a run to stop, wherever it runs. Raises `NotFound`."""
-        run = await self._store.cancel(user_id, run_id)
+    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
+        """Ask a run to stop, wherever it runs; with a thread of the user anybody's in it. Raises `NotFound`."""
+        run = await self._store.cancel(user_id, run_id, thread_id)
         if (running := self._running.get(run_id)) is not None:
             running.ask_to_stop()
         else:

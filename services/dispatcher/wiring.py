@@ -68,7 +68,8 @@ async def build(
         counted = limits.Limits(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
         stack.push_async_callback(counted.close)
         entitled = entitlements.Entitlements(trusted, counted, refusals, settings)
-        mine = await postgres.open_pool(settings.postgres_dsn("netra_dispatcher", "postgres"), "dispatcher")
+        dsn, size = settings.postgres_dsn("netra_dispatcher", "postgres"), settings.postgres_pool
+        mine = await postgres.open_pool(dsn, "dispatcher", size=size, options=postgres.BY_KEY)
         stack.push_async_callback(mine.close)
         everyone = await postgres.open_pool(settings.postgres_dsn("netra_dispatcher_system", "postgres_system"), "dispatcher system")
         stack.push_async_callback(everyone.close)
@@ -82,7 +83,7 @@ async def build(
         listening.add(
             _DESCRIPTOR,
             dispatcher_pb2_grpc.add_DispatcherServiceServicer_to_server,
-            servicer.Dispatcher(overseer, users, all_runs, known_agents, known_tools, entitled, settings),
+            servicer.Dispatcher(overseer, users, all_runs, known_agents, known_tools, entitled, authenticator.verifier, settings),
         )
         await listening.start()
         stack.push_async_callback(tasks.close)

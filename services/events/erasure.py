@@ -1,4 +1,7 @@
-"""Erases the record of one user: hidden at once, deleted in parts, carried on by the sweep after a crash."""
+"""Erases the record of one user: hidden at once, deleted in parts, carried on by the sweep after a crash.
+
+Of one thread only what is in its events: they keep their place.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,19 @@ from typing import Protocol
 from chassis import telemetry
 
 _AT_ONCE = 2_000
-_erased = telemetry.meter.create_counter("netra.events.erased", description="Events deleted because their user's record was erased.")
+# these are written again, and each can be large
+_BLANKED_AT_ONCE = 200
+_erased = telemetry.meter.create_counter(
+    "netra.events.erased", description="Events deleted, or emptied with their thread, because their user asked for it."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """What was asked for: everything of a user up to a cursor. `events` and `runs` were deleted so far."""
+    """What was asked for: everything of a user up to a cursor. `events` and `runs` were deleted so far.
+
+    With a thread, it is what is in the user's events of that thread.
+    """
 
     user_id: str
     request_id: str
@@ -23,15 +33,17 @@ class Erasure:
     events: int
     runs: int
     done: bool
+    thread_id: str = ""
 
 
 class Kept(Protocol):
     """One user's record."""
 
-    async def begin_erasure(self, user_id: str, request_id: str, asked_by: str) -> Erasure:
+    async def begin_erasure(self, user_id: str, request_id: str, asked_by: str, thread_id: str = "") -> Erasure:
         """Hide everything there is, forget of runs all but that they ended, and note that the rest is to go; or the one begun before.
+        With a thread, forget the steps of its runs, and note that what is in their events is to go.
 
-        Raises `FailedPrecondition` while runs have not ended.
+        Raises `FailedPrecondition` while runs have not ended, `AlreadyExists` when the one begun before was another.
         """
         ...
 
@@ -41,6 +53,14 @@ class Kept(Protocol):
 
     async def erase(self, erasure: Erasure, day: date, retention: str, many: int) -> tuple[int, bool]:
         """Delete some events of a day and class; how many, and whether any is left. The day itself is forgotten with its last."""
+        ...
+
+    async def runs_of_thread(self, erasure: Erasure) -> Sequence[str]:
+        """The user's runs of the thread; one more, empty, for events without a run."""
+        ...
+
+    async def blank(self, erasure: Erasure, run_id: str, after: int, many: int) -> tuple[int, int, bool]:
+        """Take away what is in some events of a run, those after a seq; how many, up to which seq it is done, and whether any is left."""
         ...
 
     async def end_erasure(self, erasure: Erasure) -> Erasure:
@@ -54,20 +74,35 @@ class Erasures:
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
-    async def erase(self, user_id: str, request_id: str, asked_by: str) -> Erasure:
-        """Erase everything up to now. Asked again under the same `request_id`, it says what was erased then.
+    async def erase(self, user_id: str, request_id: str, asked_by: str, thread_id: str = "") -> Erasure:
+        """Erase everything up to now, or what is in the events of a thread. Asked again under the same `request_id`, it says what
+        was erased then.
 
-        Raises `FailedPrecondition` while runs of the user have not ended.
+        Raises `FailedPrecondition` while runs of the user, or of the thread, have not ended; `AlreadyExists` when something else was
+        asked for under the same `request_id`.
         """
-        return await self.finish(await self._kept.begin_erasure(user_id, request_id, asked_by))
+        return await self.finish(await self._kept.begin_erasure(user_id, request_id, asked_by, thread_id))
 
     async def finish(self, erasure: Erasure) -> Erasure:
         """Delete what is left of an erasure that was begun."""
         if erasure.done:
             return erasure
+        if erasure.thread_id:
+            await self._blank(erasure)
+        else:
+            await self._delete(erasure)
+        return await self._kept.end_erasure(erasure)
+
+    async def _blank(self, erasure: Erasure) -> None:
+        for run_id in await self._kept.runs_of_thread(erasure):
+            through, left = 0, True
+            while left:
+                gone, through, left = await self._kept.blank(erasure, run_id, through, _BLANKED_AT_ONCE)
+                _erased.add(gone)
+
+    async def _delete(self, erasure: Erasure) -> None:
         for day, retention in await self._kept.days(erasure.user_id, erasure.upto):
             left = True
             while left:
                 gone, left = await self._kept.erase(erasure, day, retention, _AT_ONCE)
                 _erased.add(gone)
-        return await self._kept.end_erasure(erasure)

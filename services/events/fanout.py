@@ -123,6 +123,8 @@ class Fanout:
         self._heard_at = 0.0
         self._hurry = asyncio.Event()
         self._catch_ups = asyncio.Semaphore(CATCH_UPS)
+        # hears of each thread in which something was recorded; of none by name: perhaps in any
+        self.of_thread: Callable[[str], None] = lambda _: None
         self.generation = ""
 
     @property
@@ -230,6 +232,8 @@ class Fanout:
 
     def _dispatch(self, fields: Mapping[bytes, bytes]) -> None:
         for told in announce.decoded(fields):
+            if told.thread_id and isinstance(told, log.Recorded):
+                self.of_thread(told.thread_id)
             if (topic := self._topics.get(told.user_id)) is not None:
                 topic.show(told) if isinstance(told, log.Transient) else topic.offer(told)
                 self._catch_up(topic)
@@ -254,6 +258,7 @@ class Fanout:
             except TimeoutError:
                 pass
             self._hurry.clear()
+            self.of_thread("")
             try:
                 await self._compare()
             except (errors.Unavailable, errors.DeadlineExceeded):

@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 
 _TRANSIENT = b'{"type":"%b","after_seq":%d,%b,"timestamp":"%b","data":%b}'
 _FRAME = b'{"type":"%b","cursor":%d,"seq":%d,"event_id":"%b",%b,"timestamp":"%b","data":%b}'
+_CURSOR, _SEQ = b',"cursor":', b',"seq":'
+# where the data of a frame begins, and how the frame of an event ends whose data was erased: nothing before the data can look like it
+DATA, ERASED = b',"data":', b',"data":{"erased":true}}'
 
 
 def envelope(*, user_id: str, thread_id: str, run_id: str, request_id: str, correlation_id: str, trace_id: str) -> bytes:
@@ -26,6 +29,12 @@ def timestamp(at: datetime) -> bytes:
 def splice(shared: bytes, *, kind: str, cursor: int, seq: int, event_id: str, at: bytes, data: bytes) -> bytes:
     """The whole frame: one JSON object, UTF-8."""
     return _FRAME % (kind.encode("ascii"), cursor, seq, event_id.encode("ascii"), shared, at, data)
+
+
+def without_cursor(frame: bytes) -> bytes:
+    """The frame as it is shown to others than its owner: its place in the owner's record is left out."""
+    head, _, rest = frame.partition(_CURSOR)
+    return head + rest[rest.index(_SEQ) :]
 
 
 def passing(shared: bytes, *, kind: str, after_seq: int, at: bytes, data: bytes) -> bytes:

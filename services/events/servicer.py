@@ -1,4 +1,4 @@
-"""EventsService: OpenRun, Append, Tail, Subscribe, ListEvents, ExportEvents, EraseEvents."""
+"""EventsService: OpenRun, Append, Tail, Subscribe, ListEvents, ExportEvents, EraseEvents; the rest is of `servicer_threads`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chassis import identity, telemetry
 from netra import errors, ids
-from netra.events.v1 import events_pb2, events_pb2_grpc
-from services.events import erasure, exports, fanout, heads, intake, log, paces, reach, tail
+from netra.events.v1 import events_pb2
+from services.events import erasure, exports, fanout, follow, heads, intake, log, paces, reach, servicer_threads, tail
 
 if TYPE_CHECKING:
     import grpc
@@ -37,15 +37,15 @@ class Whole:
     reach: reach.Reach
 
 
-class EventsServicer(events_pb2_grpc.EventsServiceServicer):
+class EventsServicer(servicer_threads.ThreadsServicer):
     """The record over gRPC."""
 
     def __init__(
         self, record: Record, pages: paces.Pages, appends: intake.Intake, streams: tail.Tail, live: fanout.Fanout,
-        verifier: identity.Verifier, whole: Whole, opened: Callable[[str, int], None],
+        verifier: identity.Verifier, whole: Whole, opened: Callable[[str, int], None], threads: follow.Threads,
     ) -> None:  # fmt: skip
         self._record, self._pages, self._appends, self._streams = record, pages, appends, streams
-        self._live, self._verifier, self._whole, self._opened = live, verifier, whole, opened
+        self._live, self._verifier, self._whole, self._opened, self._threads = live, verifier, whole, opened, threads
 
     async def OpenRun(self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]) -> events_pb2.OpenRunResponse:
         execution = await self._verifier.context(request.context_token, identity.current().service)
@@ -124,8 +124,11 @@ class EventsServicer(events_pb2_grpc.EventsServiceServicer):
     ) -> events_pb2.EraseEventsResponse:
         if not 1 <= len(request.request_id) <= _MAX_REQUEST_ID:
             raise errors.InvalidPayload(f"request_id has 1 to {_MAX_REQUEST_ID} characters", field="request_id")
+        if request.thread_id and request.user_id:
+            raise errors.InvalidPayload("thread_id is of the caller: leave out user_id", field="user_id")
+        thread_id = ids.ThreadId(request.thread_id) if request.thread_id else ""
         user_id = await self._whole.reach.eraser(request.user_id)
-        erased = await self._whole.erasures.erase(user_id, request.request_id, identity.current().user_id)
+        erased = await self._whole.erasures.erase(user_id, request.request_id, identity.current().user_id, thread_id)
         return events_pb2.EraseEventsResponse(events=erased.events, runs=erased.runs, next_cursor=erased.upto + 1)
 
 

@@ -7,13 +7,14 @@ from datetime import date, datetime, timedelta
 
 from chassis import postgres
 from netra import errors
-from services.events import days, erasure
+from services.events import days, erasure, frames
 
-_ERASURE = "SELECT user_id, request_id, upto, events, runs, done_at IS NOT NULL AS done FROM events.erasures"
+_ERASURE = "SELECT user_id, request_id, upto, events, runs, done_at IS NOT NULL AS done, thread_id FROM events.erasures"
 _ONE_ERASURE = f"{_ERASURE} WHERE user_id = $1 AND request_id = $2"
 # whoever has said nothing for a day, nor a day after the deadline, says nothing any more, whatever became of the run
 _OVER = "(ended OR greatest(last_at, deadline) < now() - interval '1 day')"
 _LIVE = f"SELECT run_id FROM events.heads WHERE user_id = $1 AND NOT {_OVER} ORDER BY created_at LIMIT 5"
+_LIVE_OF_THREAD = f"SELECT run_id FROM events.heads WHERE user_id = $1 AND thread_id = $2 AND NOT {_OVER} ORDER BY created_at LIMIT 5"
 _STEPS_OF_USER = f"""
 DELETE FROM events.steps WHERE user_id = $1 AND run_id IN (SELECT run_id FROM events.heads WHERE user_id = $1 AND {_OVER})
 """
@@ -25,9 +26,29 @@ SET erased = true, ended = true, terminal_type = CASE WHEN ended THEN terminal_t
     last_cursor = 0
 WHERE user_id = $1 AND NOT erased AND {_OVER}
 """
-_NOTE = """
-INSERT INTO events.erasures (user_id, request_id, asked_by, asked_at, upto, runs) VALUES ($1, $2, $3, clock_timestamp(), $4, $5)
+_STEPS_OF_THREAD = f"""
+DELETE FROM events.steps
+WHERE user_id = $1 AND run_id IN (SELECT run_id FROM events.heads WHERE user_id = $1 AND thread_id = $2 AND {_OVER})
 """
+# without its steps no run can go on
+_END_HEADS = f"""
+UPDATE events.heads SET ended = true, terminal_type = 'agent_failed' WHERE user_id = $1 AND thread_id = $2 AND NOT ended AND {_OVER}
+"""
+_NOTE = """
+INSERT INTO events.erasures (user_id, request_id, asked_by, asked_at, upto, runs, thread_id)
+VALUES ($1, $2, $3, clock_timestamp(), $4, $5, NULLIF($6, '')::uuid)
+"""
+_RUNS_OF_THREAD = "SELECT run_id FROM events.heads WHERE user_id = $1 AND thread_id = $2 AND NOT erased ORDER BY run_id"
+_SPAN = "SELECT retention, created_at, last_at, next_seq FROM events.heads WHERE user_id = $1 AND run_id = $2"
+# what was emptied before stays as it is, so that it is counted once
+_BLANK = """
+UPDATE events.events
+SET frame = substring(frame FROM 1 FOR position($4::bytea IN substring(frame FROM 1 FOR 2048)) - 1) || $5::bytea
+WHERE user_id = $1 AND thread_id = $2 AND cursor <= $3
+  AND substring(frame FROM octet_length(frame) - octet_length($5::bytea) + 1) <> $5::bytea
+"""
+_BLANK_RUN = f"{_BLANK} AND run_id = $6 AND retention = $7 AND recorded_at BETWEEN $8 AND $9 AND seq > $10 AND seq <= $11"
+_BLANK_WITHOUT_RUN = f"{_BLANK} AND run_id IS NULL"
 # one at a time takes away from a user: what two have deleted is gone for both only once it is committed
 _ALONE = "SELECT request_id FROM events.erasures WHERE user_id = $1 ORDER BY request_id FOR UPDATE"
 _ERASE = """
@@ -90,24 +111,24 @@ class Erasures:
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
 
-    async def begin_erasure(self, user_id: str, request_id: str, asked_by: str) -> erasure.Erasure:
-        """Hide everything there is, forget of runs all but that they ended, and note that the rest is to go.
+    async def begin_erasure(self, user_id: str, request_id: str, asked_by: str, thread_id: str = "") -> erasure.Erasure:
+        """Hide everything there is, forget of runs all but that they ended, and note that the rest is to go. With a thread, forget the
+        steps of its runs, and note that what is in their events is to go.
 
-        Raises `FailedPrecondition`.
+        Raises `FailedPrecondition`, `AlreadyExists`.
         """
         async with self._database.transaction(user_id) as transaction:
             await transaction.execute("INSERT INTO events.cursors (user_id) VALUES ($1) ON CONFLICT DO NOTHING", user_id)
             last = await transaction.value("SELECT last FROM events.cursors WHERE user_id = $1 FOR UPDATE", user_id)
             if (known := await transaction.row(_ONE_ERASURE, user_id, request_id)) is not None:
-                return _erasure(known)
-            if live := await transaction.fetch(_LIVE, user_id):
+                return _same(_erasure(known), thread_id)
+            live = await transaction.fetch(*((_LIVE_OF_THREAD, user_id, thread_id) if thread_id else (_LIVE, user_id)))
+            if live:
                 runs = ", ".join(str(row["run_id"]) for row in live)
                 raise errors.FailedPrecondition(f"These runs have not ended: {runs}. Cancel them, or wait for them.", runs=runs)
-            await transaction.execute(_STEPS_OF_USER, user_id)
-            erased = _count(await transaction.execute(_ERASE_HEADS, user_id, _NOBODY))
-            await transaction.execute("UPDATE events.cursors SET oldest = last + 1 WHERE user_id = $1", user_id)
-            await transaction.execute(_NOTE, user_id, request_id, asked_by, last, erased)
-        return erasure.Erasure(user_id, request_id, last, 0, erased, done=False)
+            hidden = await (_forget_steps(transaction, user_id, thread_id) if thread_id else _hide(transaction, user_id))
+            await transaction.execute(_NOTE, user_id, request_id, asked_by, last, hidden, thread_id)
+        return erasure.Erasure(user_id, request_id, last, 0, hidden, done=False, thread_id=thread_id)
 
     async def days(self, user_id: str, upto: int) -> Sequence[tuple[date, str]]:
         """The days and classes in which the user has events up to a cursor."""
@@ -126,6 +147,28 @@ class Erasures:
             if not left:
                 await transaction.execute(_FORGET, wanted.user_id, retention, day, wanted.request_id)
         return gone, left
+
+    async def runs_of_thread(self, wanted: erasure.Erasure) -> Sequence[str]:
+        """The user's runs of the thread; one more, empty, for events without a run."""
+        async with self._database.transaction(wanted.user_id) as transaction:
+            return [str(row["run_id"]) for row in await transaction.fetch(_RUNS_OF_THREAD, wanted.user_id, wanted.thread_id)] + [""]
+
+    async def blank(self, wanted: erasure.Erasure, run_id: str, after: int, many: int) -> tuple[int, int, bool]:
+        """Take away what is in some events of a run, those after a seq; how many, up to which seq it is done, and whether any is left."""
+        events = (wanted.user_id, wanted.thread_id, wanted.upto, frames.DATA, frames.ERASED)
+        last = 0
+        async with self._database.transaction(wanted.user_id) as transaction:
+            if not run_id:
+                gone = _count(await transaction.execute(_BLANK_WITHOUT_RUN, *events))
+            elif (head := await transaction.row(_SPAN, wanted.user_id, run_id)) is not None:
+                last = head["next_seq"] - 1
+                span = (head["retention"], head["created_at"], head["last_at"], after, after + many)
+                gone = _count(await transaction.execute(_BLANK_RUN, *events, run_id, *span))
+            else:
+                # retention has taken it away meanwhile
+                gone = 0
+            await transaction.execute(_COUNT, wanted.user_id, wanted.request_id, gone)
+        return gone, after + many, after + many < last
 
     async def end_erasure(self, wanted: erasure.Erasure) -> erasure.Erasure:
         """Note that nothing is left."""
@@ -214,8 +257,28 @@ class Retention:
             return [_erasure(row) for row in await transaction.fetch(_UNFINISHED, before)]
 
 
+async def _hide(transaction: postgres.Transaction, user_id: str) -> int:
+    await transaction.execute(_STEPS_OF_USER, user_id)
+    erased = _count(await transaction.execute(_ERASE_HEADS, user_id, _NOBODY))
+    await transaction.execute("UPDATE events.cursors SET oldest = last + 1 WHERE user_id = $1", user_id)
+    return erased
+
+
+async def _forget_steps(transaction: postgres.Transaction, user_id: str, thread_id: str) -> int:
+    await transaction.execute(_END_HEADS, user_id, thread_id)
+    await transaction.execute(_STEPS_OF_THREAD, user_id, thread_id)
+    return len(await transaction.fetch(_RUNS_OF_THREAD, user_id, thread_id))
+
+
 def _erasure(row: postgres.Row) -> erasure.Erasure:
-    return erasure.Erasure(str(row["user_id"]), row["request_id"], row["upto"], row["events"], row["runs"], row["done"])
+    thread_id = "" if row["thread_id"] is None else str(row["thread_id"])
+    return erasure.Erasure(str(row["user_id"]), row["request_id"], row["upto"], row["events"], row["runs"], row["done"], thread_id)
+
+
+def _same(known: erasure.Erasure, thread_id: str) -> erasure.Erasure:
+    if known.thread_id != thread_id:
+        raise errors.AlreadyExists("Another erasure has this request id.", field="request_id")
+    return known
 
 
 def _count(tag: str) -> int:

@@ -16,6 +16,7 @@ from services.events import (
     erasure,
     exports,
     fanout,
+    follow,
     intake,
     paces,
     reach,
@@ -23,6 +24,7 @@ from services.events import (
     store,
     store_retention,
     store_system,
+    store_threads,
     sweep,
     tail,
     transients,
@@ -30,9 +32,9 @@ from services.events import (
 )
 from services.events.settings import EventsSettings
 
-_POOL = 12
-# the rest is for whoever is live and has missed something, and two for runs that begin
-_PAGES_AT_ONCE = _POOL - fanout.CATCH_UPS - 2
+_POOL = 14
+# the rest is for whoever is live and has missed something, for those who follow threads, and two for runs that begin
+_PAGES_AT_ONCE = _POOL - fanout.CATCH_UPS - follow.AT_ONCE - 2
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -50,9 +52,9 @@ class Service:
 async def build(settings: EventsSettings) -> AsyncIterator[Service]:
     """Start the service; it listens when this yields and is serving once schema and trust are there."""
     async with contextlib.AsyncExitStack() as stack:
-        secret = settings.secret("service").get_secret_value()
+        secret, size = settings.secret("service").get_secret_value(), max(settings.postgres_pool, _POOL)
         own, crossing = await asyncio.gather(
-            postgres.open_pool(settings.postgres_dsn("netra_events", "postgres"), "netra_events", size=_POOL, options=store.OPTIONS),
+            postgres.open_pool(settings.postgres_dsn("netra_events", "postgres"), "netra_events", size=size, options=store.OPTIONS),
             postgres.open_pool(
                 settings.postgres_dsn("netra_events_system", "postgres_system"), "netra_events_system", size=4, options=store_system.OPTIONS
             ),
@@ -81,6 +83,8 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         appends = intake.Intake(committer, authenticator.verifier, tasks, passing.show)
         tails = tail.Tail(live, record, pages, authenticator.verifier, tasks, settings.events_unknown_run_s)
         trusted.on_revocation(tails.revoked)
+        threads = follow.Threads(store_threads.Threads(own), cursors)
+        live.of_thread = threads.heard
         erasures = erasure.Erasures(store_retention.Erasures(own))
         old = sweep.Sweep(
             store_retention.Retention(crossing), erasures, lambda tier: trusted.limits(tier).retention_days, sorted(identity.TIERS),
@@ -95,7 +99,7 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         listening.add(
             events_pb2.DESCRIPTOR.services_by_name["EventsService"],
             events_pb2_grpc.add_EventsServiceServicer_to_server,
-            servicer.EventsServicer(record, pages, appends, tails, live, authenticator.verifier, whole, passing.opened),
+            servicer.EventsServicer(record, pages, appends, tails, live, authenticator.verifier, whole, passing.opened, threads),
         )
         await listening.start()
         stack.push_async_callback(listening.drain)
@@ -105,7 +109,7 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         tasks.spawn(announcer.run(), "announce")
         tasks.spawn(announcer.trim(), "announce-trim")
         tasks.spawn(_serve(listening, own, trusted, live, old, settings.events_sweep_s), "events-serve")
-        tasks.spawn(_end_streams(listening, appends, tails), "events-end-streams")
+        tasks.spawn(_end_streams(listening, appends, tails, threads), "events-end-streams")
         yield Service(listening.port, listening, trusted, live)
 
 
@@ -123,7 +127,8 @@ async def _serve(
         group.create_task(old.run(sweep_s))
 
 
-async def _end_streams(listening: server.Server, appends: intake.Intake, tails: tail.Tail) -> None:
+async def _end_streams(listening: server.Server, appends: intake.Intake, tails: tail.Tail, threads: follow.Threads) -> None:
     await listening.draining.wait()
     appends.close()
     tails.close()
+    threads.close()

@@ -20,7 +20,9 @@ from chassis import identity
 from netra import ids
 from tests.fixtures.forge import Forge, encoded
 
-ACCESS, SERVICE, CONTEXT, BEHALF = identity.ACCESS, identity.SERVICE, identity.CONTEXT, identity.BEHALF
+ACCESS, SERVICE, CONTEXT, BEHALF, GRANT = identity.ACCESS, identity.SERVICE, identity.CONTEXT, identity.BEHALF, identity.GRANT
+# what a token can want to be taken for
+TYPES = (ACCESS, SERVICE, CONTEXT, GRANT)
 _ORDER = 2**252 + 27742317777372353535851937790883648493
 _STRANGER = Ed25519PrivateKey.generate()
 
@@ -42,14 +44,10 @@ def table(forge: Forge) -> list[Case]:
     """All cases. Those that are wrong for every type of token are there once for each."""
     # first those that expire soon
     found = [Case(attack, name, ACCESS, token) for attack, make in _OF_USERS.items() for name, token in make(forge)]
-    found += [
-        Case(attack, name, typ, token)
-        for typ in (ACCESS, SERVICE, CONTEXT)
-        for attack, make in _EVERY.items()
-        for name, token in make(forge, typ)
-    ]
+    found += [Case(attack, name, typ, token) for typ in TYPES for attack, make in _EVERY.items() for name, token in make(forge, typ)]
     found += [Case("claims of services", name, SERVICE, token) for name, token in _of_services(forge)]
     found += [Case("claims of contexts", name, CONTEXT, token) for name, token in _of_contexts(forge)]
+    found += [Case("claims of grants", name, GRANT, token) for name, token in _of_grants(forge)]
     return found
 
 
@@ -140,7 +138,7 @@ def _key_ids(forge: Forge, typ: str) -> Made:
     yield "kid: a number", forge.token(typ, {"kid": 1})
     yield "kid: a list", forge.token(typ, {"kid": [good]})
     yield "kid: none", forge.token(typ, {"kid": None})
-    other = forge.auth if typ == CONTEXT else forge.context
+    other = forge.auth if typ in (CONTEXT, GRANT) else forge.context
     yield "kid and key of another signer", forge.token(typ, {"kid": other.kid}, other.private)
     yield "key of another signer", forge.token(typ, None, other.private)
 
@@ -261,7 +259,7 @@ def _claims_of_users(forge: Forge) -> Made:
 
 
 def _confused(forge: Forge) -> Made:
-    for typ in (SERVICE, CONTEXT):
+    for typ in (SERVICE, CONTEXT, GRANT):
         yield f"a good {typ}", forge.token(typ)
         yield f"claims of {typ} under {ACCESS}", forge.signed(ACCESS, forge.header(ACCESS), forge.claims(typ))
         yield f"claims of {ACCESS} under {typ}", forge.signed(typ, forge.header(typ), forge.claims(ACCESS))
@@ -311,7 +309,7 @@ def _nonsense(forge: Forge) -> Made:
 _OF_USERS: dict[str, Callable[[Forge], Made]] = {"type confusion": _confused, "claims of users": _claims_of_users, "nonsense": _nonsense}
 
 
-# wrong in a token of a service, of an execution context
+# wrong in a token of a service, of an execution context, of a grant
 
 
 def _of_services(forge: Forge) -> Made:
@@ -346,3 +344,25 @@ def _of_contexts(forge: Forge) -> Made:
     yield "a good token of a user", forge.token(ACCESS)
     yield "a good token of a service", forge.token(SERVICE)
     yield "signed by auth", forge.signed(CONTEXT, forge.header(CONTEXT, kid=forge.auth.kid), forge.claims(CONTEXT), forge.auth.private)
+
+
+def _of_grants(forge: Forge) -> Made:
+    thread, now = ids.uuid7(), int(time.time())
+    values: dict[str, list[Any]] = {
+        "sub": ["", "admin", "dispatcher", ids.uuid7(), [forge.who["sub"]], forge.who["sub"].upper(), f"{forge.who['sub']} ", 1],
+        "tid": ["", "*", ids.uuid7(), [forge.who["tid"]], {"id": forge.who["tid"]}],
+        "res": ["", "*", thread.upper(), f"{{{thread}}}", thread.replace("-", ""), f"{thread}\n", "' OR 1=1", [thread], {"id": thread}, 1],
+        "acc": ["", "admin", "Own", "OWN", "own ", "*", "read,own", ["own"], ["read", "own"], {"own": True}, 2, True],
+    }  # fmt: skip
+    for name, wrong in values.items():
+        for value in wrong:
+            yield f"{name} {str(value)[:40]!r}", forge.token(GRANT, **{name: value})
+        yield f"no {name}", forge.token(GRANT, **{name: None})
+    yield "lives a second too long", forge.token(GRANT, iat=now, nbf=now, exp=now + 301)
+    for name, value in {"scope": ["runs:write"], "roles": ["admin"], "azp": "dispatcher", "ctx": {}, "act": {"sub": "dispatcher"}}.items():
+        yield f"a claim more: {name}", forge.token(GRANT, **{name: value})
+    for typ in (ACCESS, SERVICE, CONTEXT):
+        yield f"a good token: {typ}", forge.token(typ)
+        yield f"claims of {typ} under {GRANT}", forge.signed(GRANT, forge.header(GRANT), forge.claims(typ))
+        yield f"claims of {GRANT} under {typ}", forge.signed(typ, forge.header(typ), forge.claims(GRANT))
+    yield "signed by auth", forge.signed(GRANT, forge.header(GRANT, kid=forge.auth.kid), forge.claims(GRANT), forge.auth.private)

@@ -54,7 +54,11 @@ class Ways:
 
     def of(self, typ: str) -> dict[str, Way]:
         """Name of the way -> way."""
-        return {hostile.ACCESS: self._of_users, hostile.SERVICE: self._of_services, hostile.CONTEXT: self._of_contexts}[typ]()
+        made = {
+            hostile.ACCESS: self._of_users, hostile.SERVICE: self._of_services, hostile.CONTEXT: self._of_contexts,
+            hostile.GRANT: self._of_grants,
+        }  # fmt: skip
+        return made[typ]()
 
     def _of_users(self) -> dict[str, Way]:
         return {
@@ -101,6 +105,36 @@ class Ways:
             "grpc dispatcher.ListRuns": lambda token: _rpc(lambda: self._runs.ListRuns(_RUNS, metadata=_bearer(token))),
             "http GET /v1/me": lambda token: self._get("/v1/me", token),
             "ws header": self._socket_header,
+        }
+
+    def _of_grants(self) -> dict[str, Way]:
+        user = _bearer(self._forge.token(hostile.ACCESS))
+        run_id = ids.uuid7()
+
+        def listed(token: str) -> Any:
+            return self._runs.ListRuns(dispatcher_pb2.ListRunsRequest(grant_token=token), metadata=user)
+
+        def shown(token: str) -> Any:
+            return self._runs.GetRun(dispatcher_pb2.GetRunRequest(run_id=run_id, grant_token=token), metadata=user)
+
+        def cancelled(token: str) -> Any:
+            return self._runs.CancelRun(dispatcher_pb2.CancelRunRequest(run_id=run_id, grant_token=token), metadata=user)
+
+        def page(token: str) -> Any:
+            return self._events.ListThreadEvents(events_pb2.ListThreadEventsRequest(run_id=run_id, grant_token=token), metadata=user)
+
+        def followed(token: str) -> Any:
+            return self._events.FollowThread(events_pb2.FollowThreadRequest(grant_token=token), metadata=user)
+
+        return {
+            "in dispatcher.ListRuns": lambda token: _known(token, _rpc, listed),
+            "in dispatcher.GetRun": lambda token: _known(token, _rpc, shown),
+            "in dispatcher.CancelRun": lambda token: _known(token, _rpc, cancelled),
+            "in events.ListThreadEvents": lambda token: _known(token, _rpc, page),
+            "in events.FollowThread": lambda token: _known(token, _stream, followed),
+            "grpc events.ListEvents": lambda token: _rpc(lambda: self._events.ListEvents(_EVENTS, metadata=_bearer(token))),
+            "http GET /v1/me": lambda token: self._get("/v1/me", token),
+            "ws subprotocol": self._subprotocol,
         }
 
     def _dispatcher(self) -> tuple[tuple[str, str], ...]:
@@ -210,6 +244,11 @@ async def _asked(call: Callable[[], Any]) -> tuple[str, Any]:
 
 async def _rpc(call: Callable[[], Any]) -> str:
     return (await _asked(call))[0]
+
+
+async def _known(token: str, how: Callable[[Callable[[], Any]], Awaitable[str]], call: Callable[[str], Any]) -> str:
+    """No token at all is a call of its own, and no hostile one."""
+    return await how(lambda: call(token)) if token else UNSENDABLE
 
 
 async def _stream(call: Callable[[], Any]) -> str:

@@ -33,10 +33,10 @@ def _sample(forge: Forge, typ: str) -> list[hostile.Case]:
     return list(found.values())
 
 
-@pytest.mark.parametrize("typ", [hostile.ACCESS, hostile.SERVICE, hostile.CONTEXT])
+@pytest.mark.parametrize("typ", hostile.TYPES)
 async def test_no_way_leads_around_the_verification(forge: Forge, into: ways.Ways, typ: str) -> None:
     cases = _sample(forge, typ)
-    assert len(cases) >= 9
+    assert len(cases) >= 10
     wrong = []
     for case in cases:
         for name, way in into.of(typ).items():
@@ -51,3 +51,16 @@ async def test_a_good_token_is_accepted_on_the_same_ways(forge: Forge, into: way
         if name.endswith("logout"):
             continue  # it would end the session, and be the last
         assert await way(forge.token(hostile.ACCESS)) in ("OK", "200"), name
+
+
+async def test_a_good_grant_is_accepted_where_grants_are(forge: Forge, into: ways.Ways) -> None:
+    found = {name: await way(forge.token(hostile.GRANT, acc="own")) for name, way in into.of(hostile.GRANT).items()}
+    assert {name: outcome for name, outcome in found.items() if name.startswith("in ")} == {
+        "in dispatcher.ListRuns": "OK",
+        "in dispatcher.GetRun": "NOT_FOUND",
+        "in dispatcher.CancelRun": "NOT_FOUND",
+        "in events.ListThreadEvents": "NOT_FOUND",
+        "in events.FollowThread": "OK",
+    }
+    # it is no way to sign in
+    assert {outcome for name, outcome in found.items() if not name.startswith("in ")} <= ways.REFUSED

@@ -240,7 +240,9 @@ class OpenContextResponse(_message.Message):
     CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     context_token: _builtins.str
-    """The signed context (JWT, `typ` ctx+jwt), valid for one hour, for `x-netra-context`."""
+    """The signed context (JWT, `typ` ctx+jwt) for `x-netra-context`, valid for one hour, but no longer than a minute beyond its deadline, and
+    for the service that asked.
+    """
     @_builtins.property
     def context(self) -> Global___ExecutionContext:
         """The context as stored."""
@@ -717,7 +719,7 @@ class Message(_message.Message):
     role: _builtins.str
     """Who said it: `user` or `assistant`."""
     content: _builtins.str
-    """What was said, UTF-8, at most 256 KiB."""
+    """What was said, UTF-8, at most 256 KiB; empty when whoever said it had it erased."""
     run_id: _builtins.str
     """The run it started or came from."""
     user_id: _builtins.str

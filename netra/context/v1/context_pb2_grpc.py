@@ -165,14 +165,15 @@ class ContextServiceServicer:
         """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
         The user comes from the access token inside the request, verified here. The same request id returns the same context,
         with the run id of the first: so all who bring one request id mean one run.
-        NOT_FOUND: the thread does not exist or is not the user's. INVALID_PAYLOAD: a placeholder or reserved value.
+        NOT_FOUND: the thread does not exist, or not for the user. PERMISSION_DENIED: it was granted to them for reading only.
+        UNAUTHENTICATED: their session was withdrawn meanwhile. INVALID_PAYLOAD: a placeholder or reserved value.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewContext(self, request, context):
-        """RenewContext signs the context in `x-netra-context` again for another hour. The holder of the run's lease calls it.
+        """RenewContext signs the context in `x-netra-context` again for another hour, but no longer than a minute beyond its deadline. The holder of the run's lease calls it.
         FAILED_PRECONDITION: the context is closed or past its deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -319,7 +320,8 @@ class ContextServiceServicer:
         """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
         Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
         The same request id with the same content is the same artifact. ALREADY_EXISTS: it was used for another one.
-        INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
+        INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: one artifact is over its limit; names it.
+        QUOTA_EXCEEDED: the user's tier has no room for it. NOT_FOUND, PERMISSION_DENIED: a thread that is not the caller's to write to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,10 +37,11 @@ class ContextServiceStub:
     """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
     The user comes from the access token inside the request, verified here. The same request id returns the same context,
     with the run id of the first: so all who bring one request id mean one run.
-    NOT_FOUND: the thread does not exist or is not the user's. INVALID_PAYLOAD: a placeholder or reserved value.
+    NOT_FOUND: the thread does not exist, or not for the user. PERMISSION_DENIED: it was granted to them for reading only.
+    UNAUTHENTICATED: their session was withdrawn meanwhile. INVALID_PAYLOAD: a placeholder or reserved value.
     """
     RenewContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.RenewContextRequest, _context_pb2.RenewContextResponse]
-    """RenewContext signs the context in `x-netra-context` again for another hour. The holder of the run's lease calls it.
+    """RenewContext signs the context in `x-netra-context` again for another hour, but no longer than a minute beyond its deadline. The holder of the run's lease calls it.
     FAILED_PRECONDITION: the context is closed or past its deadline.
     """
     DeriveContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.DeriveContextRequest, _context_pb2.DeriveContextResponse]
@@ -103,7 +104,8 @@ class ContextServiceStub:
     """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
     Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
     The same request id with the same content is the same artifact. ALREADY_EXISTS: it was used for another one.
-    INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
+    INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: one artifact is over its limit; names it.
+    QUOTA_EXCEEDED: the user's tier has no room for it. NOT_FOUND, PERMISSION_DENIED: a thread that is not the caller's to write to.
     """
     GetArtifact: _grpc.UnaryStreamMultiCallable[_context_pb2.GetArtifactRequest, _context_pb2.GetArtifactResponse]
     """GetArtifact streams an artifact of the caller, or one of a thread granted to them: first what it is, then its bytes from the offset on.
@@ -123,10 +125,11 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
     The user comes from the access token inside the request, verified here. The same request id returns the same context,
     with the run id of the first: so all who bring one request id mean one run.
-    NOT_FOUND: the thread does not exist or is not the user's. INVALID_PAYLOAD: a placeholder or reserved value.
+    NOT_FOUND: the thread does not exist, or not for the user. PERMISSION_DENIED: it was granted to them for reading only.
+    UNAUTHENTICATED: their session was withdrawn meanwhile. INVALID_PAYLOAD: a placeholder or reserved value.
     """
     RenewContext: _aio.UnaryUnaryMultiCallable[_context_pb2.RenewContextRequest, _context_pb2.RenewContextResponse]  # type: ignore[assignment]
-    """RenewContext signs the context in `x-netra-context` again for another hour. The holder of the run's lease calls it.
+    """RenewContext signs the context in `x-netra-context` again for another hour, but no longer than a minute beyond its deadline. The holder of the run's lease calls it.
     FAILED_PRECONDITION: the context is closed or past its deadline.
     """
     DeriveContext: _aio.UnaryUnaryMultiCallable[_context_pb2.DeriveContextRequest, _context_pb2.DeriveContextResponse]  # type: ignore[assignment]
@@ -189,7 +192,8 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
     Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
     The same request id with the same content is the same artifact. ALREADY_EXISTS: it was used for another one.
-    INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
+    INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: one artifact is over its limit; names it.
+    QUOTA_EXCEEDED: the user's tier has no room for it. NOT_FOUND, PERMISSION_DENIED: a thread that is not the caller's to write to.
     """
     GetArtifact: _aio.UnaryStreamMultiCallable[_context_pb2.GetArtifactRequest, _context_pb2.GetArtifactResponse]  # type: ignore[assignment]
     """GetArtifact streams an artifact of the caller, or one of a thread granted to them: first what it is, then its bytes from the offset on.
@@ -212,7 +216,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
         The user comes from the access token inside the request, verified here. The same request id returns the same context,
         with the run id of the first: so all who bring one request id mean one run.
-        NOT_FOUND: the thread does not exist or is not the user's. INVALID_PAYLOAD: a placeholder or reserved value.
+        NOT_FOUND: the thread does not exist, or not for the user. PERMISSION_DENIED: it was granted to them for reading only.
+        UNAUTHENTICATED: their session was withdrawn meanwhile. INVALID_PAYLOAD: a placeholder or reserved value.
         """
 
     @_abc_1.abstractmethod
@@ -221,7 +226,7 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_pb2.RenewContextRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.RenewContextResponse, _abc.Awaitable[_context_pb2.RenewContextResponse]]:
-        """RenewContext signs the context in `x-netra-context` again for another hour. The holder of the run's lease calls it.
+        """RenewContext signs the context in `x-netra-context` again for another hour, but no longer than a minute beyond its deadline. The holder of the run's lease calls it.
         FAILED_PRECONDITION: the context is closed or past its deadline.
         """
 
@@ -398,7 +403,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         """PutArtifact keeps a file of the caller: a header first, then its bytes. What was not sent to the end leaves nothing.
         Initial metadata with `x-netra-accepted` comes once the header is; who waits for it sends nothing that is refused at once.
         The same request id with the same content is the same artifact. ALREADY_EXISTS: it was used for another one.
-        INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: over a limit; names it.
+        INVALID_PAYLOAD: a name, media type, size or checksum that does not hold. FRAME_TOO_LARGE: one artifact is over its limit; names it.
+        QUOTA_EXCEEDED: the user's tier has no room for it. NOT_FOUND, PERMISSION_DENIED: a thread that is not the caller's to write to.
         """
 
     @_abc_1.abstractmethod

@@ -32,3 +32,6 @@ CREATE POLICY system ON context.audit TO netra_context_system USING (true) WITH 
 GRANT UPDATE (token_until) ON context.contexts TO netra_context;
 GRANT SELECT, UPDATE (closed_at), DELETE ON context.contexts TO netra_context_system;
 GRANT SELECT, INSERT ON context.audit TO netra_context_system;
+-- of whom an admin of a tenant may read: a user is of the tenant that their threads are of, whatever became of their contexts
+CREATE POLICY of_tenant ON context.threads FOR SELECT TO netra_context_system USING (true);
+GRANT SELECT (user_id, tenant_id) ON context.threads TO netra_context_system;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,55 +14,9 @@ import redis.asyncio as redis
 
 from chassis import limits, settings
 from netra import errors, ids
-from standalone import ports, processes, valkey
+from standalone import processes
+from tests.fixtures.own_valkey import Server
 from tests.fixtures.stack import Standalone
-
-
-class Server:
-    """One Valkey that nobody else uses."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = ports.free(["valkey"])["valkey"]
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        """Where it answers."""
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    async def start(self) -> None:
-        """Returns when it answers."""
-        command = [
-            str(valkey.embedded_program()),
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            str(self._folder),
-        ]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: ASYNC220 - its output is not read
-        async with asyncio.timeout(10):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.close()
-                    return
-                await asyncio.sleep(0.01)
-
-    def kill(self) -> None:
-        """kill -9; what it knew is lost."""
-        self.tell(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
-
-    def tell(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        if self._process is not None:
-            self._process.send_signal(number)
 
 
 @pytest.fixture

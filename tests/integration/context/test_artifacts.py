@@ -4,139 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import channel, postgres, status
-from netra import errors, ids
-from netra.context.v1 import context_pb2, context_pb2_grpc
-from services.context.store_system import SystemStore
+from chassis import postgres, status
+from netra import ids
+from netra.context.v1 import context_pb2
+from services.context.store_left_over_system import LeftOverStore
 from standalone import prepare
 from tests.fixtures.stack import Standalone
-from tests.fixtures.storage import Services
-from tests.fixtures.users import User
-
-CHUNK, PIECE = 1024 * 1024, 64 * 1024
-Parts = AsyncIterator[context_pb2.PutArtifactRequest]
-
-
-def content(size: int) -> bytes:
-    return random.Random(size).randbytes(size)
-
-
-def _header(**more: Any) -> context_pb2.PutArtifactRequest:
-    told = {"request_id": ids.uuid7(), "name": "log.csv", "media_type": "text/csv"} | more
-    return context_pb2.PutArtifactRequest(header=context_pb2.ArtifactHeader(**told))
-
-
-async def _parts(data: bytes, piece: int = PIECE, *, end: bool = True, **more: Any) -> Parts:
-    yield _header(**more)
-    for at in range(0, len(data), piece):
-        yield context_pb2.PutArtifactRequest(data=data[at : at + piece])
-    if end:
-        yield context_pb2.PutArtifactRequest(end=True)
-
-
-class Artifacts:
-    """Calls the context service, as users and as the dispatcher."""
-
-    def __init__(self, services: Services, dispatcher: channel.Metadata) -> None:
-        self.services, self._dispatcher = services, dispatcher
-        to = channel.connect(f"127.0.0.1:{services.ports['context']}")
-        services.stack.push_async_callback(to.close)
-        self.stub: context_pb2_grpc.ContextServiceAsyncStub = context_pb2_grpc.ContextServiceStub(to)
-
-    async def within(self, user: User) -> tuple[channel.Metadata, str]:
-        """Metadata of the dispatcher's calls in a new context of the user, and its run."""
-        request = context_pb2.OpenContextRequest(
-            request_id=ids.uuid7(), run_id=ids.RunId.new(), access_token=user.token, agent_context=b"{}"
-        )
-        opened = await self.stub.OpenContext(request, metadata=self._dispatcher)
-        return (*self._dispatcher, ("x-netra-context", opened.context_token)), opened.context.run_id
-
-    async def put(self, user: User, data: bytes, piece: int = PIECE, **more: Any) -> context_pb2.Artifact:
-        """Upload as a user."""
-        return (await self.stub.PutArtifact(_parts(data, piece, **more), metadata=user.bearer)).artifact
-
-    async def get(self, metadata: channel.Metadata, artifact_id: str, offset: int = 0) -> tuple[context_pb2.Artifact, bytes]:
-        """Download."""
-        request = context_pb2.GetArtifactRequest(artifact_id=artifact_id, offset=offset)
-        parts = [part async for part in self.stub.GetArtifact(request, metadata=metadata)]
-        assert all(part.WhichOneof("part") == "data" and 0 < len(part.data) <= PIECE for part in parts[1:])
-        return parts[0].artifact, b"".join(part.data for part in parts[1:])
-
-    async def listed(self, user: User, size: int = 0, page: str = "") -> context_pb2.ListArtifactsResponse:
-        """One page of a user's artifacts."""
-        return await self.stub.ListArtifacts(context_pb2.ListArtifactsRequest(page_size=size, page_token=page), metadata=user.bearer)
-
-    async def delete(self, user: User, artifact_id: str) -> None:
-        """Delete as a user."""
-        await self.stub.DeleteArtifact(context_pb2.DeleteArtifactRequest(artifact_id=artifact_id), metadata=user.bearer)
-
-
-Start = Callable[..., Awaitable[Artifacts]]
-
-
-@pytest.fixture
-def start(services: Services) -> Start:
-    """Auth and context with these settings, serving."""
-
-    async def start(**more: Any) -> Artifacts:
-        await services.auth()
-        await services.context(**more)
-        health: Any = health_pb2_grpc.HealthStub(services.channel("context"))
-        async with asyncio.timeout(10):
-            async for answer in health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    break
-        return Artifacts(services, await services.service_token("dispatcher"))
-
-    return start
-
-
-@pytest.fixture
-async def artifacts(start: Start) -> Artifacts:
-    """Auth and context, serving."""
-    return await start()
-
-
-@pytest.fixture
-async def admin(stores: Standalone, database: str) -> AsyncIterator[postgres.Transaction]:
-    """The database itself, past every wall."""
-    async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as connection:
-        yield connection
-
-
-async def _refused(call: Awaitable[Any]) -> errors.NetraError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return status.from_rpc(caught.value)
-
-
-async def _until(found: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
-        while not await found():  # noqa: ASYNC110 - of the database, nobody says when
-            await asyncio.sleep(0.02)
-
-
-async def _nothing_left(admin: postgres.Transaction, complete: int = 0) -> None:
-    """Waits until only complete files are stored, and no chunk of another one."""
-    query = (
-        "SELECT (SELECT count(*) FROM context.artifacts), (SELECT count(*) FROM context.artifacts WHERE state = 'complete'),"
-        " (SELECT count(*) FROM context.artifact_chunks LEFT JOIN context.artifacts USING (artifact_id)"
-        "   WHERE state IS DISTINCT FROM 'complete')"
-    )
-
-    async def found() -> bool:
-        return tuple(await admin.row(query) or ()) == (complete, complete, 0)
-
-    await _until(found)
-
+from tests.integration.context.conftest import (
+    CHUNK,
+    PIECE,
+    Artifacts,
+    Parts,
+    Start,
+    content,
+    error_of,
+    header_of,
+    nothing_left,
+    parts_of,
+    until,
+)
 
 SIZES = [(0, PIECE), (1, 1), (CHUNK - 1, PIECE), (CHUNK, PIECE), (CHUNK + 1, 7919), (5 * CHUNK + 3, PIECE), (9999, 100)]
 
@@ -161,7 +52,7 @@ async def test_an_offset_behind_the_end_is_refused(artifacts: Artifacts) -> None
     user = await artifacts.services.user()
     put = await artifacts.put(user, content(10))
     for offset in (-1, 11, 2**62):
-        refused = await _refused(artifacts.get(user.bearer, put.artifact_id, offset))
+        refused = await error_of(artifacts.get(user.bearer, put.artifact_id, offset))
         assert (refused.code, refused.details["field"]) == ("INVALID_PAYLOAD", "offset")
 
 
@@ -175,10 +66,10 @@ async def test_the_same_request_makes_one_artifact_and_another_one_is_refused(ar
         (data[:-1] + b"x", {}), (data[:-1], {}), (data, {"name": "b"}), (data, {"media_type": "text/plain"})
     ]  # fmt: skip
     for bytes_, more in changed:
-        refused = await _refused(artifacts.put(user, bytes_, request_id=request_id, **more))
+        refused = await error_of(artifacts.put(user, bytes_, request_id=request_id, **more))
         assert (refused.code, refused.details["field"]) == ("ALREADY_EXISTS", "request_id")
     # the losers left nothing behind; the request id of one user is free for another
-    await _nothing_left(admin, complete=1)
+    await nothing_left(admin, complete=1)
     assert (await artifacts.put(other, data, request_id=request_id)).artifact_id != puts[0].artifact_id
 
 
@@ -198,10 +89,10 @@ async def test_what_is_not_as_told_leaves_nothing(artifacts: Artifacts, admin: p
     user = await artifacts.services.user()
     for more, field in NOT_AS_TOLD * 3:
         # refused while much more is on its way: the reason arrives all the same
-        refused = await _refused(artifacts.put(user, content(3 * CHUNK), **more))
+        refused = await error_of(artifacts.put(user, content(3 * CHUNK), **more))
         assert (refused.code, refused.details.get("field")) == ("INVALID_PAYLOAD", field)
     assert not (await artifacts.listed(user)).artifacts
-    await _nothing_left(admin)
+    await nothing_left(admin)
 
 
 async def _endless(header: context_pb2.PutArtifactRequest, first: bytes, stop: asyncio.Event) -> Parts:
@@ -216,18 +107,18 @@ async def _chunks(admin: postgres.Transaction, count: int) -> None:
     async def found() -> bool:
         return bool(await admin.value("SELECT count(*) FROM context.artifact_chunks") >= count)
 
-    await _until(found)
+    await until(found)
 
 
 @pytest.mark.parametrize("size", [0, 10 * CHUNK])
 async def test_an_upload_that_is_cancelled_leaves_nothing(artifacts: Artifacts, admin: postgres.Transaction, size: int) -> None:
     user, stop, request_id = await artifacts.services.user(), asyncio.Event(), ids.uuid7()
-    parts = _endless(_header(request_id=request_id, size=size), content(4 * CHUNK), stop)
+    parts = _endless(header_of(request_id=request_id, size=size), content(4 * CHUNK), stop)
     call = artifacts.stub.PutArtifact(parts, metadata=user.bearer)
     await call.initial_metadata()
     await _chunks(admin, 4)
     call.cancel()
-    await _nothing_left(admin)
+    await nothing_left(admin)
     stop.set()
     assert not (await artifacts.listed(user)).artifacts
     # the request id was not used up
@@ -237,10 +128,10 @@ async def test_an_upload_that_is_cancelled_leaves_nothing(artifacts: Artifacts, 
 async def test_an_upload_that_stalls_is_ended(start: Start, admin: postgres.Transaction) -> None:
     artifacts = await start(artifact_stall_s=0.3)
     user, stop = await artifacts.services.user(), asyncio.Event()
-    refused = await _refused(artifacts.stub.PutArtifact(_endless(_header(), content(2 * CHUNK), stop), metadata=user.bearer))
+    refused = await error_of(artifacts.stub.PutArtifact(_endless(header_of(), content(2 * CHUNK), stop), metadata=user.bearer))
     stop.set()
     assert refused.code == "DEADLINE_EXCEEDED"
-    await _nothing_left(admin)
+    await nothing_left(admin)
 
 
 async def test_one_artifact_has_a_limit(start: Start, admin: postgres.Transaction) -> None:
@@ -248,39 +139,39 @@ async def test_one_artifact_has_a_limit(start: Start, admin: postgres.Transactio
     user, stop = await artifacts.services.user(), asyncio.Event()
     assert (await artifacts.put(user, content(2 * CHUNK))).size == 2 * CHUNK
     # told, it is refused before a byte was sent; not told, while more would come
-    for header, first in ((_header(size=2 * CHUNK + 1), b""), (_header(), content(2 * CHUNK + 1))):
-        refused = await _refused(artifacts.stub.PutArtifact(_endless(header, first, stop), metadata=user.bearer))
+    for header, first in ((header_of(size=2 * CHUNK + 1), b""), (header_of(), content(2 * CHUNK + 1))):
+        refused = await error_of(artifacts.stub.PutArtifact(_endless(header, first, stop), metadata=user.bearer))
         assert (refused.code, refused.details["limit"]) == ("FRAME_TOO_LARGE", str(2 * CHUNK))
     stop.set()
-    await _nothing_left(admin, complete=1)
+    await nothing_left(admin, complete=1)
 
 
 async def test_all_artifacts_of_a_user_have_a_limit(start: Start, admin: postgres.Transaction) -> None:
     artifacts = await start(artifacts_max_bytes_per_user=4 * CHUNK)
     user, other = await artifacts.services.user(), await artifacts.services.user()
     first = await artifacts.put(user, content(2 * CHUNK))
-    refused = await _refused(artifacts.put(user, content(2 * CHUNK + 1), size=2 * CHUNK + 1))
-    assert (refused.code, refused.details["limit"]) == ("FRAME_TOO_LARGE", str(4 * CHUNK))
-    assert (await _refused(artifacts.put(user, content(2 * CHUNK + 1)))).code == "FRAME_TOO_LARGE"
+    refused = await error_of(artifacts.put(user, content(2 * CHUNK + 1), size=2 * CHUNK + 1))
+    assert (refused.code, refused.details["limit"]) == ("QUOTA_EXCEEDED", str(4 * CHUNK))
+    assert (await error_of(artifacts.put(user, content(2 * CHUNK + 1)))).code == "QUOTA_EXCEEDED"
     # of several that each fit, at once, only as many get in as fit together
     puts = await asyncio.gather(*(artifacts.put(user, content(CHUNK), size=CHUNK) for _ in range(5)), return_exceptions=True)
     refusals = [status.from_rpc(put).code for put in puts if isinstance(put, grpc.aio.AioRpcError)]
-    assert refusals == ["FRAME_TOO_LARGE"] * 3
+    assert refusals == ["QUOTA_EXCEEDED"] * 3
     # others are not concerned; what was deleted does not count
     await artifacts.put(other, content(4 * CHUNK), size=4 * CHUNK)
     await artifacts.delete(user, first.artifact_id)
     await artifacts.put(user, content(2 * CHUNK), size=2 * CHUNK)
-    await _nothing_left(admin, complete=4)
+    await nothing_left(admin, complete=4)
 
 
 async def test_a_deleted_artifact_is_gone(artifacts: Artifacts, admin: postgres.Transaction) -> None:
     user, request_id = await artifacts.services.user(), ids.uuid7()
     put = await artifacts.put(user, content(40 * CHUNK), request_id=request_id)
     await artifacts.delete(user, put.artifact_id)
-    assert (await _refused(artifacts.get(user.bearer, put.artifact_id))).code == "NOT_FOUND"
-    assert (await _refused(artifacts.delete(user, put.artifact_id))).code == "NOT_FOUND"
+    assert (await error_of(artifacts.get(user.bearer, put.artifact_id))).code == "NOT_FOUND"
+    assert (await error_of(artifacts.delete(user, put.artifact_id))).code == "NOT_FOUND"
     assert not (await artifacts.listed(user)).artifacts
-    await _nothing_left(admin)
+    await nothing_left(admin)
     assert (await artifacts.put(user, content(3), request_id=request_id)).artifact_id != put.artifact_id
 
 
@@ -295,7 +186,7 @@ async def test_a_download_ends_when_the_artifact_is_deleted(artifacts: Artifacts
     async def rest() -> int:
         return sum([len(part.data) async for part in call])
 
-    assert (await _refused(rest())).code == "NOT_FOUND"
+    assert (await error_of(rest())).code == "NOT_FOUND"
 
 
 async def test_pages_go_from_new_to_old(artifacts: Artifacts) -> None:
@@ -305,33 +196,33 @@ async def test_pages_go_from_new_to_old(artifacts: Artifacts) -> None:
     second = await artifacts.listed(user, 3, first.next_page_token)
     assert [*first.artifacts, *second.artifacts] == puts[::-1]
     assert not second.next_page_token
-    refused = await _refused(artifacts.listed(user, 3, "bTox"))
+    refused = await error_of(artifacts.listed(user, 3, "bTox"))
     assert (refused.code, refused.details["field"]) == ("INVALID_PAYLOAD", "page_token")
 
 
 async def test_the_dispatcher_acts_for_the_user_of_the_context(artifacts: Artifacts) -> None:
     owner, stranger, data = await artifacts.services.user(), await artifacts.services.user(), content(CHUNK + 5)
     (within, run_id), (elsewhere, _) = await artifacts.within(owner), await artifacts.within(stranger)
-    put = (await artifacts.stub.PutArtifact(_parts(data), metadata=within)).artifact
+    put = (await artifacts.stub.PutArtifact(parts_of(data), metadata=within)).artifact
     assert put.run_id == run_id
     attached = await artifacts.put(owner, data)
     for artifact in (put, attached):
         assert (await artifacts.get(within, artifact.artifact_id))[1] == data
         assert (await artifacts.get(owner.bearer, artifact.artifact_id))[1] == data
-        assert (await _refused(artifacts.get(elsewhere, artifact.artifact_id))).code == "NOT_FOUND"
+        assert (await error_of(artifacts.get(elsewhere, artifact.artifact_id))).code == "NOT_FOUND"
     # without a context there is no user to act for
     bare = within[:1]
-    assert (await _refused(artifacts.get(bare, put.artifact_id))).code == "UNAUTHENTICATED"
-    assert (await _refused(artifacts.stub.PutArtifact(_parts(data), metadata=bare))).code == "UNAUTHENTICATED"
+    assert (await error_of(artifacts.get(bare, put.artifact_id))).code == "UNAUTHENTICATED"
+    assert (await error_of(artifacts.stub.PutArtifact(parts_of(data), metadata=bare))).code == "UNAUTHENTICATED"
 
 
 async def test_a_stranger_gets_nothing(artifacts: Artifacts) -> None:
     owner, stranger = await artifacts.services.user(), await artifacts.services.user()
     put = await artifacts.put(owner, content(100))
-    foreign = await _refused(artifacts.get(stranger.bearer, put.artifact_id))
-    missing = await _refused(artifacts.get(stranger.bearer, ids.ArtifactId.new()))
+    foreign = await error_of(artifacts.get(stranger.bearer, put.artifact_id))
+    missing = await error_of(artifacts.get(stranger.bearer, ids.ArtifactId.new()))
     assert (foreign.code, foreign.message, foreign.details) == ("NOT_FOUND", missing.message, missing.details)
-    assert (await _refused(artifacts.delete(stranger, put.artifact_id))).code == "NOT_FOUND"
+    assert (await error_of(artifacts.delete(stranger, put.artifact_id))).code == "NOT_FOUND"
     assert not (await artifacts.listed(stranger)).artifacts
     # the owner can do all of it
     assert (await artifacts.get(owner.bearer, put.artifact_id))[1] == content(100)
@@ -342,10 +233,10 @@ async def test_a_stranger_gets_nothing(artifacts: Artifacts) -> None:
 async def test_a_readonly_user_may_look_but_not_keep(artifacts: Artifacts) -> None:
     reader, stop = await artifacts.services.user(role="readonly"), asyncio.Event()
     assert not (await artifacts.listed(reader)).artifacts
-    refused = await _refused(artifacts.stub.PutArtifact(_endless(_header(), b"", stop), metadata=reader.bearer))
+    refused = await error_of(artifacts.stub.PutArtifact(_endless(header_of(), b"", stop), metadata=reader.bearer))
     stop.set()
     assert (refused.code, refused.details["permission"]) == ("PERMISSION_DENIED", "artifacts:write")
-    assert (await _refused(artifacts.delete(reader, ids.ArtifactId.new()))).code == "PERMISSION_DENIED"
+    assert (await error_of(artifacts.delete(reader, ids.ArtifactId.new()))).code == "PERMISSION_DENIED"
 
 
 async def test_who_removes_what_is_left_over_sees_no_file_that_anybody_has(
@@ -353,7 +244,7 @@ async def test_who_removes_what_is_left_over_sees_no_file_that_anybody_has(
 ) -> None:
     user, stop = await artifacts.services.user(), asyncio.Event()
     await artifacts.put(user, content(2 * CHUNK))
-    call = artifacts.stub.PutArtifact(_endless(_header(), content(2 * CHUNK), stop), metadata=user.bearer)
+    call = artifacts.stub.PutArtifact(_endless(header_of(), content(2 * CHUNK), stop), metadata=user.bearer)
     await _chunks(admin, 4)
     address = prepare.dsn(
         stores.postgres_admin_url, "netra_context_system", (stores.secrets / "context" / "postgres_system").read_text().strip(), database
@@ -367,21 +258,21 @@ async def test_who_removes_what_is_left_over_sees_no_file_that_anybody_has(
             assert allowed is False
     call.cancel()
     stop.set()
-    await _nothing_left(admin, complete=1)
+    await nothing_left(admin, complete=1)
 
 
 async def test_what_a_dead_process_left_is_removed_after_an_hour(
     artifacts: Artifacts, admin: postgres.Transaction, stores: Standalone, database: str
 ) -> None:
     user, stop = await artifacts.services.user(), asyncio.Event()
-    headers = [_header(name=name, size=2 * CHUNK) for name in "ab"]
+    headers = [header_of(name=name, size=2 * CHUNK) for name in "ab"]
     calls = [artifacts.stub.PutArtifact(_endless(header, content(2 * CHUNK), stop), metadata=user.bearer) for header in headers]
     await _chunks(admin, 4)
     await admin.execute("UPDATE context.artifacts SET touched_at = now() - interval '61 minutes' WHERE name = 'a'")
     password = (stores.secrets / "context" / "postgres_system").read_text().strip()
     database_ = await postgres.open_pool(prepare.dsn(stores.postgres_admin_url, "netra_context_system", password, database), "sweep")
     try:
-        system = SystemStore(database_)
+        system = LeftOverStore(database_)
         await system.give_up_abandoned()
         while await system.remove_some():
             pass
@@ -390,19 +281,19 @@ async def test_what_a_dead_process_left_is_removed_after_an_hour(
     assert [row["name"] for row in await admin.fetch("SELECT name FROM context.artifacts")] == ["b"]
     assert await admin.value("SELECT count(*) FROM context.artifact_chunks") == 2
     stop.set()
-    assert (await _refused(calls[0])).code == "FAILED_PRECONDITION"
+    assert (await error_of(calls[0])).code == "FAILED_PRECONDITION"
     assert (await calls[1]).artifact.name == "b"
 
 
 async def test_one_user_cannot_take_all_slots(start: Start, admin: postgres.Transaction) -> None:
     artifacts = await start(artifacts_moving=3, artifacts_moving_per_user=2)
     user, other, stop = await artifacts.services.user(), await artifacts.services.user(), asyncio.Event()
-    calls = [artifacts.stub.PutArtifact(_endless(_header(size=1), b"x", stop), metadata=user.bearer) for _ in range(4)]
+    calls = [artifacts.stub.PutArtifact(_endless(header_of(size=1), b"x", stop), metadata=user.bearer) for _ in range(4)]
 
     async def two() -> bool:
         return bool(await admin.value("SELECT count(*) FROM context.artifacts") == 2)
 
-    await _until(two)
+    await until(two)
     await artifacts.put(other, content(CHUNK))
     assert await admin.value("SELECT count(*) FROM context.artifacts WHERE state = 'uploading'") == 2
     stop.set()

@@ -4,77 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
 from typing import Any
 
 import grpc
-import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import channel, postgres, status
-from netra import errors, ids
-from netra.context.v1 import context_pb2, context_pb2_grpc
-from standalone import processes
-from tests.fixtures.stack import Standalone
-from tests.fixtures.storage import Services
-from tests.fixtures.users import User
-
-SERVING = health_pb2.HealthCheckResponse.SERVING
-
-
-class Contexts:
-    """Calls the context service, as users and as the dispatcher."""
-
-    def __init__(self, services: Services, dispatcher: channel.Metadata) -> None:
-        self.services, self._dispatcher = services, dispatcher
-        self.stub: context_pb2_grpc.ContextServiceAsyncStub = context_pb2_grpc.ContextServiceStub(services.channel("context"))
-
-    def within(self, token: str) -> channel.Metadata:
-        """Metadata of the dispatcher's calls in a context."""
-        return (*self._dispatcher, ("x-netra-context", token))
-
-    async def open(self, user: User, **more: Any) -> context_pb2.OpenContextResponse:
-        """Open a context for a new run."""
-        wanted = {"request_id": ids.uuid7(), "run_id": ids.RunId.new(), "access_token": user.token, "agent_context": b"{}"} | more
-        return await self.stub.OpenContext(context_pb2.OpenContextRequest(**wanted), metadata=self._dispatcher)
-
-    async def derive(self, token: str, request_id: str = "", agent_context: bytes = b"{}") -> context_pb2.DeriveContextResponse:
-        """A child of a context."""
-        request = context_pb2.DeriveContextRequest(request_id=request_id or ids.uuid7(), operation="step", agent_context=agent_context)
-        return await self.stub.DeriveContext(request, metadata=self.within(token))
-
-    async def append(self, token: str, content: str, request_id: str = "") -> context_pb2.Message:
-        """Add a message to the thread of a context."""
-        request = context_pb2.AppendMessageRequest(request_id=request_id or ids.uuid7(), role="user", content=content)
-        return (await self.stub.AppendMessage(request, metadata=self.within(token))).message
-
-    async def messages(self, user: User, thread_id: str, size: int = 0, page: str = "") -> context_pb2.ListMessagesResponse:
-        """One page of a thread."""
-        request = context_pb2.ListMessagesRequest(thread_id=thread_id, page_size=size, page_token=page)
-        return await self.stub.ListMessages(request, metadata=user.bearer)
-
-    async def threads(self, user: User, size: int = 0, page: str = "") -> context_pb2.ListThreadsResponse:
-        """One page of a user's threads."""
-        return await self.stub.ListThreads(context_pb2.ListThreadsRequest(page_size=size, page_token=page), metadata=user.bearer)
-
-
-@pytest.fixture
-async def contexts(services: Services) -> Contexts:
-    """Auth and context, serving."""
-    await services.auth()
-    await services.context()
-    health: Any = health_pb2_grpc.HealthStub(services.channel("context"))
-    async with asyncio.timeout(10):
-        async for answer in health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):
-            if answer.status == SERVING:
-                break
-    return Contexts(services, await services.service_token("dispatcher"))
-
-
-async def _refused(call: Awaitable[Any]) -> errors.NetraError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return status.from_rpc(caught.value)
+from chassis import status
+from netra import ids
+from netra.context.v1 import context_pb2
+from tests.fixtures.accounts import refused as _refused
+from tests.fixtures.contexts import Contexts
 
 
 async def test_of_ten_who_bring_one_request_id_all_get_the_context_of_the_first(contexts: Contexts) -> None:
@@ -204,16 +142,14 @@ async def test_the_same_child_is_derived_once_with_the_authority_of_its_parent(c
     assert (await _refused(contexts.derive(opened.context_token, request_id, b'{"b":3}'))).code == "ALREADY_EXISTS"
 
 
-async def test_every_change_is_in_the_audit_trail_once(contexts: Contexts, stores: Standalone, database: str) -> None:
+async def test_every_change_is_in_the_audit_trail_once(contexts: Contexts) -> None:
     user, request_id = await contexts.services.user(), ids.uuid7()
     opened = (await asyncio.gather(*(contexts.open(user, request_id=request_id) for _ in range(5))))[0]
     child = await contexts.derive(opened.context_token)
     for _ in range(2):
         await contexts.stub.CloseContext(context_pb2.CloseContextRequest(), metadata=contexts.within(opened.context_token))
     await _refused(contexts.open(user, thread_id=ids.ThreadId.new()))
-    account = stores.postgres_admin_url.rpartition("@")[0]
-    url = f"{account}@{processes.without_user(stores.postgres_admin_url, database).removeprefix('postgresql://')}"
-    async with postgres.connection(url) as admin:
+    async with contexts.accounts.database() as admin:
         lines = await admin.fetch("SELECT context_id::text, actor, action, detail->>'run_id' AS run FROM context.audit ORDER BY id")
     root, below, run_id = opened.context.context_id, child.context.context_id, opened.context.run_id
     assert [tuple(line) for line in lines] == [

@@ -21,11 +21,13 @@ from tests.fixtures.stack import Standalone
 TENANT = ids.uuid7()
 
 
-def context_of(user_id: str, *, tier: str = "free", run_id: str = "", tenant_id: str = TENANT) -> UserExecutionContext:
+def context_of(
+    user_id: str, *, tier: str = "free", run_id: str = "", tenant_id: str = TENANT, thread_id: str = ""
+) -> UserExecutionContext:  # fmt: skip
     """An execution context of a user."""
     return UserExecutionContext.from_request(
-        user_id=user_id, tenant_id=tenant_id, session_id=ids.uuid7(), thread_id=ids.uuid7(), run_id=run_id or ids.uuid7(), request_id="m1",
-        roles=("user",), tier=tier,
+        user_id=user_id, tenant_id=tenant_id, session_id=ids.uuid7(), thread_id=thread_id or ids.uuid7(), run_id=run_id or ids.uuid7(),
+        request_id="m1", roles=("user",), tier=tier,
     )  # fmt: skip
 
 
@@ -133,9 +135,11 @@ class Place:
         await self._stack.enter_async_context(_running(made.committer))
         return made
 
-    async def run(self, replica: Replica, user_id: str = "", *, tier: str = "free", tenant_id: str = TENANT) -> Run:
+    async def run(
+        self, replica: Replica, user_id: str = "", *, tier: str = "free", tenant_id: str = TENANT, thread_id: str = "", run_id: str = ""
+    ) -> Run:
         """Open a new run."""
-        context = context_of(user_id or ids.uuid7(), tier=tier, tenant_id=tenant_id)
+        context = context_of(user_id or ids.uuid7(), tier=tier, tenant_id=tenant_id, thread_id=thread_id, run_id=run_id)
         await replica.record.open(heads.new(context, ids.RunId(context.run_id), "0" * 32), 1)
         return Run(replica, context)
 

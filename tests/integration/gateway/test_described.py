@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Client:
     http: httpx.AsyncClient
     described: dict[str, Any]
     user: User
+    other: User
     seen: set[tuple[str, str]] = field(default_factory=set)
     kinds: set[tuple[str, str]] = field(default_factory=set)
 
@@ -91,7 +93,7 @@ async def client(services: Services, tmp_path: Path) -> AsyncIterator[tuple[Clie
         await services.gateway(port=port)
         async with httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as http:
             described = (await http.get("/openapi.json")).json()
-            yield Client(http, described, await services.user()), f"{base}/auth/oidc/callback"
+            yield Client(http, described, await services.user(), await services.user()), f"{base}/auth/oidc/callback"
 
 
 async def _open_to_all(client: Client) -> None:
@@ -109,12 +111,41 @@ async def _runs(client: Client) -> None:
     await client.call("GET /v1/runs/{run_id}", path=mine)
     await client.call("POST /v1/runs/{run_id}:cancel", path=mine)
     await client.call("GET /v1/runs", params={"page_size": 1, "thread_id": run["thread_id"], "state": "completed"})
-    await client.call("GET /v1/threads", params={"page_size": 1, "page_token": ""})
     await client.call("GET /v1/threads/{thread_id}/messages", path={"thread_id": run["thread_id"]}, params={"page_size": 5})
+    await client.call("GET /v1/contexts", params={"page_size": 2, "run_id": run["run_id"], "thread_id": run["thread_id"], "open": "false"})
+    found = (await client.call("GET /v1/contexts")).json()["contexts"]
+    await client.call("GET /v1/contexts/{context_id}", path={"context_id": found[0]["context_id"]}, params={"user_id": client.user.user_id})
+    await client.call("GET /v1/contexts/audit", params={"context_id": found[0]["context_id"], "page_size": 3})
+    await _threads(client, {"thread_id": run["thread_id"]}, mine)
     await client.call("GET /v1/tools", params={"text": "words", "tag": ""})
     await client.call("GET /v1/agents")
     await client.call("GET /v1/me")
     await client.call("GET /v1/me/statistics")
+
+
+async def _threads(client: Client, named: dict[str, str], run: dict[str, str]) -> None:
+    thread, grants = "/v1/threads/{thread_id}", "/v1/threads/{thread_id}/grants"
+    await client.call("GET /v1/threads", params={"page_size": 1, "page_token": "", "selection": "own"})
+    await client.call(f"GET {thread}", path=named)
+    for whom in ({"grantee_id": client.other.user_id}, {"email": client.other.email}):
+        given = await client.call(f"POST {grants}", path=named, json={**whom, "access": "write"}, headers={"Idempotency-Key": ids.uuid7()})
+    await client.call(f"GET {grants}", path=named, params={"page_size": 1, "withdrawn": "true"})
+    token = (await client.call(f"POST {thread}/token", path=named)).json()["grant_token"]
+    for route in ("GET /v1/runs/{run_id}", "POST /v1/runs/{run_id}:cancel"):
+        await client.call(route, path=run, headers={"X-Netra-Grant": token})
+    await client.call("GET /v1/runs", headers={"X-Netra-Grant": token})
+    await client.call(f"DELETE {grants}/{{grantee_id}}", path={**named, "grantee_id": given.json()["grantee_id"]})
+    await client.call("GET /v1/artifacts", params={"thread_id": named["thread_id"]})
+    await client.call(f"DELETE {thread}", path=named)
+    await client.call("GET /v1/threads", params={"selection": "deleted"})
+    await client.call(f"POST {thread}:restore", path=named)
+    await client.call(f"POST {thread}:erase", path=named, headers={"Idempotency-Key": ids.uuid7()})
+
+
+async def _everything(client: Client) -> None:
+    lines = (await client.call("GET /v1/export")).text.splitlines()
+    assert json.loads(lines[-1]) == {"kind": "end", "lines": len(lines) - 1}
+    await client.call("DELETE /v1/me/data", headers={"Idempotency-Key": ids.uuid7()})
 
 
 async def _artifacts(client: Client) -> None:
@@ -147,7 +178,7 @@ async def _sign_in_and_out(client: Client) -> None:
 async def test_every_route_answers_what_is_said_of_it(client: tuple[Client, str]) -> None:
     one, callback = client
     await _outside(one, callback)
-    for step in (_open_to_all, _runs, _artifacts, _sign_in_and_out):
+    for step in (_open_to_all, _runs, _artifacts, _everything, _sign_in_and_out):
         await step(one)
     remote = {method.path for method in rpc.methods()}
     routes = {f"{method.upper()} {path}": told for path, found in one.described["paths"].items() for method, told in found.items()}

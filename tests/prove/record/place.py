@@ -14,33 +14,15 @@ import grpc
 from netra.auth.v1 import auth_pb2_grpc
 from standalone import processes
 from tests.fixtures import own, proxy, users
+from tests.prove import people
 
-# a token lasts ten minutes
-_RENEW_S, _RETRY_S = 240.0, 1.0
+Person = people.Person
 EVENTS, GATEWAYS = ("events", "events2"), ("gateway", "gateway2")
 _REPLICAS = tuple(
     processes.Process(f"{row.name}2", row.command, row.port + 100, row.waits_for, row.health, replica_of=row.name)
     for row in processes.TABLE
     if row.name in ("events", "gateway")
 )
-
-
-@dataclass(slots=True)
-class Person:
-    """A user of the place, signed in for as long as it runs."""
-
-    user: users.User
-    token: str
-
-    @property
-    def user_id(self) -> str:
-        """Who it is."""
-        return self.user.user_id
-
-    @property
-    def bearer(self) -> tuple[tuple[str, str], ...]:
-        """gRPC metadata of their calls."""
-        return (("authorization", f"Bearer {self.token}"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +59,10 @@ async def running(many: int) -> AsyncIterator[Place]:
         stack.push_async_callback(asyncio.to_thread, system.stop)
         channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{system.ports['auth']}"))
         stub = auth_pb2_grpc.AuthServiceStub(channel)
-        people = await asyncio.to_thread(_people, stub, system, many)
+        found = await asyncio.to_thread(_people, stub, system, many)
         async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(_renew(stub, people))
-            yield Place(system, people, fronts, behind)
+            renewing = group.create_task(people.renew(stub, found))
+            yield Place(system, found, fronts, behind)
             renewing.cancel()
 
 
@@ -88,16 +70,3 @@ def _people(stub: auth_pb2_grpc.AuthServiceStub, system: own.Own, many: int) -> 
     admin = users.sign_in(stub, system.admin_email, system.admin_password()).access_token
     made = [users.make_user(stub, admin, "user", "internal") for _ in range(many)]
     return [Person(user, user.token) for user in made]
-
-
-async def _renew(stub: auth_pb2_grpc.AuthServiceStub, people: list[Person]) -> None:
-    """Sign them in again before their tokens end; through outages of what auth needs."""
-    while True:
-        await asyncio.sleep(_RENEW_S)
-        for person in people:
-            while True:
-                try:
-                    person.token = (await asyncio.to_thread(users.sign_in, stub, person.user.email, person.user.password)).access_token
-                    break
-                except grpc.RpcError:
-                    await asyncio.sleep(_RETRY_S)

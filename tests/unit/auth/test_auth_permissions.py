@@ -34,7 +34,7 @@ def test_what_concerns_all_tenants_is_for_those_who_run_the_installation(tier: s
 @pytest.mark.parametrize("tier", permissions.TIERS)
 def test_readonly_reads_and_signs_out_and_no_more(tier: str) -> None:
     allowed = permissions.of(["readonly"], tier)
-    assert {permission for permission in allowed if not permission.endswith(":read")} == {"session:write"}
+    assert {permission for permission in allowed if not permission.endswith(":read")} == {"data:export", "session:write"}
 
 
 @pytest.mark.parametrize("tier", permissions.TIERS)

@@ -29,7 +29,7 @@ def test_roles_add_up_and_unknown_ones_have_nothing() -> None:
 
 def test_a_tier_without_limits_is_entitled_to_nothing() -> None:
     assert rules.Rules(POLICY).limits("free").sockets == 3
-    assert rules.Rules(POLICY).limits("gold") == auth_pb2.TierLimits(tier="gold")
+    assert rules.Rules(POLICY).limits("gold") == auth_pb2.TierLimits(tier="gold", artifacts=0, artifact_bytes=0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from chassis import identity
 from netra import errors, ids
-from services.events import fanout, log, reach, servicer, wiring
+from services.events import fanout, follow, log, reach, servicer, wiring
 
 
 class _Exports:
@@ -39,7 +39,7 @@ async def test_an_export_ends_with_the_session_of_who_asked(how: str, monkeypatc
     monkeypatch.setattr(within, "reader", _reader)
     whole: Any = servicer.Whole(_Exports(), None, within)  # type: ignore[arg-type]
     live: Any = SimpleNamespace(known_generation=_generation)
-    serving = servicer.EventsServicer(unused, unused, unused, unused, live, unused, whole, unused)  # type: ignore[arg-type]
+    serving = servicer.EventsServicer(unused, unused, unused, unused, live, unused, whole, unused, unused)  # type: ignore[arg-type]
     answers: Any = serving.ExportEvents(SimpleNamespace(user_id=""), unused)  # type: ignore[arg-type]
     assert (await anext(answers)).epoch == "g"
     if how == "revoked":
@@ -51,4 +51,4 @@ async def test_an_export_ends_with_the_session_of_who_asked(how: str, monkeypatc
 
 
 def test_pages_and_catch_ups_leave_connections_for_runs_that_begin() -> None:
-    assert wiring._PAGES_AT_ONCE + fanout.CATCH_UPS + 2 <= wiring._POOL
+    assert wiring._PAGES_AT_ONCE + fanout.CATCH_UPS + follow.AT_ONCE + 2 <= wiring._POOL

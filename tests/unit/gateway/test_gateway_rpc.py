@@ -44,7 +44,9 @@ def test_streams_that_are_outside_answer_to_one_request_and_need_a_permission() 
         rule = method.GetOptions().Extensions[access_pb2.rule]
         assert (path in found) == (rule.edge and method.server_streaming), path
     assert all(method.rule.permission and not method.descriptor.client_streaming for method in found.values())
-    assert {path.rpartition("/")[2] for path in found} == {"Subscribe", "ExportEvents", "ExportAudit", "GetArtifact"}
+    assert {path.rpartition("/")[2] for path in found} == {
+            "Subscribe", "ExportEvents", "ExportAudit", "GetArtifact", "ExportData", "FollowThread",
+        }  # fmt: skip
 
 
 class _Called:

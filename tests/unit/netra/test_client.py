@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from websockets.asyncio import client as socket_
 
-from netra import api, cli, client, errors
+from netra import api, client, console, errors
 
 CONNECTED = {"type": "connected", "user_id": "u", "cursor": 0, "epoch": "e", "limits": {"max_frame_bytes": 1024}}
 
@@ -113,6 +113,34 @@ async def test_what_was_passed_over_is_not_asked_for_again() -> None:
         assert (connected.cursor, len(got)) == (42, 1)
 
 
+async def test_a_stream_gives_its_data_and_then_says_how_it_ended() -> None:
+    async def streaming(socket: Socket, frame: dict[str, Any]) -> None:
+        if frame["type"] != "STREAM":
+            return
+        asked = frame["payload"]["request"]["of"]
+        # at once, before whoever asked can look
+        socket.say({"type": "ack", "id": frame["id"], "data": {"stream_id": asked}})
+        for number in range(3):
+            socket.say({"type": "stream_data", "stream_id": asked, "seq": number + 1, "data": {"n": number}})
+            socket.say({"type": "stream_data", "stream_id": "nobody's", "seq": number + 1, "data": {}})
+        end = {"good": {"code": "OK"}, "bad": {"code": "NOT_FOUND", "message": "There is none."}}
+        if asked in end:
+            socket.say({"type": "stream_end", "stream_id": asked, "message": "", **end[asked]})
+
+    async with gateway(streaming) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
+        assert [told["n"] async for told in connected.stream("a/B", {"of": "good"})] == [0, 1, 2]
+        failing = connected.stream("a/B", {"of": "bad"})
+        assert [(await anext(failing))["n"] for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(errors.NotFound):
+            await anext(failing)
+        left = connected.stream("a/B", {"of": "endless"})
+        await anext(left)
+        await left.aclose()
+        assert json.loads(got[-1])["payload"] == {"stream_id": "endless"}
+        assert json.loads(got[-1])["type"] == "STREAM_CANCEL"
+        assert connected._streams == {}
+
+
 async def test_nesting_is_refused_where_the_gateway_refuses_it() -> None:
     async with gateway(accept) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
         await connected.start(user_request="x", inputs={"x": nested(29)})
@@ -184,7 +212,7 @@ def test_the_command_line_ends_with_a_sentence(capsys: pytest.CaptureFixture[str
     async def work() -> None:
         raise KeyError("runs")
 
-    monkeypatch.setattr(cli, "_err", Console(stderr=True))
+    monkeypatch.setattr(console, "err", Console(stderr=True))
     with pytest.raises(typer.Exit):
-        cli._complete(work)
+        console.complete(work)
     assert "INTERNAL netra cannot go on: KeyError('runs')" in capsys.readouterr().err

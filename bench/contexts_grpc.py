@@ -1,0 +1,148 @@
+"""How many execution contexts does the service open a second, over gRPC: verified, stored with their threads and audit trail, signed?
+
+python bench/contexts_grpc.py [rounds] [seconds per round]
+
+  open    64 calls of OpenContext at once, for 16 users with agent context and audit metadata of usual size, each in a thread of its own
+  again   the same, in a thread that the user has: the next message of a conversation
+  hop     as many calls that are refused before they do anything: what gRPC and the caller cost on this machine
+
+The service, auth and PostgreSQL (with fsync) are processes of their own, as `make run` starts them; the caller is this process, and takes
+its part of the processor. The CPU of the service alone is told beside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.harness import child, report, stores
+from chassis import channel
+from netra import ids
+from netra.auth.v1 import auth_pb2, auth_pb2_grpc
+from netra.context.v1 import context_pb2, context_pb2_grpc
+from standalone import processes, supervise
+
+GOAL = 1000
+ROUNDS, SECONDS = 5, 2.0
+USERS, AT_ONCE = 16, 64
+AGENT_CONTEXT = b'{"digest":"%s","kind":"agent","name":"triage"}' % (b"0" * 64)
+AUDIT_METADATA = b'{"client":"192.0.2.7","method":"POST","path":"/v1/runs","user_agent":"%s"}' % (b"x" * 120)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The dispatcher, which opens contexts for users."""
+
+    stub: context_pb2_grpc.ContextServiceAsyncStub
+    metadata: channel.Metadata
+    tokens: list[str]
+    # one of each user
+    threads: list[str]
+    pid: int
+
+    async def open(self, place: int, thread_id: str = "") -> context_pb2.OpenContextResponse:
+        """Open one, for the user at a place."""
+        request = context_pb2.OpenContextRequest(
+            request_id=ids.uuid7(), run_id=ids.uuid7(), access_token=self.tokens[place], thread_id=thread_id,
+            correlation_id=ids.CorrelationId.new(), agent_context=AGENT_CONTEXT, audit_metadata=AUDIT_METADATA,
+        )  # fmt: skip
+        return await self.stub.OpenContext(request, metadata=self.metadata)
+
+    async def hop(self, _place: int) -> None:
+        """Be refused."""
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await self.stub.RenewContext(context_pb2.RenewContextRequest(), metadata=self.metadata)
+
+
+async def _timed(caller: Caller, seconds: float, call: Callable[[int], Awaitable[Any]]) -> tuple[float, float]:
+    """Calls per second, and microseconds of the service's CPU per call."""
+    numbers = itertools.count()
+    until, began, cpu, done = time.perf_counter() + seconds, time.perf_counter(), child.cpu_s(caller.pid), 0
+
+    async def some() -> int:
+        many = 0
+        while time.perf_counter() < until:
+            await call(next(numbers) % USERS)
+            many += 1
+        return many
+
+    done = sum(await asyncio.gather(*(some() for _ in range(AT_ONCE))))
+    return done / (time.perf_counter() - began), (child.cpu_s(caller.pid) - cpu) / done * 1e6
+
+
+async def _signed_in(running: supervise.Stack, address: str) -> tuple[channel.Metadata, list[str]]:
+    """The dispatcher's metadata, and access tokens of users."""
+    async with grpc.aio.insecure_channel(address) as to:
+        auth: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(to)
+
+        async def tokens(**grant: Any) -> str:
+            answer = await auth.IssueToken(auth_pb2.IssueTokenRequest(**grant), wait_for_ready=True)
+            return answer.tokens.access_token
+
+        def secret(service: str, name: str) -> str:
+            return (running.place.secrets / service / name).read_text().strip()
+
+        first = auth_pb2.PasswordGrant(email=processes.BOOTSTRAP_ADMIN, password=secret("auth", "bootstrap_admin"))
+        admin, people = channel.bearer(await tokens(password=first)), []
+        for number in range(USERS):
+            email, password = f"{number}@bench.example", "a good password of a bench"
+            wanted = auth_pb2.CreateUserRequest(email=email, password=password, roles=["user"], tier="internal")
+            await auth.CreateUser(wanted, metadata=admin)
+            people.append(await tokens(password=auth_pb2.PasswordGrant(email=email, password=password)))
+        mine = auth_pb2.ClientCredentialsGrant(client_id="dispatcher", client_secret=secret("dispatcher", "service"))
+        return channel.bearer(await tokens(client_credentials=mine)), people
+
+
+@contextlib.asynccontextmanager
+async def _ways(seconds: float) -> AsyncIterator[dict[str, Callable[[], Awaitable[tuple[float, float]]]]]:
+    async with stores.stack("auth", "context") as running:
+        metadata, tokens = await _signed_in(running, f"127.0.0.1:{running.ports['auth']}")
+        async with channel.connect(f"127.0.0.1:{running.ports['context']}") as to:
+            caller = Caller(context_pb2_grpc.ContextServiceStub(to), metadata, tokens, [], running.pid("context"))
+            caller.threads.extend([(await caller.open(place)).context.thread_id for place in range(USERS)])
+            yield {
+                "open": functools.partial(_timed, caller, seconds, caller.open),
+                "again": functools.partial(_timed, caller, seconds, lambda place: caller.open(place, caller.threads[place])),
+                "hop": functools.partial(_timed, caller, seconds, caller.hop),
+            }
+
+
+async def _measured(rounds: int, seconds: float) -> dict[str, list[tuple[float, float]]]:
+    async with _ways(seconds) as ways:
+        return await report.in_turn(ways, rounds)
+
+
+def main(rounds: int = ROUNDS, seconds: float = SECONDS) -> int:
+    """Returns the exit code: 1 when fewer are opened than the goal."""
+    stores.set_up()
+    found = uvloop.run(_measured(rounds, seconds))
+    rates = {name: [rate for rate, _ in each] for name, each in found.items()}
+    cpu = {name: statistics.median(spent for _, spent in each) for name, each in found.items()}
+    report.table(
+        ("way", "calls_per_s_median", "lowest", "highest", "service_cpu_us_per_call_median"),
+        ((name, *report.spread(each, 0), f"{cpu[name]:.0f}") for name, each in rates.items()),
+    )
+    median = statistics.median(rates["open"])
+    return report.verdict(
+        "contexts_grpc", median >= GOAL, f">= {GOAL}/s", f"{median:.0f}/s", best=round(max(rates["open"])),
+        again=round(statistics.median(rates["again"])), hop=round(statistics.median(rates["hop"])), service_cpu_us=round(cpu["open"]),
+        at_once=AT_ONCE, rounds=rounds,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:2]), *map(float, sys.argv[2:3])))

@@ -1,0 +1,143 @@
+"""SQL that removes what nobody has any more: files that were given up, threads and users that were erased. Of the system role."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from chassis.postgres import DatabaseManager
+from netra import ids
+
+# an upload that lives is touched far more often
+_ABANDONED = timedelta(hours=1)
+_CHUNKS_AT_ONCE = 32
+# a message has up to 256 KiB, a context 80
+_ROWS_AT_ONCE = 500
+_THREADS_AT_ONCE = 100
+# a request id is remembered for a day, and a margin; row-level security shows no younger ones
+_REMEMBERED = timedelta(days=2)
+_EVERYTHING = "erase everything"
+_BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+_DUE = (
+    "WITH due AS (SELECT t.thread_id FROM context.threads AS t WHERE t.deleted_at < now() - $1::interval AND t.erased_at IS NULL"
+    "   AND NOT EXISTS (SELECT FROM context.contexts AS c"
+    "    WHERE c.thread_id = t.thread_id AND c.closed_at IS NULL AND c.token_until > now())"
+    "  ORDER BY t.deleted_at LIMIT $2 FOR UPDATE SKIP LOCKED),"
+    " gone AS (UPDATE context.threads AS t SET erased_at = now() FROM due WHERE t.thread_id = due.thread_id"
+    "  RETURNING t.thread_id, t.user_id)"
+    " INSERT INTO context.audit (user_id, thread_id, actor, action, correlation_id, detail)"
+    "  SELECT user_id, thread_id, 'context', 'erase', '', '{}' FROM gone"
+)
+_OF_THREAD = (
+    "DELETE FROM context.messages WHERE thread_id = $1 AND position IN"
+    " (SELECT position FROM context.messages WHERE thread_id = $1 ORDER BY position LIMIT $2)",
+    "DELETE FROM context.contexts WHERE context_id IN (SELECT context_id FROM context.contexts WHERE thread_id = $1 LIMIT $2)",
+)
+_OF_USER = (
+    # what was opened since is of a new beginning, and what still goes on has begun since
+    "DELETE FROM context.contexts WHERE context_id IN (SELECT context_id FROM context.contexts WHERE user_id = $1 AND created_at <= $2"
+    "  AND (closed_at IS NOT NULL OR token_until < now()) LIMIT $3)",
+    "DELETE FROM context.audit WHERE id IN (SELECT id FROM context.audit WHERE user_id = $1 AND at < $2 ORDER BY id LIMIT $3)",
+)
+_PENDING = (
+    f"SELECT asked_at FROM context.changes WHERE user_id = $1 AND request_id = $2 AND asked = '{_EVERYTHING}' AND done_at IS NULL"
+    " FOR UPDATE"
+)
+
+
+class LeftOverStore:
+    """Statements of the role netra_context_system, which sees of all this only what was given up."""
+
+    def __init__(self, database: DatabaseManager) -> None:
+        self._database = database
+
+    async def give_up_abandoned(self) -> None:
+        """Give up the uploads that nothing came for: their process died."""
+        query = "UPDATE context.artifacts SET state = 'discarded' WHERE state = 'uploading' AND touched_at < now() - $1::interval"
+        async with self._database.transaction() as transaction:
+            await transaction.execute(query, _ABANDONED)
+
+    async def remove_some(self) -> bool:
+        """Remove a few chunks of a file that was given up, or what is left of it; whether there was one."""
+        async with self._database.transaction() as transaction:
+            # replicas that sweep together take different files
+            artifact_id = await transaction.value(
+                "SELECT artifact_id FROM context.artifacts WHERE state = 'discarded' LIMIT 1 FOR UPDATE SKIP LOCKED"
+            )
+            if artifact_id is None:
+                return False
+            removed = await transaction.execute(
+                "DELETE FROM context.artifact_chunks WHERE artifact_id = $1 AND position IN"
+                " (SELECT position FROM context.artifact_chunks WHERE artifact_id = $1 LIMIT $2)",
+                artifact_id, _CHUNKS_AT_ONCE,
+            )  # fmt: skip
+            if removed == "DELETE 0":
+                await transaction.execute("DELETE FROM context.artifacts WHERE artifact_id = $1", artifact_id)
+        return True
+
+    async def erase_deleted(self, keep: timedelta) -> int:
+        """Erase some threads that were deleted that long ago and that no run goes on with; returns how many."""
+        async with self._database.transaction() as transaction:
+            return _many(await transaction.execute(_DUE, keep, _THREADS_AT_ONCE))
+
+    async def erased_threads(self, after: ids.ThreadId | None, user_id: ids.UserId | None = None) -> list[ids.ThreadId]:
+        """Some threads that were erased, of all users or of one, in the order of their ids."""
+        of_user = "" if user_id is None else " AND user_id = $3"
+        query = f"SELECT thread_id FROM context.threads WHERE erased_at IS NOT NULL AND thread_id > $2{of_user} ORDER BY thread_id LIMIT $1"
+        arguments = (_THREADS_AT_ONCE, after or _BEFORE_ALL) if user_id is None else (_THREADS_AT_ONCE, after or _BEFORE_ALL, user_id)
+        async with self._database.transaction() as transaction:
+            return [ids.ThreadId(row["thread_id"]) for row in await transaction.fetch(query, *arguments)]
+
+    async def thread(self, thread_id: ids.ThreadId) -> bool:
+        """Remove some of what is left of a thread that was erased; whether there may be more. It stays until its files are gone."""
+        locked = "SELECT thread_id FROM context.threads WHERE thread_id = $1 AND erased_at IS NOT NULL FOR UPDATE"
+        async with self._database.transaction() as transaction:
+            if await transaction.value(locked, thread_id) is None:
+                return False
+            for query in _OF_THREAD:
+                if await transaction.execute(query, thread_id, _ROWS_AT_ONCE) != "DELETE 0":
+                    return True
+            await transaction.execute("DELETE FROM context.grants WHERE thread_id = $1", thread_id)
+            await transaction.execute(
+                "UPDATE context.artifacts SET state = 'discarded' WHERE thread_id = $1 AND state <> 'discarded'", thread_id
+            )
+            await transaction.execute(
+                "DELETE FROM context.threads AS t WHERE t.thread_id = $1 AND t.erased_at IS NOT NULL"
+                " AND NOT EXISTS (SELECT FROM context.artifacts AS a WHERE a.thread_id = t.thread_id)", thread_id,
+            )  # fmt: skip
+        return False
+
+    async def erased_users(self) -> list[tuple[ids.UserId, ids.RequestId]]:
+        """Who had everything erased that is not removed yet, and under which request."""
+        query = f"SELECT user_id, request_id FROM context.changes WHERE asked = '{_EVERYTHING}' AND done_at IS NULL"
+        async with self._database.transaction() as transaction:
+            return [(ids.UserId(row["user_id"]), ids.RequestId(row["request_id"])) for row in await transaction.fetch(query)]
+
+    async def contexts(self, user_id: ids.UserId, request_id: ids.RequestId) -> bool:
+        """Remove some contexts, and lines of the audit trail, of a user who had everything erased; whether there may be more."""
+        async with self._database.transaction() as transaction:
+            asked_at = await transaction.value(_PENDING, user_id, request_id)
+            if asked_at is None:
+                return False
+            for query in _OF_USER:
+                if await transaction.execute(query, user_id, asked_at, _ROWS_AT_ONCE) != "DELETE 0":
+                    return True
+        return False
+
+    async def done(self, user_id: ids.UserId, request_id: ids.RequestId) -> None:
+        """Take note that nothing is left, unless something is."""
+        query = (
+            "UPDATE context.changes AS c SET done_at = now() WHERE c.user_id = $1 AND c.request_id = $2 AND c.done_at IS NULL"
+            " AND NOT EXISTS (SELECT FROM context.threads AS t WHERE t.user_id = $1 AND t.erased_at IS NOT NULL)"
+        )
+        async with self._database.transaction() as transaction:
+            await transaction.execute(query, user_id, request_id)
+
+    async def forget_changes(self) -> None:
+        """Forget what was asked so long ago that nobody asks for it again."""
+        query = f"DELETE FROM context.changes WHERE asked_at < now() - $1::interval AND (asked <> '{_EVERYTHING}' OR done_at IS NOT NULL)"
+        async with self._database.transaction() as transaction:
+            await transaction.execute(query, _REMEMBERED)
+
+
+def _many(tag: str) -> int:
+    return int(tag.rpartition(" ")[2])

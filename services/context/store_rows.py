@@ -1,0 +1,100 @@
+"""Rows of contexts and of the audit trail, the same for both roles: their columns, their pages, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chassis.postgres import Row
+from netra import ids
+from netra.context import UserExecutionContext
+from services.context.contexts import About, Entry, Filter, Stored
+
+FRAME = (
+    "context_id, user_id, tenant_id, session_id, thread_id, run_id, request_id, connection_id, roles, tier, scope, created_at,"
+    " deadline, depth, parent_request_id, correlation_id, agent_context, audit_metadata"
+)
+_ENTRY = "id, at, context_id, thread_id, actor, action, correlation_id, detail::text AS detail"
+# a page of the longest contexts must fit into one answer
+_PAGE_BYTES = 2 * 1024 * 1024
+Query = tuple[str, list[object]]
+
+
+def still_open(user: str = "$1", context: str = "$2") -> str:
+    """That a context is not closed, as part of a statement that writes or reads in it: `user` and `context` are its parameters."""
+    return (
+        f"EXISTS (SELECT FROM context.contexts AS still WHERE still.user_id = {user} AND still.context_id = {context}"
+        " AND still.closed_at IS NULL)"
+    )
+
+
+def writable(user: str, thread: str) -> str:
+    """That a thread is the user's, or granted to them for writing, and neither deleted nor erased; `thread` is an alias of its table."""
+    return (
+        f"{thread}.deleted_at IS NULL AND {thread}.erased_at IS NULL AND ({thread}.user_id = {user} OR EXISTS ("
+        f"SELECT FROM context.grants AS g WHERE g.thread_id = {thread}.thread_id AND g.grantee_id = {user}"
+        " AND g.access = 'write' AND g.withdrawn_at IS NULL))"
+    )
+
+
+def one(user_id: ids.UserId, context_id: ids.ContextId) -> Query:
+    """A user's context."""
+    query = f"SELECT {FRAME}, asked, closed_at FROM context.contexts WHERE user_id = $1 AND context_id = $2"
+    return query, [user_id, context_id]
+
+
+def page(
+    user_id: ids.UserId, wanted: Filter, before: ids.ContextId | None, limit: int, tenant_id: ids.TenantId | None = None
+) -> Query:  # fmt: skip
+    """A user's contexts made before another one, newest first; fewer than `limit` when they are long. `found` says how many there were.
+
+    A condition that is not asked for is not in the statement: so one plan serves each kind of page.
+    """
+    arguments: list[object] = [user_id, limit, _PAGE_BYTES]
+    conditions = ["user_id = $1"]
+    asked = ("context_id <", before), ("thread_id =", wanted.thread_id), ("run_id =", wanted.run_id), ("tenant_id =", tenant_id)
+    for condition, value in asked:
+        if value is not None:
+            arguments.append(value)
+            conditions.append(f"{condition} ${len(arguments)}")
+    if wanted.open:
+        conditions.append("closed_at IS NULL")
+    size = "octet_length(agent_context) + octet_length(audit_metadata)"
+    query = (
+        f"SELECT {FRAME}, asked, closed_at, found FROM"
+        f" (SELECT *, sum({size}) OVER (ORDER BY context_id DESC) AS bytes, count(*) OVER () AS found FROM"
+        f"   (SELECT {FRAME}, asked, closed_at FROM context.contexts WHERE {' AND '.join(conditions)}"
+        "     ORDER BY context_id DESC LIMIT $2) AS page) AS measured"
+        " WHERE bytes <= $3 ORDER BY context_id DESC"
+    )
+    return query, arguments
+
+
+def trail(user_id: ids.UserId, about: About, after: int, limit: int) -> Query:
+    """Lines of a user's audit trail behind one of them, oldest first."""
+    arguments: list[object] = [user_id, after, limit]
+    conditions = ["user_id = $1", "id > $2"]
+    for condition, value in (("context_id =", about.context_id), ("thread_id =", about.thread_id)):
+        if value is not None:
+            arguments.append(value)
+            conditions.append(f"{condition} ${len(arguments)}")
+    return f"SELECT {_ENTRY} FROM context.audit WHERE {' AND '.join(conditions)} ORDER BY id LIMIT $3", arguments
+
+
+def paged(rows: Sequence[Row]) -> tuple[list[Stored], bool]:
+    """The contexts of a page, and whether it was cut short."""
+    return [stored(row) for row in rows], bool(rows) and rows[0]["found"] > len(rows)
+
+
+def stored(row: Row) -> Stored:
+    """What a row of contexts says."""
+    values = {name: row[name] for name in FRAME.split(", ")}
+    frame = UserExecutionContext.restored(**values | {"scope": row["scope"] or None})
+    return Stored(frame, row["asked"], row["closed_at"])
+
+
+def entry(row: Row) -> Entry:
+    """What a row of the audit trail says."""
+    return Entry(
+        row["id"], row["at"], row["context_id"] or "", row["thread_id"] or "", row["actor"], row["action"], row["correlation_id"],
+        row["detail"].encode(),
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Examples of the dispatcher and of the record."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from netra import ids
+from netra.dispatcher.v1 import dispatcher_pb2
+from netra.events.v1 import events_pb2
+from tests.prove.isolation.example import USER, rpcs
+from tests.prove.isolation.people import Party
+from tests.prove.isolation.settle import granted
+from tests.prove.isolation.world import World
+
+
+@rpcs("dispatcher.StartRun", USER, shows="thread_id")
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.StartRunRequest(
+        request_id=who.once(), agent="text-analyst", user_request=f"About {who.canary}.", thread_id=who.things["thread_id"],
+        inputs=json.dumps({"note": who.canary}).encode(), connection_id=ids.uuid7(),
+    )  # fmt: skip
+
+
+@rpcs("dispatcher.GetRun", USER, shows="run_id thread_id request_id", reads="run_id")
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.GetRunRequest(run_id=who.things["run_id"])
+
+
+@rpcs("dispatcher.ListRuns", USER, shows="run_id request_id", reads="thread_id")
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.ListRunsRequest(page_size=200, thread_id=who.things["thread_id"])
+
+
+@rpcs("dispatcher.CancelRun", USER)
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.CancelRunRequest(run_id=who.things["run_id"])
+
+
+# the contract: the edge tells of runs of anybody's, and is told nothing
+@rpcs("dispatcher.RecordStages", "gateway", legit=[("run_id", "run_id")])
+async def _(world: World, who: Party) -> Any:
+    told = dispatcher_pb2.Notified(run_id=who.things["run_id"])
+    told.at.GetCurrentTime()
+    return dispatcher_pb2.RecordStagesRequest(notified=[told])
+
+
+@rpcs("dispatcher.ListAgents", USER)
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.ListAgentsRequest()
+
+
+@rpcs("dispatcher.ListTools", USER)
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.ListToolsRequest()
+
+
+@rpcs("dispatcher.ExecuteTool", USER, works=lambda answer: answer.messages[0].status == "success")
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.ExecuteToolRequest(
+        request_id=who.once(), tool_name="text_statistics", arguments=json.dumps({"text": who.canary}).encode()
+    )
+
+
+# the contract: a service knows which runs it has opened, and of which it is told that another owner has them; it makes the ids of events
+
+
+@rpcs("events.OpenRun", "dispatcher", told="run_id")
+async def _(world: World, who: Party) -> Any:
+    opened = await world.opened(who)
+    return events_pb2.OpenRunRequest(run_id=opened.context.run_id, epoch=1, context_token=opened.context_token, trace_id="0" * 31 + "1")
+
+
+@rpcs(
+    "events.Append",
+    "dispatcher",
+    told="run_id",
+    legit=[("event_id", "*")],
+    until=bool,
+    works=lambda answer: not answer.messages[0].error_code,
+)
+async def _(world: World, who: Party) -> Any:
+    opened = await world.run_opened(who, epoch=3)
+    event = events_pb2.NewEvent(event_id=ids.EventId.new(), type="note", data=json.dumps({"text": who.canary}).encode())
+    return [events_pb2.AppendRequest(append_id=1, run_id=opened.context.run_id, epoch=3, first_seq=1, events=[event])]
+
+
+def _joined(found: Any) -> bool:
+    return any(one.positions for one in found)
+
+
+@rpcs("events.Tail", "gateway", until=_joined, works=lambda answer: answer.messages[-1].positions[0].joined, shows="user_id")
+async def _(world: World, who: Party) -> Any:
+    return [
+        events_pb2.TailRequest(join=events_pb2.JoinUser(access_token=who.token, join_id="one")),
+        events_pb2.TailRequest(leave=events_pb2.LeaveUser(user_id=who.things["user_id"])),
+    ]
+
+
+@rpcs("events.Subscribe", USER, shows="run_id event_id canary")
+async def _(world: World, who: Party) -> Any:
+    return events_pb2.SubscribeRequest(run_id=who.things["run_id"])
+
+
+@rpcs("events.ListEvents", USER, shows="run_id event_id canary", reads="run_id")
+async def _(world: World, who: Party) -> Any:
+    return events_pb2.ListEventsRequest(run_id=who.things["run_id"], page_size=200)
+
+
+# how far somebody has seen is a place in time: there is before and after, whoever has a run of that id
+@rpcs("events.FollowThread", USER, told="*", shows="run_id event_id canary", until=lambda found: any(one.caught_up for one in found))
+async def _(world: World, who: Party) -> Any:
+    return events_pb2.FollowThreadRequest(grant_token=await granted(world, who))
+
+
+@rpcs("events.ListThreadEvents", USER, shows="run_id event_id canary")
+async def _(world: World, who: Party) -> Any:
+    return events_pb2.ListThreadEventsRequest(grant_token=await granted(world, who), run_id=who.things["run_id"], page_size=200)
+
+
+@rpcs("events.ExportEvents", USER, rulers=True, shows="run_id event_id canary")
+async def _(world: World, who: Party) -> Any:
+    return events_pb2.ExportEventsRequest()
+
+
+@rpcs("events.EraseEvents", USER, rulers=True, spare=True)
+async def _(world: World, who: Party) -> Any:
+    run = await world.started(who)
+    await world.ended(who, run.run_id)
+    return events_pb2.EraseEventsRequest(request_id=who.once())

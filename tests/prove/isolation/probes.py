@@ -1,0 +1,245 @@
+"""Everything that is sent: each example in the names of others, with the owner's ids wherever something can be written."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import grpc
+import httpx
+import websockets
+
+from tests.prove.isolation import leaves
+from tests.prove.isolation.answers import OK, Answer, Metadata
+from tests.prove.isolation.asking import PEOPLE, Asked, Rpc, Way
+from tests.prove.isolation.example import ADMIN, OPERATOR, Example
+from tests.prove.isolation.judge import Judge
+from tests.prove.isolation.people import Party, twin
+from tests.prove.isolation.settle import granted
+from tests.prove.isolation.world import World
+
+# what names something; elsewhere some of the values do
+_NAMING, _OF_TEXT = ("_id", "token", "email", "state", "code", "Event-ID"), 2
+_ONCE = ("request_id", "Idempotency-Key")
+_BROKEN = (OSError, httpx.HTTPError, websockets.WebSocketException, grpc.aio.AioRpcError, TimeoutError, EOFError)
+
+
+@dataclass(slots=True)
+class Prober:
+    """Sends, and has it judged. `share` is the part of the places that is tried. `quiet`: nothing else goes on, so answers can be
+    compared."""
+
+    world: World
+    judge: Judge
+    chance: random.Random
+    share: float = 1.0
+    quiet: bool = True
+    # how many values of each place, where not all
+    values: int | None = None
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
+
+    async def course(self, way: Way, example: Example, name: str) -> None:
+        """One example, by everybody who is not the owner."""
+        victim = self.world["A"]
+        for attacker in self.attackers(example):
+            async with self.room:
+                await self._by(_Course(self, way, example, name, attacker, victim))
+
+    async def _by(self, course: _Course) -> None:
+        try:
+            await course.whole()
+            await course.places()
+            await course.beside()
+        except (*_BROKEN, LookupError, AttributeError) as error:
+            if self.quiet:
+                self.judge.findings.wrong.append(f"{course.what}: {type(error).__name__} {error}"[:300])
+
+    def attackers(self, example: Example) -> list[Party]:
+        """Who asks: another user of the tenant, one of another tenant, and who rules that one, where rulers ask."""
+        names = ["B", "C", "F"] if example.rulers or example.by in (ADMIN, OPERATOR) else ["B", "C"]
+        return [self.world[name] for name in names if self.world[name].things.ids]
+
+
+@dataclass(slots=True)
+class _Course:
+    prober: Prober
+    way: Way
+    example: Example
+    name: str
+    attacker: Party
+    victim: Party
+    base: Asked | None = None
+    unknown: dict[tuple[leaves.Path, str], tuple[str, Answer]] = field(default_factory=dict)
+
+    @property
+    def what(self) -> str:
+        """For the report."""
+        return f"{self.name} as {self.attacker.name}"
+
+    async def _base(self) -> Asked:
+        if self.base is None:
+            self.base = await self.way.ready(self.example, self.attacker)
+        return self.base
+
+    async def _ask(self, what: str, asked: Asked, sent: set[str], extra: Metadata = (), *, judged: bool = True) -> Answer:
+        try:
+            answer = await self.way.ask(asked, extra)
+        except (OSError, httpx.HTTPError, websockets.WebSocketException, TimeoutError, EOFError) as error:
+            if self.prober.quiet:
+                raise
+            answer = Answer("UNAVAILABLE", str(error))
+        if answer.code == OK or self.example.once:
+            self.base = None  # what works once may not work again
+        if judged:
+            self.prober.judge.look(what, self.attacker, sent, answer, self.prober.quiet)
+        else:
+            self.prober.judge.search(what, self.attacker, answer)
+        return answer
+
+    async def whole(self) -> None:
+        """What the owner would ask, asked by another, who also asks what is not for them at all."""
+        # where a service may name what is anybody's, there is nothing to find in all of it at once
+        if not (self.example.legit and self.example.by not in PEOPLE):
+            asked = await self.way.ready(self.example, self.attacker, self.victim)
+            await self._ask(f"{self.what}: all of A's", asked, set(self.victim.things.ids.values()))
+        if self.example.by not in PEOPLE and isinstance(self.way, Rpc):
+            base = await self._base()
+            asked = Asked(self.example, base.who, base.body, self.attacker.bearer)
+            answer = await self._ask(f"{self.what}: a user for a service", asked, set())
+            if not await self._denied(asked, (), answer, "PERMISSION_DENIED"):
+                self.prober.judge.findings.wrong.append(f"{self.what}: a user for a service: {answer.code}")
+
+    async def places(self) -> None:
+        """Each value of the owner's in each place."""
+        places = list(self.way.places(await self._base()))
+        if any("grant_token" in place for place in places):
+            # they do not last
+            self.victim.things.grant_token = await granted(self.prober.world, self.victim)
+        for place in places:
+            if self.prober.chance.random() < self.prober.share:
+                for kind, value in self._values(place):
+                    await self._one(place, kind, value)
+
+    def _values(self, place: leaves.Path) -> Iterator[tuple[str, str]]:
+        last = next((str(part) for part in reversed(place) if isinstance(part, str) and part != "{}"), "")
+        things, own = self.victim.things, set(self.attacker.things.ids.values())
+        found = dict(things.ids)
+        if last == "page_token":
+            found |= things.pages
+        if last == "grant_token":
+            found["grant"] = things.grant_token
+        found["request_id"] = self.victim.request_ids.get(self.name, found["request_id"])
+        names = [name for name in found if found[name] not in own and not self._may(last, name)]
+        if last in _ONCE or place == ("id",):
+            # whatever is there counts once for whoever sends it
+            names = ["request_id"]
+        else:
+            # that which belongs there, if there is one, and some of the others
+            most = self.prober.values or (self.way.most if last.endswith(_NAMING) else min(_OF_TEXT, self.way.most))
+            names = sorted(names, key=lambda name: (name != last, self.prober.chance.random()))[:most]
+        yield from ((name, found[name]) for name in names)
+
+    def _may(self, last: str, kind: str) -> bool:
+        """Whether the contract lets this one name that there: who is of the tenant, or a service."""
+        near = self.attacker.boss is self.victim.boss or self.example.by not in PEOPLE
+        return ("*", "*") in self.example.legit or (near and bool({(last, kind), (last, "*")} & self.example.legit))
+
+    async def _one(self, place: leaves.Path, kind: str, value: str) -> None:
+        where = ".".join(map(str, place))
+        what = f"{self.what}: {kind} in {where}"
+        asked = self.way.written(await self._base(), place, value)
+        answer = await self._ask(what, asked, {value})
+        if self.prober.quiet and not {kind, "*"} & self.example.told and kind != "grant":
+            other, unknown = await self._unknown(place, kind, value)
+            self.prober.judge.compare(what, value, answer, other, unknown)
+
+    async def _unknown(self, place: leaves.Path, kind: str, value: str) -> tuple[str, Answer]:
+        """What is answered about something that does not exist."""
+        form = kind if kind in ("email", "request_id", "correlation_id", "prefix") or kind.startswith("page:") else "id"
+        if (place, form) not in self.unknown:
+            other = twin(kind, value)
+            asked = self.way.written(await self._base(), place, other)
+            self.unknown[place, form] = other, await self._ask(f"{self.what}: nothing", asked, set(), judged=False)
+        return self.unknown[place, form]
+
+    async def beside(self) -> None:
+        """The owner's name beside a request that says nothing of them: in metadata and headers."""
+        if self.way.kind == "frame" or ("*", "*") in self.example.legit:
+            return
+        things, token = self.victim.things, self.victim.token
+        extras: dict[str, Metadata] = {
+            "who is named": (
+                ("x-user-id", things["user_id"]),
+                ("x-netra-user-id", things["user_id"]),
+                ("x-tenant-id", things["tenant_id"]),
+            ),
+            "what is named": (("x-thread-id", things["thread_id"]), ("x-run-id", things["run_id"]), ("x-session-id", things["session_id"])),
+            "baggage": (("baggage", f"user_id={things['user_id']},run_id={things['run_id']},tenant_id={things['tenant_id']}"),),
+            "correlation": (
+                ("x-correlation-id", things["correlation_id"]),
+                ("traceparent", f"00-{things['correlation_id']}-{'1' * 16}-01"),
+            ),
+        }
+        inside = isinstance(self.way, Rpc) and not self.example.context
+        if self.example.by in PEOPLE or inside:
+            extras["a context"] = (("x-netra-context", things.context_token),)
+        if self.example.by in PEOPLE[:3]:
+            extras["a token more"] = (("authorization", f"Bearer {token}"),)
+        for name, extra in extras.items():
+            answer = await self._ask(f"{self.what}: {name}", await self._base(), set(), extra)
+            if name == "a token more" and not await self._denied(await self._base(), extra, answer, "UNAUTHENTICATED"):
+                self.prober.judge.findings.wrong.append(f"{self.what}: two tokens: {answer.code} {answer.told}")
+
+    async def _denied(self, asked: Asked, extra: Metadata, answer: Answer, code: str) -> bool:
+        """Whether it was refused. A stream that says nothing may only be slow: it is asked again, where it is to be quick."""
+        for _ in range(3):
+            if answer.code != OK or answer.raw:
+                break
+            if not self.prober.quiet:
+                return True
+            answer = await self.way.ask(asked, extra)
+        return answer.code == code or (not self.prober.quiet and answer.code != OK)
+
+
+def controls_of(world: World, example: Example) -> list[Party]:
+    """Whose own calls must succeed."""
+    if example.by == OPERATOR:
+        return [world["operator"]]
+    if example.by == ADMIN:
+        return [world["operator"], world["F"]]
+    return [world[name] for name in ("A", "B", "C") if world[name].things.ids]
+
+
+async def control(world: World, judge: Judge, way: Way, example: Example, name: str, who: Party, tries: int = 1) -> None:
+    """The owner's own call: it succeeds, and shows what it must."""
+    for _ in range(tries):
+        try:
+            failure = await _own(way, example, name, who)
+        except (*_BROKEN, LookupError, AttributeError) as error:
+            failure = f"{type(error).__name__} {error}"[:300]
+        if not failure:
+            break
+    judge.control(f"{name} as {who.name}", failure)
+
+
+async def _own(way: Way, example: Example, name: str, who: Party) -> str:
+    """Why it failed, or nothing."""
+    # those who try everything have more in the end than one page holds
+    shows = () if example.long and who.name in ("B", "C", "F") else example.shows
+
+    def missing(answer: Answer) -> list[str]:
+        found = [kind for kind in shows if kind != "canary" and who.things[kind].encode() not in answer.raw]
+        return found + (["canary"] if "canary" in shows and who.canary.encode() not in answer.raw else [])
+
+    who.last_once = ""
+    asked = await way.ready(example, who)
+    if who.last_once:
+        who.request_ids[name] = who.last_once
+    answer = await way.ask(asked, until=lambda found: not missing(found))
+    # over HTTP the example of an RPC has no message to look at
+    works = answer.code == OK and (not isinstance(way, Rpc) or example.works(answer))
+    if works and not missing(answer):
+        return ""
+    return f"{answer.code} {answer.told}{f' without {found}' if (found := missing(answer)) else ''}"

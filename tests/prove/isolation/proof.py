@@ -1,0 +1,199 @@
+"""One proof: a system and its people, everything asked in the wrong names, quiet and not, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.prove.isolation import asking, nemesis, place, probes, sharing, tables, timing, universe
+from tests.prove.isolation.asking import Way
+from tests.prove.isolation.example import OPERATOR, Example
+from tests.prove.isolation.judge import Findings, Judge
+from tests.prove.isolation.world import World
+
+# what can be made up: a leak, an answer that tells, a control that fails, an example that is missing
+FORGERIES = ("leak", "difference", "control", "missing")
+_AT_ONCE = 64
+_QUIET = 8
+_PROGRESS_S = 15
+# what was broken may need a moment
+_AFTERWARDS = 4
+# of what is asked when it is quiet, the part that is asked once more when it is not
+_SHARE, _VALUES = 0.4, 2
+Tell = Callable[[str], None]
+All = Mapping[str, tuple[Way, Example]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How long others act, and faults strike, each; how many of them; from which seed; what is made up and must be found."""
+
+    seconds: float = 30.0
+    faults: int = 11
+    seed: int = 1
+    pairs: int = timing.PAIRS
+    # the part of the places that is tried; less is a quick look and no proof
+    share: float = 1.0
+    forged: frozenset[str] = frozenset()
+
+
+async def prove(wanted: Wanted, tell: Tell) -> dict[str, Any]:
+    """The report; `ok` says whether nothing is off."""
+    began, chance = time.monotonic(), random.Random(wanted.seed)
+    tell("starting a system, and its people ...")
+    async with place.running() as where:
+        world, report = where.world, dict[str, Any]()
+        findings = Findings(forged=set(wanted.forged))
+        judge = Judge(findings, [world[name] for name in ("A", "B", "C")])
+        known, missing, figures = await coverage(world, wanted.forged)
+        tell(f"controls of {len(known)} examples ...")
+        await controls(world, judge, known)
+        before = await _still(world)
+        tell("everything asked in the names of others ...")
+        prober = probes.Prober(world, judge, chance, wanted.share, room=asyncio.Semaphore(_QUIET))
+        async with asyncio.TaskGroup() as group:
+            telling = group.create_task(_progress(findings, tell))
+            await asked(prober, known)
+            telling.cancel()
+        report["changed"] = tables.changed(before, await tables.digests(world, world["A"].user_id), more=False)
+        tell(f"{findings.probes} probes, {len(findings.leaks)} leaks; the tables, in the names of others ...")
+        report["tables"] = await tables.probe(world, where.system, judge)
+        report["timing"] = await _timed(world, known, wanted.pairs, tell)
+        tell("a thread, and everybody who may stand to it in some way ...")
+        report["sharing"] = await sharing.probe(world, judge)
+        report["faults"] = await _meanwhile(where, judge, known, wanted, chance, tell)
+        await nemesis.recovered(world)
+        tell("controls once more ...")
+        await controls(world, judge, known, _AFTERWARDS)
+        lost = tables.changed(before, await tables.digests(world, world["A"].user_id), more=True)
+        report["changed"] += [one for one in lost if one not in report["changed"]]
+    report["seconds"] = round(time.monotonic() - began, 1)
+    return verdict(findings, missing, figures, report)
+
+
+async def coverage(world: World, forged: frozenset[str] = frozenset()) -> tuple[All, list[str], dict[str, list[int]]]:
+    """The examples; what has none; of each kind how many have one and how many there are."""
+    there, known = await universe.seen(world), universe.examples(world)
+    if "missing" in forged:
+        known.pop("context.GetThread")
+    covered = universe.covered(there, set(known))
+    missing = [f"{kind}: {name}" for kind, names in there.kinds().items() for name in sorted(names - covered[kind])]
+    return known, missing, {kind: [len(covered[kind]), len(names)] for kind, names in there.kinds().items()}
+
+
+async def controls(world: World, judge: Judge, known: All, tries: int = 1) -> None:
+    """Every owner's own call; those that change what all go by one after the other."""
+    room = asyncio.Semaphore(_QUIET)
+
+    async def one(name: str, way: Way, example: Example) -> None:
+        for who in probes.controls_of(world, example):
+            async with room:
+                await probes.control(world, judge, way, example, name, who, tries)
+
+    async with asyncio.TaskGroup() as group:
+        for name, (way, example) in known.items():
+            if example.by != OPERATOR:
+                group.create_task(one(name, way, example))
+    for name, (way, example) in known.items():
+        if example.by == OPERATOR:
+            await one(name, way, example)
+
+
+async def asked(prober: probes.Prober, known: All) -> None:
+    """Every example, in the names of others."""
+    async with asyncio.TaskGroup() as group:
+        for name, (way, example) in known.items():
+            group.create_task(prober.course(way, example, name))
+
+
+async def _progress(findings: Findings, tell: Tell) -> None:
+    """Tell of what is found when it is found."""
+    told = dict[str, int]()
+    while True:
+        await asyncio.sleep(_PROGRESS_S)
+        for kind in ("leaks", "differences", "wrong"):
+            found: list[str] = getattr(findings, kind)
+            for one in found[told.get(kind, 0) :]:
+                tell(f"  {kind}: {one}")
+            told[kind] = len(found)
+        tell(f"  {findings.probes} probes, {len(findings.leaks)} leaks, {len(findings.differences)} differences")
+
+
+async def _still(world: World) -> dict[str, set[str]]:
+    """What the owner has, once nothing of theirs goes on any more."""
+    async with asyncio.timeout(60):
+        before = await tables.digests(world, world["A"].user_id)
+        while True:
+            await asyncio.sleep(2)
+            after = await tables.digests(world, world["A"].user_id)
+            if before == after:
+                return after
+            before = after
+
+
+async def _timed(world: World, known: All, pairs: int, tell: Tell) -> dict[str, Any]:
+    # an RPC over /rpc takes as long as over gRPC, and what the gateway does beside
+    reading = {name: one for name, one in known.items() if one[1].reads and pairs and not isinstance(one[0], asking.Edge)}
+    tell(f"the time that {len(reading)} answers take ...")
+    found = {
+        name: await timing.measured(world, way, example, pairs if isinstance(way, asking.Rpc) else max(pairs // 4, 1))
+        for name, (way, example) in reading.items()
+    }
+    return {"pairs": pairs, "told": [name for name, one in found.items() if timing.tells(one)], "medians": found}
+
+
+async def _meanwhile(where: place.Place, judge: Judge, known: All, wanted: Wanted, chance: random.Random, tell: Tell) -> dict[str, int]:
+    """The same by many at once while everybody acts, and while processes die."""
+    over, struck = asyncio.Event(), dict[str, int]()
+    names = sorted(known)
+
+    def told(name: str) -> None:
+        tell(f"  {name}")
+
+    async def again(stop: asyncio.Event) -> None:
+        prober = probes.Prober(where.world, judge, chance, _SHARE, quiet=False, values=_VALUES, room=asyncio.Semaphore(_AT_ONCE))
+        while not stop.is_set():
+            some = chance.sample(names, min(_AT_ONCE, len(names)))
+            await asked(prober, {name: known[name] for name in some})
+
+    async with asyncio.TaskGroup() as group:
+        for name in ("A", "B", "C"):
+            for work in (nemesis.act, nemesis.watch):
+                group.create_task(work(where.world, where.world[name], judge, over, random.Random(chance.random())))
+        for begins, many in (("while everybody acts ...", 0), ("while processes die, stop and forget ...", wanted.faults)):
+            tell(begins)
+            stop = asyncio.Event()
+            asking = group.create_task(again(stop))
+            if many:
+                struck = await nemesis.strike(where, many, wanted.seconds, chance, told)
+            else:
+                await asyncio.sleep(wanted.seconds)
+            stop.set()
+            await asking
+        over.set()
+    return struck
+
+
+def verdict(findings: Findings, missing: list[str], figures: dict[str, list[int]], report: dict[str, Any]) -> dict[str, Any]:
+    """The report, with what was found out."""
+    told = report.get("timing", {}).get("told", [])
+    return {
+        "proof": "isolation",
+        "ok": findings.ok and not (missing or told or report.get("changed")),
+        "probes": findings.probes,
+        "leaks": len(findings.leaks),
+        **figures,
+        "controls": findings.controls,
+        "controls_failed": findings.told("controls_failed"),
+        "missing": missing,
+        "differences": len(findings.differences),
+        "first": findings.told("off"),
+        "wrong": len(findings.wrong),
+        "heard": findings.heard,
+        "outcomes": dict(findings.outcomes.most_common()),
+        **report,
+    }
