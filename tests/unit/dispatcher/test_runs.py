@@ -8,7 +8,7 @@ from services.dispatcher import runs
 from services.dispatcher.runs import RunState
 
 
-@pytest.mark.parametrize("state", runs.ENDED)
+@pytest.mark.parametrize("state", sorted(runs.ENDED))
 def test_nothing_follows_an_end(state: RunState) -> None:
     assert not any(runs.legal(state, other) for other in RunState)
 
