@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 
 import grpc
+import stamina
 
 from netra.events.v1 import events_pb2, events_pb2_grpc
 from tests.prove.record import book, place
@@ -35,6 +36,12 @@ class Verdict:
         return not (self.gaps or self.leaks or self.lost or self.duplicates or self.unfinished or self.wrong)
 
 
+def _away(error: Exception) -> bool:
+    # the last fault may still be felt
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+@stamina.retry(on=_away, attempts=None, timeout=60.0, wait_initial=0.1, wait_max=1.0)
 async def pages(where: place.Place, user: place.Person, replica: str) -> list[dict[str, object]]:
     """A user's whole record as one replica tells it."""
     found: list[dict[str, object]] = []
@@ -50,7 +57,7 @@ async def pages(where: place.Place, user: place.Person, replica: str) -> list[di
             after = page.next_after
 
 
-async def ended(where: place.Place, found: book.Book, patience_s: float = 60.0) -> None:
+async def ended(where: place.Place, found: book.Book, patience_s: float = 180.0) -> None:
     """Returns when every accepted run has its end in the record, or after a while: the verdict tells."""
     async with grpc.aio.insecure_channel(where.target(place.EVENTS[0])) as channel:
         stub: events_pb2_grpc.EventsServiceAsyncStub = events_pb2_grpc.EventsServiceStub(channel)
@@ -58,13 +65,17 @@ async def ended(where: place.Place, found: book.Book, patience_s: float = 60.0) 
             async with asyncio.timeout(patience_s):
                 for user in where.users:
                     for run_id in found.accepted_runs.get(user.user_id, ()):
-                        request = events_pb2.SubscribeRequest(run_id=run_id)
-                        # it is over with its run
-                        async for _ in stub.Subscribe(request, metadata=user.bearer, wait_for_ready=True):
-                            pass
+                        await _end(stub, user, run_id)
 
 
-async def owed(where: place.Place, found: book.Book, patience_s: float = 60.0) -> None:
+@stamina.retry(on=_away, attempts=None, timeout=60.0, wait_initial=0.1, wait_max=1.0)
+async def _end(stub: events_pb2_grpc.EventsServiceAsyncStub, user: place.Person, run_id: str) -> None:
+    # the stream is over with its run
+    async for _ in stub.Subscribe(events_pb2.SubscribeRequest(run_id=run_id), metadata=user.bearer, wait_for_ready=True):
+        pass
+
+
+async def owed(where: place.Place, found: book.Book, patience_s: float = 180.0) -> None:
     """Returns when every client has seen the end of its record, or after a while."""
     ends = {user.user_id: len(await pages(where, user, "events")) for user in where.users}
     try:
