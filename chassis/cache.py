@@ -47,13 +47,15 @@ local function known(user, kind)
   return run .. ':' .. (found[1] or '') .. ':' .. (found[2] or ''), found
 end
 """
-# KEYS of one value: value, generation of the user, of the kind, fence, lease. ARGV: who wants the lease (or nobody), for how long
+# KEYS of one value: value, generation of the user, of the kind, fence, lease. ARGV: who wants the lease (or nobody), for how long.
+# Whoever has it gets it again: an answer that was lost is asked for once more.
 _READ = """
 if fenced(KEYS[4]) then return {'fenced', ''} end
 local under, found = known(KEYS[2], KEYS[3])
 local held = redis.call('HMGET', KEYS[1], 'under', 'value')
 if found[1] and found[2] and held[1] == under then return {'hit', held[2]} end
-if ARGV[1] ~= '' and redis.call('SET', KEYS[5], ARGV[1], 'NX', 'PX', ARGV[2]) then return {'yours', under} end
+if ARGV[1] == '' then return {'miss', under} end
+if redis.call('SET', KEYS[5], ARGV[1], 'NX', 'PX', ARGV[2]) or redis.call('GET', KEYS[5]) == ARGV[1] then return {'yours', under} end
 return {'miss', under}
 """
 # ARGV: holder of the lease and what it saw (or nothing), ttl, ttl of generations, a new generation, the value
@@ -115,7 +117,8 @@ class Cache:
         """The values of one user. Raises `ValueError` for what is no user id."""
         if not _USER.fullmatch(user_id):
             raise ValueError("no user id")
-        return UserCache(self, self._prefix, user_id)
+        # of one user, however it is written
+        return UserCache(self, self._prefix, user_id.lower())
 
     async def close(self) -> None:
         """Close all connections."""

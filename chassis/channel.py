@@ -12,8 +12,8 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 
-from chassis import deadline, log, status, telemetry, tls
-from netra import errors
+from chassis import log, status, telemetry, tls
+from netra import deadline, errors
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 
 _log = log.get(__name__)
@@ -37,7 +37,6 @@ _OPTIONS = (
     ("grpc.http2.lookahead_bytes", 65536),
     ("grpc.http2.bdp_probe", 0),
 )
-bind_deadline, timeout = deadline.bind, deadline.timeout
 Metadata = tuple[tuple[str, str], ...]
 Authorize = Callable[[], Awaitable[Metadata]]
 
@@ -54,7 +53,7 @@ class _Interceptor:
         if self._authorize is not None and not any(key == "authorization" for key, _ in metadata):
             metadata += await self._authorize()
         return grpc.aio.ClientCallDetails(
-            details.method, timeout(details.timeout or default_timeout), grpc.aio.Metadata(*metadata), details.credentials,
+            details.method, deadline.timeout(details.timeout or default_timeout), grpc.aio.Metadata(*metadata), details.credentials,
             details.wait_for_ready,
         )  # fmt: skip
 

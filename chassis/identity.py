@@ -27,6 +27,8 @@ ISSUER = "netra"
 AUDIENCE = "netra"
 ACCESS, SERVICE, CONTEXT, BEHALF, GRANT = "at+jwt", "svc+jwt", "ctx+jwt", "obo+jwt", "grant+jwt"
 ACCESSES = ("read", "write", "own")
+THREAD = "thread"
+_KINDS = frozenset({THREAD})
 ROLES = frozenset({"admin", "user", "readonly"})
 _UPWARDS = ("free", "early", "business", "enterprise", "internal")
 TIERS = frozenset(_UPWARDS)
@@ -40,7 +42,7 @@ _CLAIMS = {
     SERVICE: frozenset({"iss", "aud", "sub", "jti", "iat", "nbf", "exp"}),
     BEHALF: _USER | {"scope", "act"},
     CONTEXT: frozenset({"iss", "aud", "sub", "azp", "jti", "iat", "nbf", "exp", "ctx"}),
-    GRANT: frozenset({"iss", "aud", "sub", "jti", "tid", "res", "acc", "iat", "nbf", "exp"}),
+    GRANT: frozenset({"iss", "aud", "sub", "jti", "tid", "kind", "res", "acc", "iat", "nbf", "exp"}),
 }
 _OPTIONAL = {ACCESS: frozenset({"scope"})}
 _MAX_BYTES = {ACCESS: 8 * 1024, SERVICE: 8 * 1024, BEHALF: 8 * 1024, CONTEXT: 16 * 1024, GRANT: 2 * 1024}
@@ -80,7 +82,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one user may do with one resource, as its owner's service signed it for a few minutes."""
+    """What one user may do with one thread, as the context service signed it for a few minutes."""
 
     resource: ids.Id
     access: str
@@ -173,8 +175,6 @@ class Verifier:
         claims = (await self._believed(token, GRANT)).claims
         if claims["sub"] != principal.user_id or claims["tid"] != principal.tenant_id:
             raise _refused("it was given to somebody else")
-        if claims["exp"] + LEEWAY_S <= time.time():
-            raise errors.Unauthenticated("The token has expired.")
         return Grant(ids.Id(claims["res"]), claims["acc"], float(claims["exp"]))
 
     async def context(self, token: str, service: str) -> UserExecutionContext:
@@ -358,6 +358,9 @@ def _check_service(value: Any) -> None:
 def _check_grant(claims: dict[str, Any]) -> None:
     for name in ("sub", "tid", "res"):
         _check_id(claims[name])
+    # an id alone does not say of what it is
+    if not isinstance(claims["kind"], str) or claims["kind"] not in _KINDS:
+        raise _refused("it grants another kind of thing")
     if not isinstance(claims["acc"], str) or claims["acc"] not in ACCESSES:
         raise _refused("it grants what does not exist")
 

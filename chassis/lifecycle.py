@@ -14,8 +14,9 @@ from typing import Any
 import pydantic
 import uvloop
 
-from chassis import deadline, log, telemetry
+from chassis import log, telemetry
 from chassis import settings as settings_
+from netra import deadline
 
 _log = log.get(__name__)
 EX_SOFTWARE, EX_CONFIG = 70, 78

@@ -14,8 +14,8 @@ import asyncpg
 import stamina
 from opentelemetry import metrics
 
-from chassis import deadline, log
-from netra import errors
+from chassis import log
+from netra import deadline, errors
 
 _log = log.get(__name__)
 # not through `telemetry`: set-up work that needs this door only must not pay for loading what exports
@@ -153,10 +153,12 @@ class DatabaseManager:
         committing = False
         with translated():
             try:
-                async with asyncio.timeout(deadline.timeout(timeout_s)) as limit, self._begun(limit, set_) as connection:
+                async with self._begun(timeout_s, set_) as connection:
                     yield Transaction(connection)
                     committing = True
                     await _committed(connection)
+                    # what comes after changes nothing of that
+                    committing = False
             except (TimeoutError, *_AWAY) as error:
                 if committing and not isinstance(error, (asyncpg.QueryCanceledError, asyncpg.TransactionRollbackError)):
                     _log.warning("the database was lost in the moment of a commit", error=type(error).__name__)
@@ -190,20 +192,30 @@ class DatabaseManager:
             await transaction.value("SELECT 1")
 
     @contextlib.asynccontextmanager
-    async def _begun(self, limit: asyncio.Timeout, set_: str) -> AsyncIterator[Any]:
+    async def _begun(self, timeout_s: float, set_: str) -> AsyncIterator[Any]:
         """A connection with a transaction, which is rolled back on an error: a connection returns without one, or not at all."""
         self._asking += 1
+        connection = None
         try:
-            connection = await self._begin(limit, set_)
-            try:
-                yield connection
-            except BaseException:
-                await _undone(connection, "ROLLBACK")
-                raise
-            finally:
-                await self._pool.release(connection, timeout=_UNDO_S)
+            async with asyncio.timeout(deadline.timeout(timeout_s)) as limit:
+                connection = await self._begin(limit, set_)
+                try:
+                    yield connection
+                except BaseException:
+                    await _undone(connection, "ROLLBACK")
+                    raise
         finally:
-            self._asking -= 1
+            try:
+                # outside of the time: what is done by now is done
+                if connection is not None:
+                    await self._released(connection)
+            finally:
+                self._asking -= 1
+
+    async def _released(self, connection: Any) -> None:
+        """Give a connection back. The pool throws away one that it cannot take: of the transaction that changes nothing."""
+        with contextlib.suppress(TimeoutError, *_AWAY):
+            await self._pool.release(connection, timeout=_UNDO_S)
 
     async def _begin(self, limit: asyncio.Timeout, set_: str) -> Any:
         """Begin, in one round trip. On a connection that died unseen nothing was done: another one takes its place, once."""
@@ -213,7 +225,7 @@ class DatabaseManager:
                 await connection.execute(_beginning(limit, set_))
             except BaseException as error:
                 await _undone(connection, "ROLLBACK")
-                await self._pool.release(connection, timeout=_UNDO_S)
+                await self._released(connection)
                 if last or not isinstance(error, _DEAD):
                     raise
             else:
@@ -287,6 +299,10 @@ def translated() -> Iterator[None]:
         raise Victim("Another transaction needed the same at the same moment. Try again.") from None
     except _UNFIT as error:
         raise Unfit(type(error).__name__) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        # a policy refused the row, or a role was not granted what the code needs: the log shows which
+        _log.warning("the database refused a statement", reason=str(error))
+        raise errors.PermissionDenied("You may not do this, or not any more.") from error
     except _AWAY as error:
         _log.warning("database not reachable", error=type(error).__name__)
         raise errors.Unavailable("The database is not reachable just now. Try again.") from None
@@ -336,5 +352,5 @@ async def schema_version(database: DatabaseManager, schema: str) -> int:
             if await transaction.value("SELECT to_regclass($1)", f"{schema}.migrations") is None:
                 return 0
             return int(await transaction.value(f"SELECT coalesce(max(version), 0) FROM {schema}.migrations"))  # noqa: S608 - a constant of ours
-    except asyncpg.InsufficientPrivilegeError:
+    except errors.PermissionDenied:
         return 0  # the schema was made a moment ago; its grants come with the first migration

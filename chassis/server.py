@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import audit, calls, channel, identity, log, status, telemetry, tls
-from netra import errors
+from chassis import audit, calls, identity, log, status, telemetry, tls
+from netra import deadline, errors
 from netra.access.v1 import access_pb2
 
 _log = log.get(__name__)
@@ -107,7 +107,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 
     def _single(self, behaviour: Any, call: _Call) -> Any:
         async def around(request: Any, context: Any) -> Any:
-            channel.bind_deadline(context.time_remaining())
+            deadline.bind(context.time_remaining())
             with telemetry.span(call.method[1:], call.metadata, "SERVER") as span:
                 began = time.perf_counter()
                 code = "OK"
@@ -128,7 +128,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 
     def _streaming(self, behaviour: Any, call: _Call) -> Any:
         async def around(request: Any, context: Any) -> AsyncIterator[Any]:
-            channel.bind_deadline(context.time_remaining())
+            deadline.bind(context.time_remaining())
             with telemetry.span(call.method[1:], call.metadata, "SERVER") as span:
                 began = time.perf_counter()
                 code = "OK"

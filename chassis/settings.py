@@ -37,7 +37,7 @@ class ProcessSettings(BaseSettings):
     dispatcher_target: str = "127.0.0.1:7003"
     events_target: str = Field("127.0.0.1:7004", description="Where events is; several replicas with commas between, or dns:name:port.")
     postgres_url: str = Field("postgresql://127.0.0.1:7005/netra", description="Without user and password.")
-    postgres_pool: int = Field(8, ge=2, le=200, description="Connections that serve users; calls beyond wait (events: 12 at least).")
+    postgres_pool: int = Field(8, ge=2, le=200, description="Connections that serve users; calls beyond wait (events: 16 at least).")
     valkey_url: str = Field("redis://127.0.0.1:7006/0", description="Without user and password.")
     valkey_namespace: str = Field("", description="Set apart the keys of systems that share one Valkey.")
     secrets_dir: Path = Field(Path(".netra/secrets"), description="One file per secret of this process.")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import uuid
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from chassis import channel, identity, status
 from gateway import frames, problems, requests, session, upstreams, views
-from netra import ids
+from netra import errors, ids
 from netra.context.v1 import context_pb2
 from netra.events.v1 import events_pb2
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _PATH = "/v1/threads/{thread_id}"
+# an erasure asks the record twice, under two keys that are the same ones when it is asked for again
+_LATE = uuid.UUID("5b0f1c6e-6a1d-4f0e-9d5b-3c1e3a7f2b60")
 
 
 class Threads:
@@ -82,22 +85,49 @@ class Threads:
         return problems.answer(views.thread(found.thread))
 
     async def erase_thread(self, request: Request) -> Response:
-        """Remove the content of a thread of the caller for good, in the record as well. Ask again with the same key when it fails."""
+        """Remove the content of a thread of the caller for good, in the record as well. Ask again when it fails, with whichever key."""
         who = await self._edge.callers.of(request)
         # nothing is erased for who may not erase the rest
-        requests.require(self._edge, who, "data:erase", "events:erase")
+        requests.require(self._edge, who, "data:erase", "events:erase", "threads:read")
         key, thread_id = requests.key(request), _thread_id(request)
-        wanted = context_pb2.EraseThreadRequest(request_id=key, thread_id=thread_id)
-        with status.translated():
-            found = await self._services.context.EraseThread(wanted, metadata=channel.bearer(who.token))
-        recorded = await self._erase_events(who, key, thread_id)
-        return problems.answer({"thread_id": thread_id, "messages": found.messages, "artifacts": found.artifacts, **recorded})
+        # the record first: as long as that is not emptied, the thread is there to be asked for again
+        granted = await self._granted(who, thread_id)
+        recorded = events_pb2.EraseEventsResponse() if granted else await self._erase_events(who, key, thread_id)
+        found = await self._erase_content(who, key, thread_id, recorded)
+        # what was recorded between the two; to a thread that is erased nothing is added
+        late = await self._erase_events(who, str(uuid.uuid5(_LATE, key)), thread_id)
+        erased = {"messages": found.messages, "artifacts": found.artifacts, "events": recorded.events + late.events}
+        return problems.answer({"thread_id": thread_id, **erased, "runs": max(recorded.runs, late.runs)})
 
-    async def _erase_events(self, who: identity.Principal, key: str, thread_id: str) -> Mapping[str, int]:
+    async def _granted(self, who: identity.Principal, thread_id: str) -> bool:
+        """Whether it is somebody else's: that is refused before anything of the caller's is erased, such as what they did there."""
+        wanted = context_pb2.GetThreadRequest(thread_id=thread_id)
+        try:
+            with status.translated():
+                found = await self._services.context.GetThread(wanted, metadata=channel.bearer(who.token))
+        except errors.NotFound:
+            # a deleted one, or one that was erased and has left something in the record; or none
+            return False
+        return found.thread.access != context_pb2.ACCESS_OWN
+
+    async def _erase_content(
+        self, who: identity.Principal, key: str, thread_id: str, recorded: events_pb2.EraseEventsResponse
+    ) -> context_pb2.EraseThreadResponse:
+        """Raises `NotFound` for a thread of which nothing is known, in the record neither."""
+        wanted = context_pb2.EraseThreadRequest(request_id=key, thread_id=thread_id)
+        try:
+            with status.translated():
+                return await self._services.context.EraseThread(wanted, metadata=channel.bearer(who.token))
+        except errors.NotFound:
+            if not recorded.runs:
+                raise
+            # an earlier request erased it, or its time had passed
+            return context_pb2.EraseThreadResponse()
+
+    async def _erase_events(self, who: identity.Principal, key: str, thread_id: str) -> events_pb2.EraseEventsResponse:
         wanted = events_pb2.EraseEventsRequest(request_id=key, thread_id=thread_id)
         with status.translated():
-            found = await self._services.events.EraseEvents(wanted, metadata=channel.bearer(who.token))
-        return {"events": found.events, "runs": found.runs}
+            return await self._services.events.EraseEvents(wanted, metadata=channel.bearer(who.token))
 
     async def list_grants(self, request: Request) -> Response:
         """Whom a thread of the caller is granted to, oldest first."""

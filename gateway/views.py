@@ -168,9 +168,7 @@ def context(found: context_pb2.StoredContext | context_pb2.GetContextResponse) -
     """An execution context, and what became of it."""
     frame = found.context
     return {
-        **{
-            name: getattr(frame, name) for name in ("context_id", "user_id", "tenant_id", "session_id", "thread_id", "run_id", "request_id")
-        },
+        **{name: getattr(frame, name) for name in _IDS},
         "connection_id": frame.connection_id or None,
         "roles": list(frame.roles),
         "tier": frame.tier,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -244,8 +245,12 @@ class Api:
             raise errors.Unavailable("The export broke off: what came is a part. Begin again.")
 
     async def erase_thread(self, thread_id: str) -> dict[str, Any]:
-        """Remove the content of a thread of mine for good, in the record as well."""
-        return await self._call("POST", f"/v1/threads/{quote(thread_id, safe='')}:erase")
+        """Remove the content of a thread of mine for good, in the record as well. Again, it goes on with what is left, and says what was
+        erased in all.
+        """
+        # no thread gets the id of another one: it is the same request whenever it is made
+        key = str(uuid.uuid5(uuid.NAMESPACE_OID, f"netra erase {thread_id.lower()}"))
+        return await self._call("POST", f"/v1/threads/{quote(thread_id, safe='')}:erase", key=key)
 
     async def erase_everything(self) -> dict[str, Any]:
         """Remove everything that is kept of me for good, but my account."""
@@ -309,19 +314,24 @@ class Api:
                     yield self._object(line.removeprefix("data: "))
 
     async def _call(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, *, signed: bool = True
-    ) -> dict[str, Any]:
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, *, signed: bool = True,
+        key: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
         until = time.monotonic() + (self._patience_s if method == "GET" else 0.0)
         while True:
             try:
-                return await self._called_once(method, path, query, body, signed)
+                return await self._called_once(method, path, query, body, signed, key)
             except errors.Unavailable:
                 if time.monotonic() > until:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
-    async def _called_once(self, method: str, path: str, query: Mapping[str, str] | None, body: Any, signed: bool) -> dict[str, Any]:
+    async def _called_once(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Any, signed: bool, key: str
+    ) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {await self.token()}"} if signed else {}
+        if key:
+            headers["Idempotency-Key"] = key
         try:
             response = await self._http.request(method, path, params=dict(query or {}), json=body, headers=headers)
         except httpx.TransportError as error:

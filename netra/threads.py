@@ -11,10 +11,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Protocol
 
 from netra import errors
+from netra.api import TERMINAL
 
 _METHOD = "netra.events.v1.EventsService/FollowThread"
-# of so many runs, the newest, it is told how far they were seen; a frame has room for them
+# of so many runs, and of all that go on, it is told how far they were seen
 _MOST = 500
+# a frame has room for no more of them
+_ROOM = 750
 _PAUSE_S = 0.25
 
 
@@ -40,14 +43,20 @@ class Place:
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
+        self._over: set[str] = set()
         self._after = ""
 
     def request(self, token: str) -> dict[str, Any]:
         """What asks for the rest."""
-        if len(self._seen) > _MOST:
-            *old, self._after = sorted(self._seen)[:-_MOST]
-            for run_id in (*old, self._after):
+        if (more := len(self._seen) - _MOST) > 0:
+            # no more comes of what ended; a run that goes on keeps its place however old it is
+            for run_id in sorted(self._over)[:more]:
+                self._over.discard(run_id)
                 del self._seen[run_id]
+                self._after = max(self._after, run_id)
+        for run_id in sorted(self._seen)[: max(len(self._seen) - _ROOM, 0)]:
+            del self._seen[run_id]
+            self._after = max(self._after, run_id)
         positions = [{"run_id": run_id, "seq": seq} for run_id, seq in self._seen.items()]
         return {"grant_token": token, "positions": positions, "after_run_id": self._after}
 
@@ -61,6 +70,8 @@ class Place:
             seq = int(event["seq"])
             if seq > self._seen.get(event["run_id"], 0):
                 self._seen[event["run_id"]] = seq
+                if event["type"] in TERMINAL:
+                    self._over.add(event["run_id"])
                 found.append(json.loads(base64.b64decode(event["frame"])))
         return found
 
@@ -86,4 +97,8 @@ async def follow(connection: Connection, thread_id: str, *, live: bool = True) -
         except errors.Unavailable:
             if time.monotonic() - heard_at > connection.patience_s:
                 raise
+            heard = False
+        if not heard:
+            if time.monotonic() - heard_at > connection.patience_s:
+                raise errors.Unavailable("Nothing came of the thread.")
             await asyncio.sleep(_PAUSE_S)

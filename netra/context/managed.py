@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from netra import errors
+from netra import deadline, errors
 from netra.context.execution import UserExecutionContext
 
 PATIENCE_S = 10.0
@@ -44,7 +45,10 @@ class Scope:
         first = self._closing is None
         if self._closing is None:
             # a task of its own, which this one waits for: cancelling the waiting one must not cut it short
-            self._closing = asyncio.get_running_loop().create_task(self._clean_up())
+            around = contextvars.copy_context()
+            # `patience_s` is its time, not what the caller has left: of that there may be nothing
+            around.run(deadline.bind, None)
+            self._closing = asyncio.get_running_loop().create_task(self._clean_up(), context=around)
         cancelled: asyncio.CancelledError | None = None
         while not self._closing.done():
             try:

@@ -166,6 +166,13 @@ class Kept(Protocol):
         """Give up a file of the user's own that is in this state; whether there was one."""
         ...
 
+    async def delete(self, user_id: ids.UserId, artifact_id: ids.ArtifactId) -> bool:
+        """Give up a complete file that the user made, or that lies in a thread of theirs; False when they see no such file.
+
+        Raises `PermissionDenied` for one that they only see.
+        """
+        ...
+
     async def by_id(self, actor: Actor, artifact_id: ids.ArtifactId) -> Artifact | None:
         """The file with this id, when the user may see it."""
         ...
@@ -223,8 +230,8 @@ class Artifacts:
         return Usage(count, size, self._limits.room(actor.tier))
 
     async def delete(self, user_id: ids.UserId, artifact_id: ids.ArtifactId) -> None:
-        """Remove a file of the user's own for good. Raises `NotFound`."""
-        if not await self._kept.discard(user_id, artifact_id, "complete"):
+        """Remove a file that the user made, or that lies in a thread of theirs, for good. Raises `NotFound`, `PermissionDenied`."""
+        if not await self._kept.delete(user_id, artifact_id):
             raise _missing()
         self._left_over()
 

@@ -44,6 +44,11 @@ def no_thread() -> errors.NotFound:
     return errors.NotFound("There is no such thread.", field="thread_id")
 
 
+def only_read() -> errors.PermissionDenied:
+    """The error for a thread that was granted to the user for reading, when they write."""
+    return errors.PermissionDenied("The thread was granted to you for reading.", field="thread_id")
+
+
 def not_yours() -> errors.PermissionDenied:
     """The error for a thread that was granted to the user, who knows of it but does not rule over it."""
     return errors.PermissionDenied("The thread was granted to you. Only its owner may do this.")

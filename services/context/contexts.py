@@ -13,6 +13,7 @@ from chassis import identity, trust
 from chassis.postgres import Conflict
 from netra import errors, ids
 from netra.context import UserExecutionContext
+from services.context import changes
 from services.context.keys import SigningKey
 
 LIFETIME = timedelta(hours=1)
@@ -129,6 +130,10 @@ class Kept(Protocol):
         """Take note of when the last token of an open context ends; False when there is no open one."""
         ...
 
+    async def rest(self, user_id: ids.UserId, context_id: ids.ContextId, until: datetime) -> None:
+        """Take note that the token that ends then is used no more, if it is the last one."""
+        ...
+
     async def close(self, frame: UserExecutionContext, line: Line) -> datetime | None:
         """Close an open context; None when there is no open one."""
         ...
@@ -185,7 +190,7 @@ class Contexts:
         try:
             if not await self._kept.derive(frame, complete.context_id, asked, line, until):
                 await self._usable(parent)
-                raise errors.NotFound("There is no such thread.")
+                raise changes.no_thread()
         except Conflict as refused:
             frame, until = await self._known(frame, asked, refused)
         if self._withdrawn(frame):
@@ -206,6 +211,10 @@ class Contexts:
         if closed_before is None:
             raise errors.Unavailable("The context could not be closed just now. Try again.")
         return closed_before
+
+    async def rest(self, frame: UserExecutionContext, until: datetime) -> None:
+        """Let nothing wait for a context that came to nothing. Whoever was given a later token of it goes on."""
+        await self._kept.rest(frame.user_id, frame.context_id, until)
 
     def require_standing(self, frame: UserExecutionContext) -> None:
         """That nobody withdrew the session or the user for reasons of security. Raises `FailedPrecondition`.

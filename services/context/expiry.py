@@ -54,12 +54,16 @@ class Kept(Protocol):
         """Remove contexts that were closed that long ago; returns how many. Their audit trail stays."""
         ...
 
+    async def remove_trail(self, keep: timedelta, most: int) -> int:
+        """Remove the oldest lines of the audit trail that are as old as that; returns how many."""
+        ...
+
 
 class Expiry:
     """Ends what is to end, of all users. Replicas do it side by side: what one has closed another finds closed."""
 
-    def __init__(self, kept: Kept, keep: timedelta) -> None:
-        self._kept, self._keep = kept, keep
+    def __init__(self, kept: Kept, keep: timedelta, keep_trail: timedelta) -> None:
+        self._kept, self._keep, self._keep_trail = kept, keep, keep_trail
         self._sessions: set[str] = set()
         self._users: dict[str, Withdrawal] = {}
         self._heard = asyncio.Event()
@@ -71,8 +75,10 @@ class Expiry:
         if revocation.session_id:
             self._sessions.add(revocation.session_id)
         if revocation.user_id:
-            at = revocation.revoked_at.ToDatetime(UTC)
-            self._users[revocation.user_id] = Withdrawal.of(revocation.user_id, at)
+            at, known = revocation.revoked_at.ToDatetime(UTC), self._users.get(revocation.user_id)
+            # they come in any order
+            if known is None or known.at < at:
+                self._users[revocation.user_id] = Withdrawal.of(revocation.user_id, at)
         self._heard.set()
 
     async def run(self) -> None:
@@ -104,9 +110,11 @@ class Expiry:
             await asyncio.sleep(_SWEEP_S)
 
     async def sweep(self) -> None:
-        """Close what nobody renews any more, and remove what was closed long ago."""
+        """Close what nobody renews any more, and remove what was closed or told long ago."""
         await self._all("expire", lambda: self._kept.expire(_GRACE, _AT_ONCE))
         await self._all("remove", lambda: self._kept.remove_old(self._keep, _AT_ONCE))
+        while await self._kept.remove_trail(self._keep_trail, _AT_ONCE) == _AT_ONCE:
+            pass
 
     async def _all(self, reason: str, step: Callable[[], Awaitable[int]]) -> None:
         done = _AT_ONCE

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
-from netra import ids
+from chassis import log
+from netra import errors, ids
 from services.context import changes
 
+_log = log.get(__name__)
+# how often some rows are removed before an erasure is answered: most users have less than that
+_IN_CALL = 32
 # lines are sent together until they have so many bytes
 _TOGETHER = 64 * 1024
 # what is told after the threads and the messages in them, in this order
@@ -89,8 +94,10 @@ class LeftOver(Protocol):
         """Who had everything erased that is not removed yet, and under which request."""
         ...
 
-    async def contexts(self, user_id: ids.UserId, request_id: ids.RequestId) -> bool:
-        """Remove some contexts, and lines of the audit trail, of a user who had everything erased; whether there may be more."""
+    async def of_user(self, user_id: ids.UserId, request_id: ids.RequestId) -> bool:
+        """Give up some files, and remove some contexts and lines of the audit trail, of a user who had everything erased; whether there
+        may be more.
+        """
         ...
 
     async def done(self, user_id: ids.UserId, request_id: ids.RequestId) -> None:
@@ -103,22 +110,26 @@ class LeftOver(Protocol):
 
 
 class Removal:
-    """Removes for good what was erased or given up, and what was deleted as long ago as `keep`."""
+    """Removes for good what was erased or given up, and what was deleted as long ago as `keep`.
+
+    `most` is how many times it may remove some; with None it goes on to the end.
+    """
 
     def __init__(self, left_over: LeftOver, keep: timedelta) -> None:
         self._left_over, self._keep = left_over, keep
 
-    async def of_thread(self, thread_id: ids.ThreadId) -> None:
+    async def of_thread(self, thread_id: ids.ThreadId, most: int | None = None) -> None:
         """What is left of a thread that was erased, but for the bytes of its files."""
-        while await self._left_over.thread(thread_id):
-            pass
+        await self._of_thread(thread_id, _times(most))
 
-    async def of_user(self, user_id: ids.UserId, request_id: ids.RequestId) -> None:
+    async def of_user(self, user_id: ids.UserId, request_id: ids.RequestId, most: int | None = None) -> None:
         """What is left of a user who had everything erased, but for the bytes of their files."""
-        while await self._left_over.contexts(user_id, request_id):
-            pass
-        await self._of_threads(user_id)
-        await self._left_over.done(user_id, request_id)
+        times = _times(most)
+        for _ in times:
+            if not await self._left_over.of_user(user_id, request_id):
+                await self._of_threads(user_id, times)
+                await self._left_over.done(user_id, request_id)
+                break
 
     async def sweep(self) -> None:
         """Everything there is to remove now."""
@@ -129,17 +140,29 @@ class Removal:
         for _ in range(2):
             for user_id, request_id in await self._left_over.erased_users():
                 await self.of_user(user_id, request_id)
-            await self._of_threads(None)
+            await self._of_threads(None, _times(None))
             while await self._left_over.remove_some():
                 pass
         await self._left_over.forget_changes()
 
-    async def _of_threads(self, user_id: ids.UserId | None) -> None:
+    async def _of_thread(self, thread_id: ids.ThreadId, times: Iterator[int]) -> bool:
+        """Whether it was done before the times were over."""
+        for _ in times:
+            if not await self._left_over.thread(thread_id):
+                return True
+        return False
+
+    async def _of_threads(self, user_id: ids.UserId | None, times: Iterator[int]) -> None:
         after: ids.ThreadId | None = None
         while page := await self._left_over.erased_threads(after, user_id):
             for thread_id in page:
-                await self.of_thread(thread_id)
+                if not await self._of_thread(thread_id, times):
+                    return
             after = page[-1]
+
+
+def _times(most: int | None) -> Iterator[int]:
+    return itertools.count() if most is None else iter(range(most))
 
 
 class Privacy:
@@ -154,18 +177,24 @@ class Privacy:
         Raises `NotFound`, `PermissionDenied`, `AlreadyExists`, and `FailedPrecondition` while a run goes on with it.
         """
         removed = await self._kept.erase_thread(change)
-        # it is hidden now, and goes whatever happens to this call: who sweeps goes on with it
-        self._left_over()
         if change.thread_id is not None:
-            await self._removal.of_thread(change.thread_id)
+            await self._some(self._removal.of_thread(change.thread_id, _IN_CALL))
         return removed
 
     async def erase_everything(self, change: changes.Change) -> Removed:
         """Remove everything for good, and tell what was. Raises `AlreadyExists`, and `FailedPrecondition` while a run goes on."""
         removed = await self._kept.erase_everything(change)
-        self._left_over()
-        await self._removal.of_user(change.user_id, change.request_id)
+        await self._some(self._removal.of_user(change.user_id, change.request_id, _IN_CALL))
         return removed
+
+    async def _some(self, removing: Awaitable[None]) -> None:
+        """Remove what can be at once. It is hidden now, and goes whatever happens to this call: who sweeps goes on with it."""
+        try:
+            await removing
+        except errors.NetraError as error:
+            _log.info("what was erased is removed later", code=error.code)
+        finally:
+            self._left_over()
 
     async def export(self, change: changes.Change) -> AsyncIterator[bytes]:
         """Everything that is kept of the user, as whole lines of JSON; the last one says so."""

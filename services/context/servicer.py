@@ -81,6 +81,9 @@ class ContextServicer(ThreadsServicer, FilesServicer):
 
     async def CloseContext(self, request: context_pb2.CloseContextRequest, context: Any) -> context_pb2.CloseContextResponse:
         caller = identity.current()
+        if request.HasField("unused"):
+            await self._contexts.rest(caller.frame, stamps.moment("unused", request.unused))
+            return context_pb2.CloseContextResponse()
         return context_pb2.CloseContextResponse(closed_at=stamps.stamp(await self._contexts.close(caller.frame, caller.service)))
 
 

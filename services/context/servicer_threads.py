@@ -55,7 +55,8 @@ class ThreadsServicer(context_pb2_grpc.ContextServiceServicer):
 
     async def DeleteThread(self, request: context_pb2.DeleteThreadRequest, context: Any) -> context_pb2.DeleteThreadResponse:
         thread, erased_at = await self._threads.delete(changes.of(request.request_id, "delete", request.thread_id))
-        return context_pb2.DeleteThreadResponse(thread=_thread(thread), erased_at=stamps.stamp(erased_at))
+        until = None if erased_at is None else stamps.stamp(erased_at)
+        return context_pb2.DeleteThreadResponse(thread=_thread(thread), erased_at=until)
 
     async def RestoreThread(self, request: context_pb2.RestoreThreadRequest, context: Any) -> context_pb2.RestoreThreadResponse:
         thread = await self._threads.restore(changes.of(request.request_id, "restore", request.thread_id))

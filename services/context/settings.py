@@ -18,5 +18,7 @@ class ContextSettings(WrappingSettings):
     artifacts_moving: int = Field(64, ge=1, description="Uploads and downloads at once; each takes up to 4 MiB of memory.")
     artifacts_moving_per_user: int = Field(8, ge=1, description="The same for one user.")
     context_keep_days: int = Field(30, ge=1, le=3650, description="How long a closed execution context is kept.")
+    # row-level security keeps younger lines than 30 days
+    context_audit_keep_days: int = Field(365, ge=30, le=36500, description="How long a line of the audit trail of contexts is kept.")
     thread_keep_days: int = Field(30, ge=1, le=3650, description="How long a deleted thread can be restored before it is erased.")
     grant_token_s: int = Field(120, ge=10, le=300, description="How long a grant token is valid, and so a stream of a withdrawn grant.")

@@ -84,7 +84,7 @@ class Kept(Protocol):
         ...
 
     async def access(self, user_id: ids.UserId, thread_id: ids.ThreadId) -> str | None:
-        """What the user may do with a thread that is not deleted."""
+        """What the user may do with a thread; with one they deleted, too: before it can be erased its runs are to end."""
         ...
 
 
@@ -130,7 +130,9 @@ class Sharing:
         access = await self._kept.access(principal.user_id, thread_id)
         if access is None:
             raise changes.no_thread()
-        claims = {"sub": str(principal.user_id), "tid": str(principal.tenant_id), "res": str(thread_id), "acc": access}
+        claims = {
+            "sub": str(principal.user_id), "tid": str(principal.tenant_id), "kind": identity.THREAD, "res": str(thread_id), "acc": access,
+        }  # fmt: skip
         expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=self._token_s)
         token = identity.sign(self._key.private, self._key.kid, identity.GRANT, claims, self._token_s)
         return Signed(token, expires_at, access)

@@ -6,40 +6,38 @@ from collections.abc import Sequence
 
 from chassis.postgres import DatabaseManager, Row, Transaction
 from netra import errors, ids
-from services.context import contexts, store_rows
+from services.context import changes, store_rows
 from services.context.artifacts import Actor, Artifact, Draft, Room
 
 _COLUMNS = ("artifact_id", "name", "media_type", "size", "sha256", "run_id", "created_at", "thread_id", "user_id")
 _ARTIFACT = ", ".join(f"a.{column}" for column in _COLUMNS)
 # $1 is the user, $2 the context: who acts in one does so while it is open, in the very statement that reads or writes
-_OPEN = store_rows.still_open()
-_ACTS = f"($2::uuid IS NULL OR {_OPEN})"
+_ACTS = f"($2::uuid IS NULL OR {store_rows.still_open()})"
+_WRITES = f"($2::uuid IS NULL OR {store_rows.still_open(held=True)})"
 # row-level security shows the threads of the user, and those granted to them; a deleted one hides what others made in it
 _SEEN = (
-    "(a.user_id = $1 OR EXISTS (SELECT FROM context.threads AS t"
+    f"{store_rows.STAYS} AND (a.user_id = $1 OR EXISTS (SELECT FROM context.threads AS t"
     " WHERE t.thread_id = a.thread_id AND t.deleted_at IS NULL AND t.erased_at IS NULL))"
 )
 # A run of the owner goes on in a thread they have deleted; an upload does not begin in one.
 _WRITABLE = (
     "SELECT t.thread_id, t.user_id FROM context.threads AS t WHERE t.thread_id = $8 AND t.erased_at IS NULL"
     " AND (t.deleted_at IS NULL OR $2::uuid IS NOT NULL)"
-    " AND (t.user_id = $1 OR EXISTS (SELECT FROM context.grants AS g WHERE g.thread_id = t.thread_id"
-    "   AND g.grantee_id = $1 AND g.access = 'write' AND g.withdrawn_at IS NULL))"
+    f" AND {store_rows.writer('$1', 't')}"
 )
 # an erasure of the thread either finds the file, or keeps it from being shown
 _STAYS = (
-    "(a.thread_id IS NULL OR EXISTS (SELECT FROM context.threads AS t WHERE t.thread_id = a.thread_id AND t.erased_at IS NULL FOR SHARE))"
+    "(a.thread_id IS NULL OR EXISTS (SELECT FROM context.threads AS t"
+    " WHERE t.thread_id = a.thread_id AND t.erased_at IS NULL FOR KEY SHARE))"
 )
-_MINE = (
-    "SELECT count(*) AS count, coalesce(sum(reserved), 0)::bigint AS bytes"
-    " FROM context.artifacts WHERE user_id = $1 AND state <> 'discarded'"
-)
+# what counts against the limits of $1
+_MINE = "SELECT coalesce(max(files), 0) AS count, coalesce(max(reserved), 0) AS bytes FROM context.usage WHERE user_id = $1"
 _BEGIN = (
     f"WITH mine AS ({_MINE}), thread AS ({_WRITABLE})"
     " INSERT INTO context.artifacts (user_id, artifact_id, request_id, state, name, media_type, run_id, reserved, thread_id, owner_id)"
     " SELECT $1, $3, $4, 'uploading', $5, $6, $7, least($9, greatest($10 - mine.bytes, 0)), thread.thread_id, thread.user_id"
     " FROM mine LEFT JOIN thread ON true"
-    f" WHERE mine.count < $11 AND ($8::uuid IS NULL OR thread.thread_id IS NOT NULL) AND {_ACTS} RETURNING reserved"
+    f" WHERE mine.count < $11 AND ($8::uuid IS NULL OR thread.thread_id IS NOT NULL) AND {_WRITES} RETURNING reserved"
 )
 
 
@@ -51,7 +49,7 @@ class ArtifactStore:
 
     async def by_request(self, actor: Actor, request_id: ids.RequestId) -> Artifact | None:
         """The user's file that was made under this request id."""
-        return await self._found(actor, "a.user_id = $1 AND a.request_id = $3", request_id)
+        return await self._found(actor, f"a.user_id = $1 AND a.request_id = $3 AND {store_rows.STAYS}", request_id)
 
     async def by_id(self, actor: Actor, artifact_id: ids.ArtifactId) -> Artifact | None:
         """The file with this id, when the user may see it."""
@@ -87,9 +85,9 @@ class ArtifactStore:
         async with self._database.transaction(user_id) as transaction:
             await _one_at_a_time(transaction, user_id)
             reserved = await transaction.value(
-                "UPDATE context.artifacts AS mine SET touched_at = now(), reserved = least($3, greatest(mine.reserved, $4 - ("
-                "   SELECT coalesce(sum(other.reserved), 0)::bigint FROM context.artifacts AS other"
-                "   WHERE other.user_id = $1 AND other.artifact_id <> $2 AND other.state <> 'discarded')))"
+                # of all that is counted this file's own part is not in the way
+                "UPDATE context.artifacts AS mine SET touched_at = now(), reserved = least($3, greatest(mine.reserved,"
+                "   $4 + mine.reserved - (SELECT u.reserved FROM context.usage AS u WHERE u.user_id = $1)))"
                 " WHERE mine.user_id = $1 AND mine.artifact_id = $2 AND mine.state = 'uploading' RETURNING mine.reserved",
                 user_id, artifact_id, wanted, limit,
             )  # fmt: skip
@@ -100,7 +98,7 @@ class ArtifactStore:
     async def append(self, actor: Actor, artifact_id: ids.ArtifactId, position: int, chunks: Sequence[bytes]) -> None:
         """Keep the next chunks. Raises `FailedPrecondition` when the upload was given up meanwhile."""
         touch = (
-            f"UPDATE context.artifacts SET touched_at = now() WHERE user_id = $1 AND artifact_id = $3 AND state = 'uploading' AND {_ACTS}"
+            f"UPDATE context.artifacts SET touched_at = now() WHERE user_id = $1 AND artifact_id = $3 AND state = 'uploading' AND {_WRITES}"
         )
         async with self._database.transaction(actor.user_id) as transaction:
             if await transaction.execute(touch, actor.user_id, actor.context_id, artifact_id) != "UPDATE 1":
@@ -116,7 +114,7 @@ class ArtifactStore:
         """Show the file. Raises `Conflict` when the request id is taken, `FailedPrecondition` when the upload was given up, `NotFound`."""
         query = (
             "UPDATE context.artifacts AS a SET state = 'complete', size = $4, reserved = $4, sha256 = $5, created_at = now()"
-            f" WHERE a.user_id = $1 AND a.artifact_id = $3 AND a.state = 'uploading' AND {_ACTS} AND {_STAYS}"
+            f" WHERE a.user_id = $1 AND a.artifact_id = $3 AND a.state = 'uploading' AND {_WRITES} AND {_STAYS}"
             f" RETURNING {_ARTIFACT}"
         )
         async with self._database.transaction(actor.user_id) as transaction:
@@ -124,7 +122,7 @@ class ArtifactStore:
             if row is None:
                 await _refuse_closed(transaction, actor)
                 left = "SELECT thread_id FROM context.artifacts WHERE user_id = $1 AND artifact_id = $2 AND state = 'uploading'"
-                raise _no_thread() if await transaction.value(left, actor.user_id, artifact_id) else _given_up()
+                raise changes.no_thread() if await transaction.value(left, actor.user_id, artifact_id) else _given_up()
         return _artifact(row)
 
     async def discard(self, user_id: ids.UserId, artifact_id: ids.ArtifactId, state: str) -> bool:
@@ -132,6 +130,20 @@ class ArtifactStore:
         query = "UPDATE context.artifacts SET state = 'discarded' WHERE user_id = $1 AND artifact_id = $2 AND state = $3"
         async with self._database.transaction(user_id) as transaction:
             return await transaction.execute(query, user_id, artifact_id, state) == "UPDATE 1"
+
+    async def delete(self, user_id: ids.UserId, artifact_id: ids.ArtifactId) -> bool:
+        """Give up a complete file that the user made, or that lies in a thread of theirs; False when they see no such file.
+
+        Raises `PermissionDenied` for one that they only see.
+        """
+        seen = f"a.artifact_id = $2 AND a.state = 'complete' AND {_SEEN}"
+        query = f"UPDATE context.artifacts AS a SET state = 'discarded' WHERE {seen} AND (a.user_id = $1 OR a.owner_id = $1)"
+        async with self._database.transaction(user_id) as transaction:
+            if await transaction.execute(query, user_id, artifact_id) == "UPDATE 1":
+                return True
+            if await transaction.value(f"SELECT EXISTS (SELECT FROM context.artifacts AS a WHERE {seen})", user_id, artifact_id):
+                raise errors.PermissionDenied("Only who made the artifact, and the owner of its thread, may delete it.")
+        return False
 
     async def chunk(self, actor: Actor, artifact_id: ids.ArtifactId, position: int) -> bytes | None:
         """One chunk of a complete file that the user may see."""
@@ -153,7 +165,7 @@ class ArtifactStore:
         later = "" if artifact_id is None else " AND a.artifact_id < $3"
         which = "a.user_id = $1" if thread_id is None else "a.thread_id = $1"
         query = (
-            f"SELECT {_ARTIFACT} FROM context.artifacts AS a WHERE {which} AND a.state = 'complete'{later}"
+            f"SELECT {_ARTIFACT} FROM context.artifacts AS a WHERE {which} AND a.state = 'complete' AND {store_rows.STAYS}{later}"
             " ORDER BY a.artifact_id DESC LIMIT $2"
         )
         place = () if artifact_id is None else (artifact_id,)
@@ -166,8 +178,8 @@ class ArtifactStore:
     async def usage(self, user_id: ids.UserId) -> tuple[int, int]:
         """How many files the user keeps, and how many bytes these have."""
         async with self._database.transaction(user_id) as transaction:
-            row = await transaction.row(f"{_MINE} AND state = 'complete'", user_id)
-        return (0, 0) if row is None else (row["count"], row["bytes"])
+            row = await transaction.row("SELECT complete, bytes FROM context.usage WHERE user_id = $1", user_id)
+        return (0, 0) if row is None else (row["complete"], row["bytes"])
 
 
 async def _one_at_a_time(transaction: Transaction, user_id: ids.UserId) -> None:
@@ -176,8 +188,8 @@ async def _one_at_a_time(transaction: Transaction, user_id: ids.UserId) -> None:
 
 
 async def _refuse_closed(transaction: Transaction, actor: Actor) -> None:
-    if actor.context_id is not None and not await transaction.value(f"SELECT {_OPEN}", actor.user_id, actor.context_id):
-        raise contexts.closed()
+    if actor.context_id is not None:
+        await store_rows.refuse_closed(transaction, actor.user_id, actor.context_id)
 
 
 async def _refuse_thread(transaction: Transaction, actor: Actor, thread_id: ids.ThreadId | None) -> None:
@@ -189,21 +201,17 @@ async def _refuse_thread(transaction: Transaction, actor: Actor, thread_id: ids.
     query = "SELECT user_id FROM context.threads WHERE thread_id = $1 AND erased_at IS NULL"
     owner = await transaction.value(query, thread_id)
     if owner is None:
-        raise _no_thread()
+        raise changes.no_thread()
     if str(owner) != actor.user_id:
         granted = "SELECT access FROM context.grants WHERE thread_id = $1 AND grantee_id = $2 AND withdrawn_at IS NULL"
         if await transaction.value(granted, thread_id, actor.user_id) != "write":
-            raise errors.PermissionDenied("The thread was granted to you for reading.")
+            raise changes.only_read()
 
 
 async def _refuse_hidden(transaction: Transaction, thread_id: ids.ThreadId) -> None:
     query = "SELECT EXISTS (SELECT FROM context.threads WHERE thread_id = $1 AND deleted_at IS NULL AND erased_at IS NULL)"
     if not await transaction.value(query, thread_id):
-        raise _no_thread()
-
-
-def _no_thread() -> errors.NotFound:
-    return errors.NotFound("There is no such thread.")
+        raise changes.no_thread()
 
 
 def _given_up() -> errors.FailedPrecondition:

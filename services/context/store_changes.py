@@ -11,13 +11,16 @@ from services.context import changes
 from services.context.changes import Change
 
 # $1 is the user, $2 the thread: what they may do with it, if it is there for them. A deleted one is still the owner's.
-THREAD = (
+_SELECT = (
     "SELECT t.thread_id, t.user_id AS owner_id, t.created_at, t.updated_at, t.messages, t.deleted_at,"
     " CASE WHEN t.user_id = $1 THEN 'own' ELSE g.access END AS access"
     " FROM context.threads AS t"
     " LEFT JOIN context.grants AS g ON g.thread_id = t.thread_id AND g.grantee_id = $1 AND g.withdrawn_at IS NULL"
-    " WHERE t.thread_id = $2 AND t.erased_at IS NULL AND (t.user_id = $1 OR (g.access IS NOT NULL AND t.deleted_at IS NULL))"
 )
+_THERE = " WHERE t.thread_id = $2 AND t.erased_at IS NULL AND (t.user_id = $1 OR (g.access IS NOT NULL AND t.deleted_at IS NULL))"
+THREAD = f"{_SELECT}{_THERE}"
+# the same within the context $3, `c`, for as long as that is open
+THREAD_WITHIN = f"{_SELECT} JOIN context.contexts AS c ON c.user_id = $1 AND c.context_id = $3{_THERE} AND c.closed_at IS NULL"
 
 
 async def thread(transaction: Transaction, user_id: ids.UserId, thread_id: ids.ThreadId | None) -> Row | None:

@@ -6,9 +6,9 @@ import json
 from datetime import datetime
 
 from chassis.postgres import DatabaseManager, Transaction
-from netra import errors, ids
+from netra import ids
 from netra.context import UserExecutionContext
-from services.context import store_rows
+from services.context import changes, store_rows
 from services.context.contexts import About, Entry, Filter, Line, Stored
 
 # $1 to $20 are the context, $21 to $23 the line; `place` says whose thread it is, or is empty
@@ -16,9 +16,9 @@ _STORE = (
     f" made AS (INSERT INTO context.contexts ({store_rows.FRAME}, asked, token_until, owner_id)"
     "  SELECT $1::uuid, $2::uuid, $3::uuid, $4::uuid, $5::uuid, $6::uuid, $7::text, $8::uuid, $9::text[], $10::text, $11::text[],"
     "   $12::timestamptz, $13::timestamptz, $14::int, $15::text, $16::text, $17::bytea, $18::bytea, $19::bytea, $20::timestamptz,"
-    "   place.owner_id FROM place RETURNING user_id, context_id, correlation_id)"
-    " INSERT INTO context.audit (user_id, context_id, actor, action, correlation_id, detail)"
-    "  SELECT user_id, context_id, $21::text, $22::text, correlation_id, $23::jsonb FROM made"
+    "   place.owner_id FROM place RETURNING user_id, context_id, thread_id, correlation_id)"
+    " INSERT INTO context.audit (user_id, context_id, thread_id, actor, action, correlation_id, detail)"
+    "  SELECT user_id, context_id, thread_id, $21::text, $22::text, correlation_id, $23::jsonb FROM made"
 )
 _IN_NEW = (
     "WITH place AS (INSERT INTO context.threads (thread_id, user_id, tenant_id) VALUES ($5::uuid, $2::uuid, $3::uuid)"
@@ -29,20 +29,25 @@ _IN_KNOWN = (
     "WITH place AS (SELECT t.user_id AS owner_id FROM context.threads AS t"
     f" WHERE t.thread_id = $5::uuid AND {store_rows.writable('$2::uuid', 't')} FOR KEY SHARE OF t),{_STORE}"
 )
-# what goes on in a thread that its owner deleted may end there
+# what goes on in a thread that its owner deleted may end there; nobody closes the parent meanwhile
 _BELOW = (
     "WITH place AS (SELECT p.owner_id FROM context.contexts AS p JOIN context.threads AS t USING (thread_id)"
     " WHERE p.user_id = $2::uuid AND p.context_id = $24::uuid AND p.closed_at IS NULL"
     f" AND (t.user_id = $2::uuid AND t.erased_at IS NULL OR {store_rows.writable('$2::uuid', 't')})"
-    f" FOR KEY SHARE OF t),{_STORE}"
+    f" FOR KEY SHARE OF t FOR SHARE OF p),{_STORE}"
 )
 _SEEN = "SELECT EXISTS (SELECT FROM context.threads WHERE thread_id = $1 AND deleted_at IS NULL AND erased_at IS NULL AND user_id <> $2)"
 _RENEW = "UPDATE context.contexts SET token_until = greatest(token_until, $3) WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL"
+# back to where it began, by which the sweep knows it
+_REST = (
+    "UPDATE context.contexts SET token_until = created_at WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL AND token_until = $3"
+    " AND token_until > now()"
+)
 _CLOSE = (
     "WITH closed AS (UPDATE context.contexts SET closed_at = now() WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL"
-    "  RETURNING user_id, context_id, correlation_id, closed_at),"
-    " told AS (INSERT INTO context.audit (user_id, context_id, actor, action, correlation_id, detail)"
-    "  SELECT user_id, context_id, $3::text, $4::text, correlation_id, $5::jsonb FROM closed)"
+    "  RETURNING user_id, context_id, thread_id, correlation_id, closed_at),"
+    " told AS (INSERT INTO context.audit (user_id, context_id, thread_id, actor, action, correlation_id, detail)"
+    "  SELECT user_id, context_id, thread_id, $3::text, $4::text, correlation_id, $5::jsonb FROM closed)"
     " SELECT closed_at FROM closed"
 )
 
@@ -93,8 +98,8 @@ class ContextStore:
                 return
             # the wall shows threads that were granted; those of the user were written to, or are deleted
             if await transaction.value(_SEEN, frame.thread_id, frame.user_id):
-                raise errors.PermissionDenied("You may read this thread, but not write to it.", field="thread_id")
-            raise errors.NotFound("There is no such thread.", field="thread_id")
+                raise changes.only_read()
+            raise changes.no_thread()
 
         await self._database.retried(frame.user_id, work)
 
@@ -108,6 +113,11 @@ class ContextStore:
         """Take note of when the last token of an open context ends; False when there is no open one."""
         async with self._database.transaction(user_id) as transaction:
             return await transaction.execute(_RENEW, user_id, context_id, until) == "UPDATE 1"
+
+    async def rest(self, user_id: ids.UserId, context_id: ids.ContextId, until: datetime) -> None:
+        """Take note that the token that ends then is used no more, if it is the last one."""
+        async with self._database.transaction(user_id) as transaction:
+            await transaction.execute(_REST, user_id, context_id, until)
 
     async def close(self, frame: UserExecutionContext, line: Line) -> datetime | None:
         """Close an open context; None when there is no open one."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from chassis.postgres import DatabaseManager
+from chassis.postgres import DatabaseManager, Transaction
 from netra import ids
+from services.context import store_rows
 
 # an upload that lives is touched far more often
 _ABANDONED = timedelta(hours=1)
@@ -15,7 +16,7 @@ _ROWS_AT_ONCE = 500
 _THREADS_AT_ONCE = 100
 # a request id is remembered for a day, and a margin; row-level security shows no younger ones
 _REMEMBERED = timedelta(days=2)
-_EVERYTHING = "erase everything"
+_EVERYTHING = store_rows.EVERYTHING
 _BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
 _DUE = (
     "WITH due AS (SELECT t.thread_id FROM context.threads AS t WHERE t.deleted_at < now() - $1::interval AND t.erased_at IS NULL"
@@ -31,12 +32,21 @@ _OF_THREAD = (
     "DELETE FROM context.messages WHERE thread_id = $1 AND position IN"
     " (SELECT position FROM context.messages WHERE thread_id = $1 ORDER BY position LIMIT $2)",
     "DELETE FROM context.contexts WHERE context_id IN (SELECT context_id FROM context.contexts WHERE thread_id = $1 LIMIT $2)",
+    "UPDATE context.artifacts SET state = 'discarded' WHERE artifact_id IN (SELECT artifact_id FROM context.artifacts"
+    " WHERE thread_id = $1 AND state <> 'discarded' ORDER BY artifact_id DESC LIMIT $2)",
+)
+_DISCARDED = (
+    "UPDATE context.artifacts SET state = 'discarded' WHERE artifact_id IN (SELECT artifact_id FROM context.artifacts"
+    " WHERE user_id = $1 AND created_at <= $2 AND state = 'complete'{more} ORDER BY artifact_id DESC LIMIT $3)"
 )
 _OF_USER = (
+    # what others still see of it goes first
+    _DISCARDED.format(more=" AND user_id <> owner_id"),
     # what was opened since is of a new beginning, and what still goes on has begun since
     "DELETE FROM context.contexts WHERE context_id IN (SELECT context_id FROM context.contexts WHERE user_id = $1 AND created_at <= $2"
     "  AND (closed_at IS NOT NULL OR token_until < now()) LIMIT $3)",
     "DELETE FROM context.audit WHERE id IN (SELECT id FROM context.audit WHERE user_id = $1 AND at < $2 ORDER BY id LIMIT $3)",
+    _DISCARDED.format(more=""),
 )
 _PENDING = (
     f"SELECT asked_at FROM context.changes WHERE user_id = $1 AND request_id = $2 AND asked = '{_EVERYTHING}' AND done_at IS NULL"
@@ -57,21 +67,22 @@ class LeftOverStore:
             await transaction.execute(query, _ABANDONED)
 
     async def remove_some(self) -> bool:
-        """Remove a few chunks of a file that was given up, or what is left of it; whether there was one."""
+        """Remove a few chunks of files that were given up, and what is left of such as have none; whether there was one."""
         async with self._database.transaction() as transaction:
             # replicas that sweep together take different files
-            artifact_id = await transaction.value(
-                "SELECT artifact_id FROM context.artifacts WHERE state = 'discarded' LIMIT 1 FOR UPDATE SKIP LOCKED"
-            )
-            if artifact_id is None:
+            query = "SELECT artifact_id FROM context.artifacts WHERE state = 'discarded' LIMIT $1 FOR UPDATE SKIP LOCKED"
+            found = [row["artifact_id"] for row in await transaction.fetch(query, _CHUNKS_AT_ONCE)]
+            if not found:
                 return False
-            removed = await transaction.execute(
-                "DELETE FROM context.artifact_chunks WHERE artifact_id = $1 AND position IN"
-                " (SELECT position FROM context.artifact_chunks WHERE artifact_id = $1 LIMIT $2)",
-                artifact_id, _CHUNKS_AT_ONCE,
+            await transaction.execute(
+                "DELETE FROM context.artifact_chunks WHERE (artifact_id, position) IN"
+                " (SELECT artifact_id, position FROM context.artifact_chunks WHERE artifact_id = ANY($1::uuid[]) LIMIT $2)",
+                found, _CHUNKS_AT_ONCE,
             )  # fmt: skip
-            if removed == "DELETE 0":
-                await transaction.execute("DELETE FROM context.artifacts WHERE artifact_id = $1", artifact_id)
+            await transaction.execute(
+                "DELETE FROM context.artifacts AS a WHERE a.artifact_id = ANY($1::uuid[]) AND a.state = 'discarded'"
+                " AND NOT EXISTS (SELECT FROM context.artifact_chunks AS c WHERE c.artifact_id = a.artifact_id)", found,
+            )  # fmt: skip
         return True
 
     async def erase_deleted(self, keep: timedelta) -> int:
@@ -90,21 +101,21 @@ class LeftOverStore:
     async def thread(self, thread_id: ids.ThreadId) -> bool:
         """Remove some of what is left of a thread that was erased; whether there may be more. It stays until its files are gone."""
         locked = "SELECT thread_id FROM context.threads WHERE thread_id = $1 AND erased_at IS NOT NULL FOR UPDATE"
-        async with self._database.transaction() as transaction:
+
+        async def work(transaction: Transaction) -> bool:
             if await transaction.value(locked, thread_id) is None:
                 return False
             for query in _OF_THREAD:
-                if await transaction.execute(query, thread_id, _ROWS_AT_ONCE) != "DELETE 0":
+                if not (await transaction.execute(query, thread_id, _ROWS_AT_ONCE)).endswith(" 0"):
                     return True
             await transaction.execute("DELETE FROM context.grants WHERE thread_id = $1", thread_id)
-            await transaction.execute(
-                "UPDATE context.artifacts SET state = 'discarded' WHERE thread_id = $1 AND state <> 'discarded'", thread_id
-            )
             await transaction.execute(
                 "DELETE FROM context.threads AS t WHERE t.thread_id = $1 AND t.erased_at IS NOT NULL"
                 " AND NOT EXISTS (SELECT FROM context.artifacts AS a WHERE a.thread_id = t.thread_id)", thread_id,
             )  # fmt: skip
-        return False
+            return False
+
+        return await self._database.retried(None, work)
 
     async def erased_users(self) -> list[tuple[ids.UserId, ids.RequestId]]:
         """Who had everything erased that is not removed yet, and under which request."""
@@ -112,25 +123,32 @@ class LeftOverStore:
         async with self._database.transaction() as transaction:
             return [(ids.UserId(row["user_id"]), ids.RequestId(row["request_id"])) for row in await transaction.fetch(query)]
 
-    async def contexts(self, user_id: ids.UserId, request_id: ids.RequestId) -> bool:
-        """Remove some contexts, and lines of the audit trail, of a user who had everything erased; whether there may be more."""
-        async with self._database.transaction() as transaction:
+    async def of_user(self, user_id: ids.UserId, request_id: ids.RequestId) -> bool:
+        """Give up some files, and remove some contexts and lines of the audit trail, of a user who had everything erased; whether there
+        may be more.
+        """
+
+        async def work(transaction: Transaction) -> bool:
             asked_at = await transaction.value(_PENDING, user_id, request_id)
             if asked_at is None:
                 return False
             for query in _OF_USER:
-                if await transaction.execute(query, user_id, asked_at, _ROWS_AT_ONCE) != "DELETE 0":
+                if not (await transaction.execute(query, user_id, asked_at, _ROWS_AT_ONCE)).endswith(" 0"):
                     return True
-        return False
+            return False
+
+        return await self._database.retried(None, work)
 
     async def done(self, user_id: ids.UserId, request_id: ids.RequestId) -> None:
         """Take note that nothing is left, unless something is."""
         query = (
             "UPDATE context.changes AS c SET done_at = now() WHERE c.user_id = $1 AND c.request_id = $2 AND c.done_at IS NULL"
             " AND NOT EXISTS (SELECT FROM context.threads AS t WHERE t.user_id = $1 AND t.erased_at IS NOT NULL)"
+            " AND NOT EXISTS (SELECT FROM context.artifacts AS a WHERE a.user_id = $1 AND a.created_at <= c.asked_at)"
         )
         async with self._database.transaction() as transaction:
-            await transaction.execute(query, user_id, request_id)
+            if await transaction.execute(query, user_id, request_id) == "UPDATE 1":
+                await transaction.execute("DELETE FROM context.usage WHERE user_id = $1 AND files = 0", user_id)
 
     async def forget_changes(self) -> None:
         """Forget what was asked so long ago that nobody asks for it again."""

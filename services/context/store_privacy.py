@@ -7,12 +7,22 @@ from dataclasses import asdict
 
 from chassis.postgres import DatabaseManager, Row, Transaction
 from netra import errors, ids
-from services.context import changes, store_changes
+from services.context import changes, store_changes, store_rows
 from services.context.privacy import Line, Removed
 
 # a message has up to 256 KiB, a context 80
 _ROWS = 16
-_GOES_ON = "SELECT EXISTS (SELECT FROM context.contexts WHERE {whose} AND closed_at IS NULL AND token_until > now())"
+# of so many that go on the error tells
+_TOLD = 5
+_GOES_ON = f"SELECT run_id, thread_id FROM context.contexts WHERE {{whose}} AND closed_at IS NULL AND token_until > now() LIMIT {_TOLD}"
+_FILES = "SELECT count(*) FROM context.artifacts AS a WHERE a.state = 'complete' AND "
+# both ends of a grant may be erased at once: in one statement, and in one order
+_GRANTS = (
+    "WITH mine AS MATERIALIZED (SELECT thread_id, grantee_id FROM context.grants WHERE owner_id = $1"
+    " UNION ALL SELECT thread_id, grantee_id FROM context.grants WHERE grantee_id = $1 AND withdrawn_at IS NULL"
+    " ORDER BY thread_id, grantee_id)"
+    " DELETE FROM context.grants AS g USING mine WHERE g.thread_id = mine.thread_id AND g.grantee_id = mine.grantee_id"
+)
 _MESSAGE = (
     "json_build_object('kind', 'message', 'thread_id', thread_id, 'message_id', message_id, 'position', position, 'user_id', user_id,"
     " 'role', role, 'content', content, 'run_id', run_id, 'request_id', request_id, 'created_at', created_at, 'erased_at', erased_at)"
@@ -43,7 +53,7 @@ _AUDIT = (
 # what a line is made of, out of which rows ($1 is the user), in the order of which columns
 _LINES = {
     "message": (_MESSAGE, "context.messages WHERE user_id = $1 AND user_id <> owner_id", ("message_id",)),
-    "artifact": (_ARTIFACT, "context.artifacts WHERE user_id = $1 AND state = 'complete'", ("artifact_id",)),
+    "artifact": (_ARTIFACT, f"context.artifacts AS a WHERE user_id = $1 AND state = 'complete' AND {store_rows.STAYS}", ("artifact_id",)),
     "grant_given": (_GRANT, "context.grants WHERE owner_id = $1", ("thread_id", "grantee_id")),
     "grant_received": (_GRANT, "context.grants WHERE grantee_id = $1 AND withdrawn_at IS NULL", ("thread_id",)),
     "context": (_CONTEXT, "context.contexts WHERE user_id = $1", ("context_id",)),
@@ -59,7 +69,8 @@ class PrivacyStore:
 
     async def erase_thread(self, change: changes.Change) -> Removed:
         """Take a thread of the user away, for good. Raises `NotFound`, `PermissionDenied`, `FailedPrecondition` while a run goes on."""
-        async with self._database.transaction(change.user_id) as transaction:
+
+        async def work(transaction: Transaction) -> Removed:
             known = await store_changes.begin(transaction, change)
             if known is not None:
                 return _told(known)
@@ -67,15 +78,14 @@ class PrivacyStore:
             query = "SELECT thread_id FROM context.threads WHERE user_id = $1 AND thread_id = $2 AND erased_at IS NULL FOR UPDATE"
             await transaction.execute(query, change.user_id, change.thread_id)
             await store_changes.owned(transaction, change)
-            if await transaction.value(_GOES_ON.format(whose="owner_id = $1 AND thread_id = $2"), change.user_id, change.thread_id):
-                raise errors.FailedPrecondition("A run still goes on with this thread. Cancel it, or wait for its end.")
+            await refuse_going_on(transaction, change)
             of_thread = (change.user_id, change.thread_id)
             removed = Removed(
                 threads=1,
                 messages=await transaction.value(
                     "SELECT count(*) FROM context.messages WHERE owner_id = $1 AND thread_id = $2 AND erased_at IS NULL", *of_thread
                 ),
-                artifacts=await _discarded(transaction, "owner_id = $1 AND thread_id = $2", *of_thread),
+                artifacts=await transaction.value(f"{_FILES}a.owner_id = $1 AND a.thread_id = $2", *of_thread),
             )
             await transaction.execute("DELETE FROM context.grants WHERE owner_id = $1 AND thread_id = $2", *of_thread)
             await transaction.execute(
@@ -83,26 +93,27 @@ class PrivacyStore:
                 " WHERE user_id = $1 AND thread_id = $2", *of_thread,
             )  # fmt: skip
             await _done(transaction, change, removed)
-        return removed
+            return removed
+
+        return await self._database.retried(change.user_id, work)
 
     async def erase_everything(self, change: changes.Change) -> Removed:
         """Take everything of the user away, for good. Raises `FailedPrecondition` while a run goes on."""
-        async with self._database.transaction(change.user_id) as transaction:
+
+        async def work(transaction: Transaction) -> Removed:
             known = await store_changes.begin(transaction, change)
             if known is not None:
                 return _told(known)
             query = "SELECT thread_id FROM context.threads WHERE user_id = $1 AND erased_at IS NULL ORDER BY thread_id FOR UPDATE"
             await transaction.execute(query, change.user_id)
-            for whose in ("user_id = $1", "owner_id = $1"):
-                if await transaction.value(_GOES_ON.format(whose=whose), change.user_id):
-                    raise errors.FailedPrecondition(
-                        "A run still goes on, yours or one in a thread of yours. Cancel it, or wait for its end."
-                    )
+            await refuse_going_on(transaction, change)
             removed = await _everything(transaction, change.user_id)
             query = "DELETE FROM context.changes WHERE user_id = $1 AND request_id <> $2 AND asked <> $3"
             await transaction.execute(query, change.user_id, change.request_id, change.asked)
             await _done(transaction, change, removed)
-        return removed
+            return removed
+
+        return await self._database.retried(change.user_id, work)
 
     async def note(self, change: changes.Change) -> None:
         """Add a line to the audit trail of the user."""
@@ -138,8 +149,24 @@ class PrivacyStore:
         return [Line(tuple(row[name] for name in key), row["line"]) for row in found]
 
 
+async def refuse_going_on(transaction: Transaction, change: changes.Change) -> None:
+    """Raises `FailedPrecondition` while a run goes on in what is to be erased; it names some of them, and their threads."""
+    if change.thread_id is None:
+        found = [row for whose in ("user_id = $1", "owner_id = $1") for row in await _going_on(transaction, whose, change.user_id)]
+    else:
+        found = await _going_on(transaction, "owner_id = $1 AND thread_id = $2", change.user_id, change.thread_id)
+    if found:
+        runs, threads = (", ".join(dict.fromkeys(str(row[name]) for row in found[:_TOLD])) for name in ("run_id", "thread_id"))
+        message = f"These runs have not ended: {runs}. Cancel them, with a grant token when they are of others, or wait for them."
+        raise errors.FailedPrecondition(message, runs=runs, threads=threads)
+
+
+async def _going_on(transaction: Transaction, whose: str, *arguments: object) -> list[Row]:
+    return await transaction.fetch(_GOES_ON.format(whose=whose), *arguments)
+
+
 async def _everything(transaction: Transaction, user_id: ids.UserId) -> Removed:
-    """What is whose doing, or lies in a thread of theirs. What is long is only hidden here, and removed afterwards."""
+    """What is whose doing, or lies in a thread of theirs: it is hidden here, and removed afterwards. Files take too long for more."""
     count = "SELECT count(*) FROM context.{rows}"
     in_own = await transaction.value(
         "SELECT count(*) FROM context.messages AS m JOIN context.threads AS t USING (thread_id)"
@@ -151,24 +178,19 @@ async def _everything(transaction: Transaction, user_id: ids.UserId) -> Removed:
         "UPDATE context.messages SET content = '', request_id = 'erased:' || message_id, erased_at = now()"
         " WHERE user_id = $1 AND user_id <> owner_id AND erased_at IS NULL", user_id,
     )  # fmt: skip
-    in_threads = "owner_id = $1 AND thread_id IN (SELECT thread_id FROM context.threads WHERE user_id = $1)"
-    artifacts = await _discarded(transaction, "user_id = $1", user_id) + await _discarded(transaction, in_threads, user_id)
-    for whose in ("owner_id = $1", "grantee_id = $1 AND withdrawn_at IS NULL"):
-        await transaction.execute(f"DELETE FROM context.grants WHERE {whose}", user_id)
+    # what still comes would be complete after it was asked; what others put into threads of the user goes with these
+    await transaction.execute("UPDATE context.artifacts SET state = 'discarded' WHERE user_id = $1 AND state = 'uploading'", user_id)
+    in_threads = (
+        "a.thread_id IN (SELECT t.thread_id FROM context.threads AS t WHERE t.user_id = $1 AND t.erased_at IS NULL) AND a.user_id <> $1"
+    )
+    artifacts = await transaction.value(f"{_FILES}{in_threads}", user_id)
+    artifacts += await transaction.value("SELECT coalesce(max(complete), 0) FROM context.usage WHERE user_id = $1", user_id)
+    await transaction.execute(_GRANTS, user_id)
     threads = await transaction.execute(
         "UPDATE context.threads SET erased_at = now(), deleted_at = coalesce(deleted_at, now()) WHERE user_id = $1 AND erased_at IS NULL",
         user_id,
     )  # fmt: skip
     return Removed(_many(threads), in_own + _many(elsewhere), artifacts, contexts)
-
-
-async def _discarded(transaction: Transaction, which: str, *arguments: object) -> int:
-    """Give files up, and such as are still coming; how many of them were complete."""
-    complete = await transaction.execute(
-        f"UPDATE context.artifacts SET state = 'discarded' WHERE {which} AND state = 'complete'", *arguments
-    )
-    await transaction.execute(f"UPDATE context.artifacts SET state = 'discarded' WHERE {which} AND state = 'uploading'", *arguments)
-    return _many(complete)
 
 
 async def _done(transaction: Transaction, change: changes.Change, removed: Removed) -> None:

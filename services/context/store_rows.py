@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chassis.postgres import Row
+from chassis.postgres import Row, Transaction
 from netra import ids
 from netra.context import UserExecutionContext
-from services.context.contexts import About, Entry, Filter, Stored
+from services.context.contexts import About, Entry, Filter, Stored, closed
 
 FRAME = (
     "context_id, user_id, tenant_id, session_id, thread_id, run_id, request_id, connection_id, roles, tier, scope, created_at,"
@@ -17,22 +17,44 @@ _ENTRY = "id, at, context_id, thread_id, actor, action, correlation_id, detail::
 # a page of the longest contexts must fit into one answer
 _PAGE_BYTES = 2 * 1024 * 1024
 Query = tuple[str, list[object]]
+# What is asked for under a request id when everything of a user is to be erased.
+EVERYTHING = "erase everything"
+# That nobody had the file `a` erased: files are given up a few at a time, and are not there for who had it done from the first moment on.
+# OFFSET: looked up for each file of a page, which must not be gathered and sorted for that.
+STAYS = (
+    "NOT EXISTS (SELECT FROM context.changes AS e WHERE e.user_id = a.user_id"
+    f" AND e.asked = '{EVERYTHING}' AND e.done_at IS NULL AND e.asked_at >= a.created_at OFFSET 0)"
+    " AND NOT EXISTS (SELECT FROM context.threads AS e WHERE e.thread_id = a.thread_id AND e.erased_at IS NOT NULL OFFSET 0)"
+)
 
 
-def still_open(user: str = "$1", context: str = "$2") -> str:
-    """That a context is not closed, as part of a statement that writes or reads in it: `user` and `context` are its parameters."""
+def still_open(user: str = "$1", context: str = "$2", *, held: bool = False) -> str:
+    """That a context is not closed, as part of a statement that writes or reads in it: `user` and `context` are its parameters.
+
+    Who writes has it `held`: what the statement waits for may take longer than the context lasts, so nobody closes it meanwhile.
+    """
     return (
         f"EXISTS (SELECT FROM context.contexts AS still WHERE still.user_id = {user} AND still.context_id = {context}"
-        " AND still.closed_at IS NULL)"
+        f" AND still.closed_at IS NULL{' FOR SHARE' if held else ''})"
     )
+
+
+async def refuse_closed(transaction: Transaction, user_id: ids.UserId, context_id: ids.ContextId) -> None:
+    """Raises `FailedPrecondition` for a context that is closed, or not there any more."""
+    if not await transaction.value(f"SELECT {still_open()}", user_id, context_id):
+        raise closed()
 
 
 def writable(user: str, thread: str) -> str:
     """That a thread is the user's, or granted to them for writing, and neither deleted nor erased; `thread` is an alias of its table."""
+    return f"{thread}.deleted_at IS NULL AND {thread}.erased_at IS NULL AND {writer(user, thread)}"
+
+
+def writer(user: str, thread: str) -> str:
+    """That a thread is the user's, or granted to them for writing, whether or not it is deleted."""
     return (
-        f"{thread}.deleted_at IS NULL AND {thread}.erased_at IS NULL AND ({thread}.user_id = {user} OR EXISTS ("
-        f"SELECT FROM context.grants AS g WHERE g.thread_id = {thread}.thread_id AND g.grantee_id = {user}"
-        " AND g.access = 'write' AND g.withdrawn_at IS NULL))"
+        f"({thread}.user_id = {user} OR EXISTS (SELECT FROM context.grants AS g WHERE g.thread_id = {thread}.thread_id"
+        f" AND g.grantee_id = {user} AND g.access = 'write' AND g.withdrawn_at IS NULL))"
     )
 
 

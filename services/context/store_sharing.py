@@ -10,8 +10,8 @@ from services.context import changes, store_changes
 from services.context.sharing import Grant
 
 _GRANT = "thread_id, grantee_id, access, created_at, withdrawn_at"
-# nobody erases the thread meanwhile
-_HELD = "SELECT thread_id FROM context.threads WHERE user_id = $1 AND thread_id = $2 FOR KEY SHARE"
+# Nobody erases the thread meanwhile. Who is writing a message to it has finished: what they may is looked at by each of their statements.
+_HELD = "SELECT thread_id FROM context.threads WHERE user_id = $1 AND thread_id = $2 FOR NO KEY UPDATE"
 
 
 class SharingStore:
@@ -50,6 +50,7 @@ class SharingStore:
         )
         async with self._database.transaction(change.user_id) as transaction:
             known = await store_changes.begin(transaction, change)
+            await transaction.execute(_HELD, change.user_id, change.thread_id)
             # of a deleted thread as well: it may be restored
             await store_changes.owned(transaction, change)
             if known is None and await transaction.execute(query, change.user_id, change.thread_id, grantee_id) == "UPDATE 1":
@@ -75,10 +76,10 @@ class SharingStore:
             return [_grant(row) for row in await transaction.fetch(query, user_id, thread_id, limit, *place)]
 
     async def access(self, user_id: ids.UserId, thread_id: ids.ThreadId) -> str | None:
-        """What the user may do with a thread that is not deleted."""
+        """What the user may do with a thread; with one they deleted, too: before it can be erased its runs are to end."""
         async with self._database.transaction(user_id) as transaction:
             row = await store_changes.thread(transaction, user_id, thread_id)
-        return None if row is None or row["deleted_at"] is not None else str(row["access"])
+        return None if row is None else str(row["access"])
 
 
 async def _grantable(transaction: Transaction, change: changes.Change) -> None:

@@ -17,9 +17,10 @@ from services.context.keys import WrappedKey
 # rows are locked in one order: two that close the same ones must not wait for each other
 _CLOSED = (
     " closed AS (UPDATE context.contexts AS c SET closed_at = now() FROM meant"
-    "  WHERE c.context_id = meant.context_id AND c.closed_at IS NULL RETURNING c.user_id, c.context_id, c.run_id, c.correlation_id)"
-    " INSERT INTO context.audit (user_id, context_id, actor, action, correlation_id, detail)"
-    "  SELECT user_id, context_id, 'context', $1::text, correlation_id, jsonb_build_object('run_id', run_id) FROM closed"
+    "  WHERE c.context_id = meant.context_id AND c.closed_at IS NULL RETURNING c.user_id, c.context_id, c.thread_id, c.run_id,"
+    "   c.correlation_id)"
+    " INSERT INTO context.audit (user_id, context_id, thread_id, actor, action, correlation_id, detail)"
+    "  SELECT user_id, context_id, thread_id, 'context', $1::text, correlation_id, jsonb_build_object('run_id', run_id) FROM closed"
 )
 _OF_SESSIONS = (
     "WITH meant AS (SELECT context_id FROM context.contexts WHERE closed_at IS NULL AND session_id = ANY($2::uuid[])"
@@ -33,12 +34,19 @@ _OF_USERS = (
     f"  ORDER BY o.context_id FOR NO KEY UPDATE OF o),{_CLOSED}"
 )
 _OVERDUE = (
+    # those that rest may be opened again for an hour
     "WITH meant AS (SELECT context_id FROM context.contexts WHERE closed_at IS NULL AND token_until < now() - $2::interval"
+    " AND (token_until > created_at OR created_at < now() - $2::interval - interval '1 hour')"
     f" ORDER BY token_until LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED),{_CLOSED}"
 )
 _OLD = (
     "DELETE FROM context.contexts WHERE context_id IN (SELECT context_id FROM context.contexts WHERE closed_at < now() - $1::interval"
     " ORDER BY closed_at LIMIT $2 FOR UPDATE SKIP LOCKED)"
+)
+# Ids follow the clock, but for seconds: the oldest lines are the first, and no index has to say so.
+_OLD_TRAIL = (
+    "DELETE FROM context.audit WHERE id IN (SELECT id FROM (SELECT id, at FROM context.audit ORDER BY id LIMIT $2) AS oldest"
+    " WHERE at < now() - $1::interval)"
 )
 _OF_TENANT = (
     "SELECT EXISTS (SELECT FROM context.threads WHERE user_id = $1 AND tenant_id = $2)"
@@ -85,6 +93,11 @@ class SystemStore:
         """Remove contexts that were closed that long ago; returns how many. Their audit trail stays."""
         async with self._database.transaction() as transaction:
             return _many(await transaction.execute(_OLD, keep, most))
+
+    async def remove_trail(self, keep: timedelta, most: int) -> int:
+        """Remove the oldest lines of the audit trail that are as old as that; returns how many."""
+        async with self._database.transaction() as transaction:
+            return _many(await transaction.execute(_OLD_TRAIL, keep, most))
 
     async def by_id(self, user_id: ids.UserId, tenant_id: ids.TenantId, context_id: ids.ContextId, line: Line) -> Stored | None:
         """A context of a user of the tenant. That it was read is in its audit trail then."""

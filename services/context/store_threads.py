@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 from chassis.postgres import DatabaseManager, Row, Transaction
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context import changes, store_changes
+from services.context import changes, store_changes, store_rows
 from services.context.threads import DELETED, OWN, SHARED, Draft, Message, Reader, Thread
 
 _MESSAGE = "message_id, thread_id, position, role, content, run_id, created_at, user_id"
-# who acts in a context does so while it is open, in the very statement that reads or writes
-_OPEN = "EXISTS (SELECT FROM context.contexts AS c WHERE c.user_id = $1 AND c.context_id = $3 AND c.closed_at IS NULL)"
+# One order for all who write, and nobody withdraws, deletes or erases meanwhile; then the context, as it is after that wait: nobody
+# closes it meanwhile. The key of the thread stays, so contexts are opened in it without a wait.
+_HELD = f"{store_changes.THREAD_WITHIN} FOR NO KEY UPDATE OF t FOR SHARE OF c"
 _COLUMNS = "t.user_id AS owner_id, t.created_at, t.updated_at, t.messages, t.deleted_at"
 _OWN = f"SELECT t.thread_id, {_COLUMNS}, 'own' AS access FROM context.threads AS t WHERE t.user_id = $1 AND t.erased_at IS NULL"
 # $1 is the user. One statement each for the first page and the later ones, and for each size of a page: a plan that has to do for all
@@ -46,11 +47,9 @@ class ThreadStore:
         Raises `FailedPrecondition` when the context is closed, `NotFound`, `PermissionDenied`, and `Conflict` when the request id is
         taken at the same moment.
         """
-        # The lock gives concurrent messages of all who write one order without gaps; who may only read cannot take it. A run of the
-        # owner goes on in a thread they have deleted.
-        query = f"{store_changes.THREAD} AND {_OPEN} FOR UPDATE OF t"
+        # who may only read cannot take the lock; a run of the owner goes on in a thread they have deleted
         async with self._database.transaction(frame.user_id) as transaction:
-            row = await transaction.row(query, frame.user_id, frame.thread_id, frame.context_id)
+            row = await transaction.row(_HELD, frame.user_id, frame.thread_id, frame.context_id)
             if row is None:
                 raise await _why_not(transaction, frame)
             if (known := await _message_by_request(transaction, frame.user_id, draft.request_id)) is not None:
@@ -130,23 +129,17 @@ async def _readable(transaction: Transaction, reader: Reader, thread_id: ids.Thr
         if row is None:
             raise changes.no_thread()
         return _as_thread(row)
-    row = await transaction.row(f"{store_changes.THREAD} AND {_OPEN}", reader.user_id, thread_id, reader.context_id)
+    row = await transaction.row(store_changes.THREAD_WITHIN, reader.user_id, thread_id, reader.context_id)
     if row is None:
-        await _refuse_closed(transaction, reader.user_id, reader.context_id)
+        await store_rows.refuse_closed(transaction, reader.user_id, reader.context_id)
         raise changes.no_thread()
     return _as_thread(row)
 
 
 async def _why_not(transaction: Transaction, frame: UserExecutionContext) -> errors.NetraError:
-    await _refuse_closed(transaction, frame.user_id, frame.context_id)
+    await store_rows.refuse_closed(transaction, frame.user_id, frame.context_id)
     row = await store_changes.thread(transaction, frame.user_id, frame.thread_id)
-    return changes.no_thread() if row is None else errors.PermissionDenied("The thread was granted to you for reading.")
-
-
-async def _refuse_closed(transaction: Transaction, user_id: ids.UserId, context_id: ids.ContextId) -> None:
-    query = "SELECT closed_at IS NOT NULL FROM context.contexts WHERE user_id = $1 AND context_id = $2"
-    if await transaction.value(query, user_id, context_id) is not False:
-        raise errors.FailedPrecondition("The execution context is closed.")
+    return changes.no_thread() if row is None else changes.only_read()
 
 
 async def _message_by_request(transaction: Transaction, user_id: ids.UserId, request_id: ids.RequestId) -> Message | None:
@@ -156,7 +149,7 @@ async def _message_by_request(transaction: Transaction, user_id: ids.UserId, req
 
 
 async def _insert_message(transaction: Transaction, owner_id: ids.UserId, request_id: ids.RequestId, message: Message) -> None:
-    """Store a message of a locked thread and count it."""
+    """Store a message of a locked thread and count it. Raises `NotFound` when the thread is not the user's to write to any more."""
     await transaction.execute(
         "INSERT INTO context.messages (user_id, request_id, message_id, thread_id, position, role, content, run_id, created_at, owner_id)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
@@ -164,7 +157,9 @@ async def _insert_message(transaction: Transaction, owner_id: ids.UserId, reques
         message.run_id, message.created_at, owner_id,
     )  # fmt: skip
     query = "UPDATE context.threads SET messages = $3, updated_at = $4 WHERE user_id = $1 AND thread_id = $2"
-    await transaction.execute(query, owner_id, message.thread_id, message.position, message.created_at)
+    if await transaction.execute(query, owner_id, message.thread_id, message.position, message.created_at) != "UPDATE 1":
+        # one that is not counted would take the place of all that come later
+        raise changes.no_thread()
 
 
 def _as_thread(row: Row) -> Thread:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from chassis.postgres import Conflict
@@ -151,10 +151,13 @@ class Threads:
             raise changes.no_thread()
         return found
 
-    async def delete(self, change: changes.Change) -> tuple[Thread, datetime]:
-        """The thread, now hidden from everybody, and when it will be erased. Raises `NotFound`, `PermissionDenied`, `AlreadyExists`."""
+    async def delete(self, change: changes.Change) -> tuple[Thread, datetime | None]:
+        """The thread, now hidden from everybody, and when it will be erased; None when it was restored since.
+
+        Raises `NotFound`, `PermissionDenied`, `AlreadyExists`.
+        """
         thread = await self._kept.delete(change)
-        return thread, (thread.deleted_at or datetime.now(UTC)) + self._keep
+        return thread, None if thread.deleted_at is None else thread.deleted_at + self._keep
 
     async def restore(self, change: changes.Change) -> Thread:
         """The thread, shown again. Raises `NotFound`, `PermissionDenied`, `AlreadyExists`."""

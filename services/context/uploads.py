@@ -48,8 +48,9 @@ class Uploads:
 
     async def _give_up(self, user_id: ids.UserId, artifact_id: ids.ArtifactId) -> None:
         try:
-            await self._kept.discard(user_id, artifact_id, "uploading")
-            self._left_over()
+            # what was refused at once left nothing
+            if await self._kept.discard(user_id, artifact_id, "uploading"):
+                self._left_over()
         except errors.NetraError as error:
             # nobody sees it, and it is removed when it was not touched for an hour
             _log.info("an upload that ended early is still there", code=error.code)

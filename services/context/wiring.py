@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 from chassis import audit, identity, log, migrations, postgres, tls
 from chassis.lifecycle import Tasks
@@ -32,6 +33,10 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 _POLL_S = 0.25
 _REPUBLISH_S = 10.0
 _SWEEP_S = 60.0
+# between two sweeps: who gives up a lot does not keep the database busy
+_PAUSE_S = 1.0
+# an estimate of a page's cost must not have its statement compiled
+_FILES: Mapping[str, str] = MappingProxyType({**postgres.BY_KEY, "jit": "off"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +67,30 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         users = await postgres.open_pool(dsn, "context", size=settings.postgres_pool, options=postgres.BY_KEY)
         stack.push_async_callback(users.close)
         # of their own: files that move must not keep a run from starting
-        files = await postgres.open_pool(dsn, "context-artifacts", size=4)
+        files = await postgres.open_pool(dsn, "context-artifacts", size=4, options=_FILES)
         stack.push_async_callback(files.close)
-        system = await postgres.open_pool(settings.postgres_dsn("netra_context_system", "postgres_system"), "context-system", size=2)
+        system_dsn = settings.postgres_dsn("netra_context_system", "postgres_system")
+        system = await postgres.open_pool(system_dsn, "context-system", size=2)
         stack.push_async_callback(system.close)
+        # of its own: what is withdrawn for reasons of security must not wait for what is read or removed
+        ending = await postgres.open_pool(system_dsn, "context-ending", size=2)
+        stack.push_async_callback(ending.close)
+        removing = await postgres.open_pool(system_dsn, "context-removing", size=2, options=_FILES)
+        stack.push_async_callback(removing.close)
         await migrations.awaited(users, "context", _MIGRATIONS)
         crossing = SystemStore(system)
         key = await keys.current(crossing, wrap)
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
-        ends = expiry.Expiry(crossing, timedelta(days=settings.context_keep_days))
+        ends = expiry.Expiry(
+            SystemStore(ending), timedelta(days=settings.context_keep_days), timedelta(days=settings.context_audit_keep_days)
+        )
         # before anything is heard of: what was withdrawn while nobody ran here is told again
         trust.on_revocation(ends.revoked)
         tasks.spawn(follow(trust, auth.stub, auth.credentials), "trust")
         tasks.spawn(refusals.run(), "refusals")
         left_over = asyncio.Event()
-        removal = privacy.Removal(LeftOverStore(system), timedelta(days=settings.thread_keep_days))
+        removal = privacy.Removal(LeftOverStore(removing), timedelta(days=settings.thread_keep_days))
         stores = _Stores(ContextStore(users), ThreadStore(users), SharingStore(users), PrivacyStore(users), ArtifactStore(files), crossing)
         server = _server(settings, trust, auth, stores, _Background(tasks, left_over, removal), key, _Record(refusals, audit.Acts(told)))
         await server.start()
@@ -163,6 +176,7 @@ async def _swept(removal: privacy.Removal, left_over: asyncio.Event) -> None:
             await removal.sweep()
         except errors.NetraError as error:
             _log.warning("what was given up could not be removed yet", code=error.code)
+        await asyncio.sleep(_PAUSE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SWEEP_S):
                 await left_over.wait()

@@ -10,13 +10,16 @@ from typing import Protocol
 
 import orjson
 
-from chassis import identity, telemetry
+from chassis import identity, log, telemetry
 from netra import errors, ids
 from netra.context.v1 import context_pb2
 from services.dispatcher import entitlements, runs, settings, stages, upstreams
 
 _MAX_REQUEST_BYTES = 64 * 1024
 _MAX_INPUT_BYTES = 64 * 1024
+# after these there is no run, for sure
+_REFUSED = (errors.Busy, errors.RateLimited, errors.NotFound, errors.PermissionDenied)
+_log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class Known(Protocol):
         """The run that a request started, if any. Raises `Busy` or `RateLimited` when there is none and a new one may not come."""
         ...
 
+    async def by_request(self, user_id: ids.UserId, request_id: str) -> runs.Run | None:
+        """The run that a request started, if any."""
+        ...
+
     async def require_free(self, user_id: ids.UserId, request_id: str, thread_id: str) -> None:
         """Raise `Busy` while anybody's run goes on in a thread that the user may use, unless this request has started one."""
         ...
@@ -86,11 +93,23 @@ class Admission:
     async def accept(
         self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
     ) -> tuple[runs.Run, runs.Order]:
-        """Open a context, store the message and the run. With an `owner` the run is that process's at once."""
+        """Open a context, store the message and the run. With an `owner` the run is that process's at once.
+
+        Of a request that is refused after that a context is left that rests: it may start later, and nothing waits for it.
+        """
         passed = stages.accepted(wanted.received_at, wanted.validated_at, datetime.now(UTC))
         if wanted.kind == "agent":
             await self._entitled.count_run(user)
         opened = await self._opened(user, wanted)
+        try:
+            return await self._added(user, wanted, opened, passed, owner, lease_s)
+        except _REFUSED:
+            await self._rest(user, wanted, opened)
+            raise
+
+    async def _added(
+        self, user: identity.Principal, wanted: Wanted, opened: upstreams.Opened, passed: stages.Passed, owner: str, lease_s: float
+    ) -> tuple[runs.Run, runs.Order]:
         if wanted.only_if_free and wanted.thread_id:
             # runs of others count as well, and may be told of now that the user is known to write there; no message was left yet
             await self._store.require_free(user.user_id, ids.RequestId(wanted.request_id), opened.context.thread_id)
@@ -110,6 +129,14 @@ class Admission:
             passed=passed.times, owner=owner, lease_s=lease_s,
         )  # fmt: skip
         return run, order
+
+    async def _rest(self, user: identity.Principal, wanted: Wanted, opened: upstreams.Opened) -> None:
+        # the same request may start later, so it is not closed; but no erasure waits for a run that never was
+        try:
+            if await self._store.by_request(user.user_id, wanted.request_id) is None:
+                await self._contexts.rest(opened)
+        except errors.NetraError as error:
+            _log.warning("a context was left open", code=error.code)
 
     async def _opened(self, user: identity.Principal, wanted: Wanted) -> upstreams.Opened:
         known = {"kind": wanted.kind, "name": wanted.name, "digest": wanted.digest().hex()}

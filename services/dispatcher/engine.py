@@ -289,7 +289,7 @@ class ExecutionEngine:
         try:
             await self._contexts.close(running.token)
         except errors.NetraError as error:
-            # the run has ended all the same; an open context of an ended run confers nothing but its hour
+            # the run has ended all the same; an open context holds up the erasure of its thread for its hour
             _log.warning("the context could not be closed", code=error.code)
 
     async def call(self, running: Running, arguments: dict[str, Any], answer: Callable[[dispatch.Outcome], bytes]) -> bytes:

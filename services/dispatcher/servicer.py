@@ -29,7 +29,7 @@ _MOST_NOTIFIED = 1000
 class Known(Protocol):
     """Where the runs of users are kept."""
 
-    async def get(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
+    async def get(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
         """One run: the user's, or with a thread that was granted to them anybody's in it. Raises `NotFound`."""
         ...
 
@@ -38,7 +38,7 @@ class Known(Protocol):
         ...
 
     async def page(
-        self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str, granted: bool = False
+        self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str, granted: str = ""
     ) -> list[runs.Run]:  # fmt: skip
         """Up to `size` runs, newest first, older than the run `before` when given; of a `granted` thread all, whoever owns them."""
         ...
@@ -104,7 +104,7 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
             size=size + 1,
             thread_id=thread_id,
             state=_STATE_NAME.get(request.state, ""),
-            granted=bool(granted),
+            granted=granted,
         )
         token = _encoded(found[size - 1].run_id) if len(found) > size else ""
         return pb.ListRunsResponse(runs=[_run(run) for run in found[:size]], next_page_token=token)

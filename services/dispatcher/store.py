@@ -110,39 +110,39 @@ class Store:
         async with self._database.transaction(user_id) as transaction:
             return await self._by_request(transaction, user_id, request_id)
 
-    async def get(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
-        """One run, with its stages: the user's, or with a thread that was granted to them anybody's in it. Raises `NotFound`."""
-        whose, which = _whose(user_id, thread_id)
+    async def get(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
+        """One run, with its stages: the user's, or of a thread that was `granted` to them anybody's. Raises `NotFound`."""
+        whose, which = _whose(user_id, granted)
         query = f"SELECT {_COLUMNS}, stages FROM dispatcher.runs WHERE {whose} = $1 AND run_id = $2"
-        async with self._database.transaction(user_id, within=_within(thread_id)) as transaction:
+        async with self._database.transaction(user_id, within=_within(granted)) as transaction:
             row = await transaction.row(query, which, run_id)
         if row is None:
             raise errors.NotFound("There is no such run.", field="run_id")
         return dataclasses.replace(_run(row), stages=stages.read(row["stages"]))
 
     async def page(
-        self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str, granted: bool = False
+        self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str, granted: str = ""
     ) -> list[runs.Run]:  # fmt: skip
         """Up to `size` runs, newest first, older than the run `before` when given; of a `granted` thread all, whoever owns them."""
-        whose, which = _whose(user_id, thread_id if granted else "")
+        whose, which = _whose(user_id, granted)
         asked = {f"{whose} =": which, "run_id <": before, "thread_id =": thread_id, "state =": state}
         # what was not asked for is not in the statement: a plan for any values would read all rows before a page
         given = {condition: value for condition, value in asked.items() if value}
         wanted = " AND ".join(f"{condition} ${number}" for number, condition in enumerate(given, 1))
         query = f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE {wanted} ORDER BY run_id DESC LIMIT ${len(given) + 1}"
-        async with self._database.transaction(user_id, within=_within(thread_id if granted else "")) as transaction:
+        async with self._database.transaction(user_id, within=_within(granted)) as transaction:
             return [_run(row) for row in await transaction.fetch(query, *given.values(), size)]
 
-    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
-        """Ask a run to stop, unless it has ended: the user's, or with a thread of theirs anybody's in it. Raises `NotFound`."""
-        whose, which = _whose(user_id, thread_id)
+    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
+        """Ask a run to stop, unless it has ended: the user's, or of a thread of theirs that was `granted` anybody's. Raises `NotFound`."""
+        whose, which = _whose(user_id, granted)
         query = (
             "UPDATE dispatcher.runs SET cancelled_at = coalesce(cancelled_at, now())"
             f" WHERE {whose} = $1 AND run_id = $2 AND state IN ('queued', 'running', 'suspended')"
         )
-        async with self._database.transaction(user_id, within=_within(thread_id, owned=True)) as transaction:
+        async with self._database.transaction(user_id, within=_within(granted, owned=True)) as transaction:
             await transaction.execute(query, which, run_id)
-        return await self.get(user_id, run_id, thread_id)
+        return await self.get(user_id, run_id, granted)
 
 
 def _whose(user_id: str, thread_id: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import stamina
 
-from chassis import channel, identity, lifecycle, log, streams, trust
+from chassis import identity, lifecycle, log, streams, trust
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
 from services.dispatcher import admission, engine, entitlements, runs, settings, upstreams
@@ -33,7 +33,7 @@ _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 class Mine(Protocol):
     """Where the runs of one user are kept."""
 
-    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
+    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
         """Ask a run to stop, unless it has ended: the user's, or with a thread of theirs anybody's in it. Raises `NotFound`."""
         ...
 
@@ -128,15 +128,14 @@ class Supervisor:
         raise errors.Busy("The same request still executes. Ask again for its outcome.", retry_after_ms=1000)
 
     async def _called(self, running: engine.Running, arguments: dict[str, Any], answer: Any) -> bytes:
-        channel.bind_deadline(None)
         try:
             return await self._engine.call(running, arguments, answer)
         finally:
             self._forget(running)
 
-    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, thread_id: str = "") -> runs.Run:
-        """Ask a run to stop, wherever it runs; with a thread of the user anybody's in it. Raises `NotFound`."""
-        run = await self._store.cancel(user_id, run_id, thread_id)
+    async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
+        """Ask a run to stop, wherever it runs; of a thread of theirs that was `granted` anybody's. Raises `NotFound`."""
+        run = await self._store.cancel(user_id, run_id, granted)
         if (running := self._running.get(run_id)) is not None:
             running.ask_to_stop()
         else:

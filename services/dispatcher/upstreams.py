@@ -14,6 +14,7 @@ from typing import IO, Any, Self
 
 import grpc
 import stamina
+from google.protobuf import timestamp_pb2
 
 from chassis import channel, replicas, status
 from netra import errors, ids
@@ -37,6 +38,7 @@ class Opened:
     context: UserExecutionContext
     stored: bytes
     token: str
+    expires_at: timestamp_pb2.Timestamp
 
 
 class Contexts:
@@ -50,7 +52,7 @@ class Contexts:
         with status.translated():
             answer = await self._stub.OpenContext(request)
         context = UserExecutionContext.from_proto(answer.context)
-        return Opened(context, answer.context.SerializeToString(deterministic=True), answer.context_token)
+        return Opened(context, answer.context.SerializeToString(deterministic=True), answer.context_token, answer.expires_at)
 
     async def renew(self, token: str) -> str:
         """The same context, signed for another hour."""
@@ -64,6 +66,12 @@ class Contexts:
         with status.translated():
             answer = await self._stub.AppendMessage(request, metadata=_in_context(token))
         return ids.MessageId(answer.message.message_id)
+
+    async def rest(self, opened: Opened) -> None:
+        """Say that nothing came of a context: it can be opened again by the same request, and until then nothing waits for it."""
+        request = context_pb2.CloseContextRequest(unused=opened.expires_at)
+        with status.translated():
+            await self._stub.CloseContext(request, metadata=_in_context(opened.token))
 
     async def close(self, token: str) -> None:
         """Close the context."""

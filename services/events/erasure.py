@@ -55,12 +55,8 @@ class Kept(Protocol):
         """Delete some events of a day and class; how many, and whether any is left. The day itself is forgotten with its last."""
         ...
 
-    async def runs_of_thread(self, erasure: Erasure) -> Sequence[str]:
-        """The user's runs of the thread; one more, empty, for events without a run."""
-        ...
-
-    async def blank(self, erasure: Erasure, run_id: str, after: int, many: int) -> tuple[int, int, bool]:
-        """Take away what is in some events of a run, those after a seq; how many, up to which seq it is done, and whether any is left."""
+    async def blank(self, erasure: Erasure, day: date, retention: str, after: int, many: int) -> tuple[int, int]:
+        """Take away what is in some events of the thread, of a day and class, after a cursor; how many, and up to which cursor."""
         ...
 
     async def end_erasure(self, erasure: Erasure) -> Erasure:
@@ -94,10 +90,10 @@ class Erasures:
         return await self._kept.end_erasure(erasure)
 
     async def _blank(self, erasure: Erasure) -> None:
-        for run_id in await self._kept.runs_of_thread(erasure):
-            through, left = 0, True
-            while left:
-                gone, through, left = await self._kept.blank(erasure, run_id, through, _BLANKED_AT_ONCE)
+        for day, retention in await self._kept.days(erasure.user_id, erasure.upto):
+            through, gone = 0, _BLANKED_AT_ONCE
+            while gone == _BLANKED_AT_ONCE:
+                gone, through = await self._kept.blank(erasure, day, retention, through, _BLANKED_AT_ONCE)
                 _erased.add(gone)
 
     async def _delete(self, erasure: Erasure) -> None:

@@ -66,6 +66,18 @@ class Listener(Protocol):
         ...
 
 
+class Threads(Protocol):
+    """Wants to know in which threads something is recorded."""
+
+    def heard(self, thread_id: str, run_id: str) -> None:
+        """Must not wait. Something of a run was recorded in a thread."""
+        ...
+
+    def heard_any(self) -> None:
+        """Must not wait. Something was recorded, perhaps, in any thread: announcements may have been missed."""
+        ...
+
+
 class Topic:
     """One served user: how far this process has delivered, and to whom."""
 
@@ -116,15 +128,16 @@ class Topic:
 class Fanout:
     """The live tail of this process."""
 
-    def __init__(self, live: Live, pages: Pages, cursors: Cursors, tasks: lifecycle.Tasks, compare_s: float, poll_s: float) -> None:
-        self._live, self._pages, self._cursors, self._tasks = live, pages, cursors, tasks
+    def __init__(
+        self, live: Live, pages: Pages, cursors: Cursors, tasks: lifecycle.Tasks, compare_s: float, poll_s: float,
+        threads: Threads | None = None,
+    ) -> None:  # fmt: skip
+        self._live, self._pages, self._cursors, self._tasks, self._threads = live, pages, cursors, tasks, threads
         self._compare_s, self._poll_s = compare_s, poll_s
         self._topics: dict[str, Topic] = {}
         self._heard_at = 0.0
         self._hurry = asyncio.Event()
         self._catch_ups = asyncio.Semaphore(CATCH_UPS)
-        # hears of each thread in which something was recorded; of none by name: perhaps in any
-        self.of_thread: Callable[[str], None] = lambda _: None
         self.generation = ""
 
     @property
@@ -232,8 +245,8 @@ class Fanout:
 
     def _dispatch(self, fields: Mapping[bytes, bytes]) -> None:
         for told in announce.decoded(fields):
-            if told.thread_id and isinstance(told, log.Recorded):
-                self.of_thread(told.thread_id)
+            if self._threads is not None and told.run_id and isinstance(told, log.Recorded):
+                self._threads.heard(told.thread_id, told.run_id)
             if (topic := self._topics.get(told.user_id)) is not None:
                 topic.show(told) if isinstance(told, log.Transient) else topic.offer(told)
                 self._catch_up(topic)
@@ -257,8 +270,9 @@ class Fanout:
                     await self._hurry.wait()
             except TimeoutError:
                 pass
+            if self._threads is not None and (degraded or self._hurry.is_set()):
+                self._threads.heard_any()
             self._hurry.clear()
-            self.of_thread("")
             try:
                 await self._compare()
             except (errors.Unavailable, errors.DeadlineExceeded):

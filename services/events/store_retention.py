@@ -38,18 +38,21 @@ _NOTE = """
 INSERT INTO events.erasures (user_id, request_id, asked_by, asked_at, upto, runs, thread_id)
 VALUES ($1, $2, $3, clock_timestamp(), $4, $5, NULLIF($6, '')::uuid)
 """
-_RUNS_OF_THREAD = "SELECT run_id FROM events.heads WHERE user_id = $1 AND thread_id = $2 AND NOT erased ORDER BY run_id"
-_SPAN = "SELECT retention, created_at, last_at, next_seq FROM events.heads WHERE user_id = $1 AND run_id = $2"
-# what was emptied before stays as it is, so that it is counted once
+_RUNS_OF_THREAD = "SELECT run_id FROM events.heads WHERE user_id = $1 AND thread_id = $2 AND NOT erased"
+# found by day like all of a user, for a run can lose its head before its events; what was emptied before stays as it is, so that it is
+# counted once
 _BLANK = """
 UPDATE events.events
-SET frame = substring(frame FROM 1 FOR position($4::bytea IN substring(frame FROM 1 FOR 2048)) - 1) || $5::bytea
-WHERE user_id = $1 AND thread_id = $2 AND cursor <= $3
-  AND substring(frame FROM octet_length(frame) - octet_length($5::bytea) + 1) <> $5::bytea
+SET frame = substring(frame FROM 1 FOR position($8::bytea IN substring(frame FROM 1 FOR 2048)) - 1) || $9::bytea
+WHERE user_id = $1 AND retention = $2 AND recorded_at >= $3 AND recorded_at < $4 AND cursor IN (
+    SELECT cursor FROM events.events
+    WHERE user_id = $1 AND retention = $2 AND recorded_at >= $3 AND recorded_at < $4 AND cursor <= $5 AND thread_id = $6 AND cursor > $7
+      AND substring(frame FROM octet_length(frame) - octet_length($9::bytea) + 1) <> $9::bytea
+    ORDER BY cursor LIMIT $10)
+RETURNING cursor
 """
-_BLANK_RUN = f"{_BLANK} AND run_id = $6 AND retention = $7 AND recorded_at BETWEEN $8 AND $9 AND seq > $10 AND seq <= $11"
-_BLANK_WITHOUT_RUN = f"{_BLANK} AND run_id IS NULL"
 # one at a time takes away from a user: what two have deleted is gone for both only once it is committed
+_PATIENT = "SELECT set_config('lock_timeout', '5s', true)"
 _ALONE = "SELECT request_id FROM events.erasures WHERE user_id = $1 ORDER BY request_id FOR UPDATE"
 _ERASE = """
 DELETE FROM events.events WHERE user_id = $1 AND retention = $2 AND recorded_at >= $3 AND recorded_at < $4 AND cursor IN (
@@ -138,37 +141,30 @@ class Erasures:
 
     async def erase(self, wanted: erasure.Erasure, day: date, retention: str, many: int) -> tuple[int, bool]:
         """Delete some events of a day and class; how many, and whether any is left. The day itself is forgotten with its last."""
-        events = (wanted.user_id, retention, days.begin_of(day), days.begin_of(day + days.A_DAY), wanted.upto)
-        async with self._database.transaction(wanted.user_id) as transaction:
-            await transaction.execute(_ALONE, wanted.user_id)
+        events = (*_span(wanted, day, retention), wanted.upto)
+
+        async def work(transaction: postgres.Transaction) -> tuple[int, bool]:
+            await _alone(transaction, wanted.user_id)
             gone = _count(await transaction.execute(_ERASE, *events, many))
             await transaction.execute(_COUNT, wanted.user_id, wanted.request_id, gone)
             left = bool(await transaction.value(_LEFT, *events))
             if not left:
                 await transaction.execute(_FORGET, wanted.user_id, retention, day, wanted.request_id)
-        return gone, left
+            return gone, left
 
-    async def runs_of_thread(self, wanted: erasure.Erasure) -> Sequence[str]:
-        """The user's runs of the thread; one more, empty, for events without a run."""
-        async with self._database.transaction(wanted.user_id) as transaction:
-            return [str(row["run_id"]) for row in await transaction.fetch(_RUNS_OF_THREAD, wanted.user_id, wanted.thread_id)] + [""]
+        return await self._database.retried(wanted.user_id, work)
 
-    async def blank(self, wanted: erasure.Erasure, run_id: str, after: int, many: int) -> tuple[int, int, bool]:
-        """Take away what is in some events of a run, those after a seq; how many, up to which seq it is done, and whether any is left."""
-        events = (wanted.user_id, wanted.thread_id, wanted.upto, frames.DATA, frames.ERASED)
-        last = 0
-        async with self._database.transaction(wanted.user_id) as transaction:
-            if not run_id:
-                gone = _count(await transaction.execute(_BLANK_WITHOUT_RUN, *events))
-            elif (head := await transaction.row(_SPAN, wanted.user_id, run_id)) is not None:
-                last = head["next_seq"] - 1
-                span = (head["retention"], head["created_at"], head["last_at"], after, after + many)
-                gone = _count(await transaction.execute(_BLANK_RUN, *events, run_id, *span))
-            else:
-                # retention has taken it away meanwhile
-                gone = 0
-            await transaction.execute(_COUNT, wanted.user_id, wanted.request_id, gone)
-        return gone, after + many, after + many < last
+    async def blank(self, wanted: erasure.Erasure, day: date, retention: str, after: int, many: int) -> tuple[int, int]:
+        """Take away what is in some events of the thread, of a day and class, after a cursor; how many, and up to which cursor."""
+        events = (*_span(wanted, day, retention), wanted.upto, wanted.thread_id, after)
+
+        async def work(transaction: postgres.Transaction) -> tuple[int, int]:
+            await _alone(transaction, wanted.user_id)
+            rows = await transaction.fetch(_BLANK, *events, frames.DATA, frames.ERASED, many)
+            await transaction.execute(_COUNT, wanted.user_id, wanted.request_id, len(rows))
+            return len(rows), max((row["cursor"] for row in rows), default=after)
+
+        return await self._database.retried(wanted.user_id, work)
 
     async def end_erasure(self, wanted: erasure.Erasure) -> erasure.Erasure:
         """Note that nothing is left."""
@@ -273,6 +269,16 @@ async def _forget_steps(transaction: postgres.Transaction, user_id: str, thread_
 def _erasure(row: postgres.Row) -> erasure.Erasure:
     thread_id = "" if row["thread_id"] is None else str(row["thread_id"])
     return erasure.Erasure(str(row["user_id"]), row["request_id"], row["upto"], row["events"], row["runs"], row["done"], thread_id)
+
+
+async def _alone(transaction: postgres.Transaction, user_id: str) -> None:
+    # before any event is held: those who take them in another order would wait for each other
+    await transaction.execute(_PATIENT)
+    await transaction.execute(_ALONE, user_id)
+
+
+def _span(wanted: erasure.Erasure, day: date, retention: str) -> tuple[object, ...]:
+    return wanted.user_id, retention, days.begin_of(day), days.begin_of(day + days.A_DAY)
 
 
 def _same(known: erasure.Erasure, thread_id: str) -> erasure.Erasure:

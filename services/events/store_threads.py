@@ -8,16 +8,16 @@ from chassis import postgres
 from netra import errors
 from services.events import follow, log
 
-# the time is there also when there is no head
 _HEADS = """
-SELECT t.now, h.run_id, h.user_id, h.retention, h.created_at, h.last_at, h.next_seq, h.ended
-FROM (SELECT clock_timestamp() AS now) t LEFT JOIN (
-    SELECT * FROM events.heads WHERE thread_id = $1 AND NOT erased AND {wanted}
-) h ON true ORDER BY h.run_id
+SELECT run_id, user_id, retention, created_at, last_at, next_seq, ended FROM events.heads
+WHERE thread_id = $1 AND NOT erased AND {wanted} ORDER BY run_id
 """
 _NAMED = _HEADS.format(wanted="run_id = ANY($2::uuid[])")
-_AFTER = _HEADS.format(wanted="run_id > $2 ORDER BY run_id LIMIT $3")
-_MOVED = _HEADS.format(wanted="last_at > $2")
+_AFTER = _HEADS.format(wanted="run_id > $2") + "LIMIT $3"
+# each part reads its own index, and of that no more than there is room for: a thread can have very many runs
+_PART = "(SELECT run_id FROM events.heads WHERE thread_id = $1 AND NOT erased AND run_id > $4 AND {wanted} ORDER BY run_id LIMIT $5)"
+_PARTS = " UNION ALL ".join(_PART.format(wanted=wanted) for wanted in ("run_id = ANY($2::uuid[])", "run_id > $3", "NOT ended"))
+_GOING_ON = _HEADS.format(wanted=f"run_id IN ({_PARTS})") + "LIMIT $5"
 # sizes are known without reading the frames, so a page costs what it sends; what retention hides is not shown, dropped or not
 _PAGE = """
 SELECT seq, type, ends, frame FROM (
@@ -37,26 +37,25 @@ class Threads:
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
 
-    async def named(self, reader: follow.Reader, run_ids: Sequence[str]) -> follow.Look:
+    async def named(self, reader: follow.Reader, run_ids: Sequence[str]) -> Sequence[follow.Head]:
         """These runs, as far as they are of the thread."""
-        return await self._look(reader, _NAMED, list(run_ids))
+        return await self._heads(reader, _NAMED, list(run_ids))
 
-    async def after(self, reader: follow.Reader, run_id: str, many: int) -> follow.Look:
+    async def after(self, reader: follow.Reader, run_id: str, many: int) -> Sequence[follow.Head]:
         """The next runs of the thread, in the order of their ids."""
-        return await self._look(reader, _AFTER, run_id or _FIRST, many)
+        return await self._heads(reader, _AFTER, run_id or _FIRST, many)
 
-    async def moved(self, reader: follow.Reader, since: follow.Moment) -> follow.Look:
-        """The runs of the thread with events recorded since."""
-        return await self._look(reader, _MOVED, since)
+    async def going_on(self, reader: follow.Reader, run_ids: Sequence[str], since: str, after: str, many: int) -> Sequence[follow.Head]:
+        """Of these runs, those that have not ended, and those with ids after `since`, the first `many` with ids after `after`."""
+        return await self._heads(reader, _GOING_ON, list(run_ids), since or _FIRST, after or _FIRST, many)
 
-    async def _look(self, reader: follow.Reader, query: str, *more: object) -> follow.Look:
+    async def _heads(self, reader: follow.Reader, query: str, *more: object) -> Sequence[follow.Head]:
         async with self._database.transaction(reader.user_id, within={"thread_id": reader.thread_id}) as transaction:
-            rows = await transaction.fetch(query, reader.thread_id, *more)
-        return follow.Look(rows[0]["now"], [_head(row) for row in rows if row["run_id"] is not None])
+            return [_head(row) for row in await transaction.fetch(query, reader.thread_id, *more)]
 
     async def head(self, reader: follow.Reader, run_id: str) -> follow.Head:
         """One run of the thread. Raises `NotFound`."""
-        heads = (await self.named(reader, [run_id])).heads
+        heads = await self.named(reader, [run_id])
         if not heads:
             raise errors.NotFound("There is no such run in this thread.", field="run_id")
         return heads[0]

@@ -32,9 +32,9 @@ from services.events import (
 )
 from services.events.settings import EventsSettings
 
-_POOL = 14
-# the rest is for whoever is live and has missed something, for those who follow threads, and two for runs that begin
-_PAGES_AT_ONCE = _POOL - fanout.CATCH_UPS - follow.AT_ONCE - 2
+_POOL = 16
+# the rest is for whoever is live and has missed something, for those who read threads, and two for runs that begin
+_PAGES_AT_ONCE = _POOL - fanout.CATCH_UPS - follow.AT_ONCE - follow.PAGES_AT_ONCE - 2
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -79,12 +79,11 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         announcer = announce.Announcer(valkey, settings.events_stream_entries)
         passing = transients.Transients(announcer)
         committer = commit.Committer(store_system.Writer(crossing), announcer, passing.committed)
-        live = fanout.Fanout(valkey, record, cursors, tasks, settings.events_compare_s, settings.events_poll_s)
+        threads = follow.Threads(store_threads.Threads(own), cursors)
+        live = fanout.Fanout(valkey, record, cursors, tasks, settings.events_compare_s, settings.events_poll_s, threads)
         appends = intake.Intake(committer, authenticator.verifier, tasks, passing.show)
         tails = tail.Tail(live, record, pages, authenticator.verifier, tasks, settings.events_unknown_run_s)
         trusted.on_revocation(tails.revoked)
-        threads = follow.Threads(store_threads.Threads(own), cursors)
-        live.of_thread = threads.heard
         erasures = erasure.Erasures(store_retention.Erasures(own))
         old = sweep.Sweep(
             store_retention.Retention(crossing), erasures, lambda tier: trusted.limits(tier).retention_days, sorted(identity.TIERS),

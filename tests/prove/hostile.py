@@ -351,6 +351,7 @@ def _of_grants(forge: Forge) -> Made:
     values: dict[str, list[Any]] = {
         "sub": ["", "admin", "dispatcher", ids.uuid7(), [forge.who["sub"]], forge.who["sub"].upper(), f"{forge.who['sub']} ", 1],
         "tid": ["", "*", ids.uuid7(), [forge.who["tid"]], {"id": forge.who["tid"]}],
+        "kind": ["", "*", "Thread", "thread ", "threads", "run", "artifact", "user", ["thread"], {"thread": True}, 1, True],
         "res": ["", "*", thread.upper(), f"{{{thread}}}", thread.replace("-", ""), f"{thread}\n", "' OR 1=1", [thread], {"id": thread}, 1],
         "acc": ["", "admin", "Own", "OWN", "own ", "*", "read,own", ["own"], ["read", "own"], {"own": True}, 2, True],
     }  # fmt: skip

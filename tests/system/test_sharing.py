@@ -116,7 +116,7 @@ ROUTES: list[tuple[str, str, tuple[int, int, int], dict[str, Any]]] = [
     ("GET", "/v1/threads/{thread}/grants", OWNS, {}),
     ("POST", "/v1/threads/{thread}/grants", (404, 403, 403), {"json": {"email": "nobody@netra.example", "access": "read"}}),
     ("DELETE", "/v1/threads/{thread}/grants/{nobody}", (404, 403, 403), {}),
-    ("DELETE", "/v1/artifacts/{artifact}", (0, 404, 404), {}),
+    ("DELETE", "/v1/artifacts/{artifact}", (0, 403, 403), {}),
     ("POST", "/v1/threads/{thread}:restore", (0, 403, 403), {}),
     ("POST", "/v1/threads/{thread}:erase", (0, 403, 403), {}),
     ("DELETE", "/v1/threads/{thread}", (200, 403, 403), {}),
@@ -231,6 +231,48 @@ async def test_erasing_a_thread_takes_its_record_too_and_is_told_again(shared: S
     export = (await people.ask("owner", "GET", "/v1/export")).text
     assert CANARY not in export
     assert other["run_id"] in export
+
+
+async def test_what_is_left_in_the_record_of_a_thread_that_is_gone_is_erased_under_any_key(shared: Shared) -> None:
+    people = shared.people
+    # as if the gateway had died in between, or the time of a deleted thread had passed
+    body = {"request_id": ids.uuid7(), "thread_id": shared.thread_id}
+    assert (await people.told("owner", "POST", "/rpc/netra.context.v1.ContextService/EraseThread", json=body))["artifacts"] == "1"
+    assert CANARY in (await people.ask("owner", "GET", "/v1/export")).text
+    erased = await people.told("owner", "POST", f"/v1/threads/{shared.thread_id}:erase")
+    assert (erased["messages"], erased["artifacts"], erased["runs"], erased["events"] > 5) == (0, 0, 1, True)
+    assert CANARY not in (await people.ask("owner", "GET", "/v1/export")).text
+    again = await people.told("owner", "POST", f"/v1/threads/{shared.thread_id}:erase")
+    assert (again["runs"], again["events"]) == (1, 0)
+    # of those who have nothing in it nothing is there
+    for who in ("reader", "stranger", "elsewhere"):
+        await people.told(who, "POST", f"/v1/threads/{shared.thread_id}:erase", 404)
+
+
+async def test_what_is_recorded_after_an_erasure_that_failed_goes_with_it_when_it_is_asked_for_again(shared: Shared) -> None:
+    people, key = shared.people, {"Idempotency-Key": ids.uuid7()}
+    # as if the context service had refused it, because of a run of somebody else
+    body = {"request_id": key["Idempotency-Key"], "thread_id": shared.thread_id}
+    await people.told("owner", "POST", "/rpc/netra.events.v1.EventsService/EraseEvents", json=body)
+    assert (await people.told("owner", "GET", f"/v1/threads/{shared.thread_id}"))["messages"] == 2
+    await people.run("owner", "Later words.", thread_id=shared.thread_id)
+    erased = await people.told("owner", "POST", f"/v1/threads/{shared.thread_id}:erase", headers=key)
+    assert (erased["messages"], erased["runs"]) == (4, 2)
+    export = (await people.ask("owner", "GET", "/v1/export")).text
+    assert CANARY not in export
+    assert "Later words." not in export
+    assert await people.told("owner", "POST", f"/v1/threads/{shared.thread_id}:erase", headers=key) == erased
+
+
+async def test_who_may_not_erase_a_thread_keeps_what_they_did_there(shared: Shared) -> None:
+    people = shared.people
+    await people.run("writer", "The writer's words.", thread_id=shared.thread_id)
+    refused = await people.told("writer", "POST", f"/v1/threads/{shared.thread_id}:erase", 403)
+    assert refused["code"] == "PERMISSION_DENIED"
+    lines = [json.loads(line) for line in (await people.ask("writer", "GET", "/v1/export")).text.splitlines()]
+    recorded = json.dumps([line for line in lines if line["kind"] == "event"])
+    assert "The writer's words." in recorded
+    assert '"erased"' not in recorded
 
 
 async def test_an_export_has_everything_of_the_caller_and_nothing_of_others(shared: Shared) -> None:

@@ -661,12 +661,21 @@ class CloseContextRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    UNUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def unused(self) -> _timestamp_pb2.Timestamp:
+        """Set when nothing came of the context: the `expires_at` that OpenContext answered. It is not closed then, and can be opened again
+        by the same request; until then nothing waits for it, as erasure does. Without effect when it was opened again meanwhile.
+        """
+
     def __init__(
         self,
+        *,
+        unused: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["unused", b"unused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unused", b"unused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -681,7 +690,7 @@ class CloseContextResponse(_message.Message):
     CLOSED_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def closed_at(self) -> _timestamp_pb2.Timestamp:
-        """When; closing twice keeps the first time."""
+        """When; closing twice keeps the first time. Absent for `unused`."""
 
     def __init__(
         self,
@@ -1056,7 +1065,9 @@ class DeleteThreadResponse(_message.Message):
 
     @_builtins.property
     def erased_at(self) -> _timestamp_pb2.Timestamp:
-        """When it will be erased unless it is restored."""
+        """When it will be erased unless it is restored; what was recorded of its runs is not erased with it. Not set when it was deleted under
+        this request id before and is restored since.
+        """
 
     def __init__(
         self,

@@ -197,7 +197,8 @@ class ContextServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CloseContext(self, request, context):
-        """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more.
+        """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more; or lets it rest
+        when nothing came of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,7 +249,8 @@ class ContextServiceServicer:
 
     def DeleteThread(self, request, context):
         """DeleteThread hides a thread of the caller from everybody, until it is restored, or for good once its time has passed
-        (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. PERMISSION_DENIED: it was granted to the caller, no more.
+        (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. That time is not one of the record: what was recorded of its runs stays
+        as long as their class does, unless EventsService.EraseEvents is asked. PERMISSION_DENIED: it was granted to the caller, no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,7 +265,8 @@ class ContextServiceServicer:
 
     def EraseThread(self, request, context):
         """EraseThread removes the content of a thread of the caller for good: messages, artifacts of it, contexts, grants. What was
-        recorded of its runs is erased by EventsService.EraseEvents, with the thread. FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
+        recorded of its runs is erased by EventsService.EraseEvents, with the thread: before, and again after, when nothing is added any
+        more (the gateway's route asks both). FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -343,7 +346,8 @@ class ContextServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteArtifact(self, request, context):
-        """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's.
+        """DeleteArtifact removes an artifact that the caller made, or that lies in a thread of theirs, for good. NOT_FOUND: the caller sees
+        none. PERMISSION_DENIED: they see it, and it is neither theirs nor in a thread of theirs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

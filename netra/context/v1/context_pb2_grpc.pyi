@@ -53,7 +53,9 @@ class ContextServiceStub:
     caller's tenant. That is written to the record of access and to the context's own audit trail before it is answered.
     """
     CloseContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.CloseContextRequest, _context_pb2.CloseContextResponse]
-    """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more."""
+    """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more; or lets it rest
+    when nothing came of it.
+    """
     ListContexts: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListContextsRequest, _context_pb2.ListContextsResponse]
     """ListContexts pages through the caller's contexts, newest first; with `user_id` as GetContext."""
     ListContextAudit: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListContextAuditRequest, _context_pb2.ListContextAuditResponse]
@@ -70,13 +72,15 @@ class ContextServiceStub:
     """GetThread returns a thread of the caller, or one that was granted to them. NOT_FOUND: there is none for the caller."""
     DeleteThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.DeleteThreadRequest, _context_pb2.DeleteThreadResponse]
     """DeleteThread hides a thread of the caller from everybody, until it is restored, or for good once its time has passed
-    (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. PERMISSION_DENIED: it was granted to the caller, no more.
+    (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. That time is not one of the record: what was recorded of its runs stays
+    as long as their class does, unless EventsService.EraseEvents is asked. PERMISSION_DENIED: it was granted to the caller, no more.
     """
     RestoreThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.RestoreThreadRequest, _context_pb2.RestoreThreadResponse]
     """RestoreThread shows a deleted thread of the caller again. NOT_FOUND: there is none, or it is erased."""
     EraseThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.EraseThreadRequest, _context_pb2.EraseThreadResponse]
     """EraseThread removes the content of a thread of the caller for good: messages, artifacts of it, contexts, grants. What was
-    recorded of its runs is erased by EventsService.EraseEvents, with the thread. FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
+    recorded of its runs is erased by EventsService.EraseEvents, with the thread: before, and again after, when nothing is added any
+    more (the gateway's route asks both). FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
     """
     GrantThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.GrantThreadRequest, _context_pb2.GrantThreadResponse]
     """GrantThread lets another user of the tenant read a thread of the caller (its runs, events and artifacts with it), or write to it;
@@ -114,7 +118,9 @@ class ContextServiceStub:
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListArtifactsRequest, _context_pb2.ListArtifactsResponse]
     """ListArtifacts pages through the caller's artifacts, or those of a thread of theirs or granted to them, newest first."""
     DeleteArtifact: _grpc.UnaryUnaryMultiCallable[_context_pb2.DeleteArtifactRequest, _context_pb2.DeleteArtifactResponse]
-    """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's."""
+    """DeleteArtifact removes an artifact that the caller made, or that lies in a thread of theirs, for good. NOT_FOUND: the caller sees
+    none. PERMISSION_DENIED: they see it, and it is neither theirs nor in a thread of theirs.
+    """
 
 @_typing.type_check_only
 class ContextServiceAsyncStub(ContextServiceStub):
@@ -141,7 +147,9 @@ class ContextServiceAsyncStub(ContextServiceStub):
     caller's tenant. That is written to the record of access and to the context's own audit trail before it is answered.
     """
     CloseContext: _aio.UnaryUnaryMultiCallable[_context_pb2.CloseContextRequest, _context_pb2.CloseContextResponse]  # type: ignore[assignment]
-    """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more."""
+    """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more; or lets it rest
+    when nothing came of it.
+    """
     ListContexts: _aio.UnaryUnaryMultiCallable[_context_pb2.ListContextsRequest, _context_pb2.ListContextsResponse]  # type: ignore[assignment]
     """ListContexts pages through the caller's contexts, newest first; with `user_id` as GetContext."""
     ListContextAudit: _aio.UnaryUnaryMultiCallable[_context_pb2.ListContextAuditRequest, _context_pb2.ListContextAuditResponse]  # type: ignore[assignment]
@@ -158,13 +166,15 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """GetThread returns a thread of the caller, or one that was granted to them. NOT_FOUND: there is none for the caller."""
     DeleteThread: _aio.UnaryUnaryMultiCallable[_context_pb2.DeleteThreadRequest, _context_pb2.DeleteThreadResponse]  # type: ignore[assignment]
     """DeleteThread hides a thread of the caller from everybody, until it is restored, or for good once its time has passed
-    (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. PERMISSION_DENIED: it was granted to the caller, no more.
+    (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. That time is not one of the record: what was recorded of its runs stays
+    as long as their class does, unless EventsService.EraseEvents is asked. PERMISSION_DENIED: it was granted to the caller, no more.
     """
     RestoreThread: _aio.UnaryUnaryMultiCallable[_context_pb2.RestoreThreadRequest, _context_pb2.RestoreThreadResponse]  # type: ignore[assignment]
     """RestoreThread shows a deleted thread of the caller again. NOT_FOUND: there is none, or it is erased."""
     EraseThread: _aio.UnaryUnaryMultiCallable[_context_pb2.EraseThreadRequest, _context_pb2.EraseThreadResponse]  # type: ignore[assignment]
     """EraseThread removes the content of a thread of the caller for good: messages, artifacts of it, contexts, grants. What was
-    recorded of its runs is erased by EventsService.EraseEvents, with the thread. FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
+    recorded of its runs is erased by EventsService.EraseEvents, with the thread: before, and again after, when nothing is added any
+    more (the gateway's route asks both). FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
     """
     GrantThread: _aio.UnaryUnaryMultiCallable[_context_pb2.GrantThreadRequest, _context_pb2.GrantThreadResponse]  # type: ignore[assignment]
     """GrantThread lets another user of the tenant read a thread of the caller (its runs, events and artifacts with it), or write to it;
@@ -202,7 +212,9 @@ class ContextServiceAsyncStub(ContextServiceStub):
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_context_pb2.ListArtifactsRequest, _context_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """ListArtifacts pages through the caller's artifacts, or those of a thread of theirs or granted to them, newest first."""
     DeleteArtifact: _aio.UnaryUnaryMultiCallable[_context_pb2.DeleteArtifactRequest, _context_pb2.DeleteArtifactResponse]  # type: ignore[assignment]
-    """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's."""
+    """DeleteArtifact removes an artifact that the caller made, or that lies in a thread of theirs, for good. NOT_FOUND: the caller sees
+    none. PERMISSION_DENIED: they see it, and it is neither theirs nor in a thread of theirs.
+    """
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     """ContextService opens and signs execution contexts and keeps threads, their messages, and artifacts."""
@@ -256,7 +268,9 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_pb2.CloseContextRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.CloseContextResponse, _abc.Awaitable[_context_pb2.CloseContextResponse]]:
-        """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more."""
+        """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more; or lets it rest
+        when nothing came of it.
+        """
 
     @_abc_1.abstractmethod
     def ListContexts(
@@ -315,7 +329,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.DeleteThreadResponse, _abc.Awaitable[_context_pb2.DeleteThreadResponse]]:
         """DeleteThread hides a thread of the caller from everybody, until it is restored, or for good once its time has passed
-        (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. PERMISSION_DENIED: it was granted to the caller, no more.
+        (`NETRA_THREAD_KEEP_DAYS`). Runs that go on with it may end. That time is not one of the record: what was recorded of its runs stays
+        as long as their class does, unless EventsService.EraseEvents is asked. PERMISSION_DENIED: it was granted to the caller, no more.
         """
 
     @_abc_1.abstractmethod
@@ -333,7 +348,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.EraseThreadResponse, _abc.Awaitable[_context_pb2.EraseThreadResponse]]:
         """EraseThread removes the content of a thread of the caller for good: messages, artifacts of it, contexts, grants. What was
-        recorded of its runs is erased by EventsService.EraseEvents, with the thread. FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
+        recorded of its runs is erased by EventsService.EraseEvents, with the thread: before, and again after, when nothing is added any
+        more (the gateway's route asks both). FAILED_PRECONDITION: a run still goes on with it. Cannot be undone.
         """
 
     @_abc_1.abstractmethod
@@ -431,6 +447,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_pb2.DeleteArtifactRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.DeleteArtifactResponse, _abc.Awaitable[_context_pb2.DeleteArtifactResponse]]:
-        """DeleteArtifact removes an artifact of the caller for good. NOT_FOUND: there is none, or it is not the caller's."""
+        """DeleteArtifact removes an artifact that the caller made, or that lies in a thread of theirs, for good. NOT_FOUND: the caller sees
+        none. PERMISSION_DENIED: they see it, and it is neither theirs nor in a thread of theirs.
+        """
 
 def add_ContextServiceServicer_to_server(servicer: ContextServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,6 +2,8 @@
 -- Erasure of what is in the events of one thread.
 
 CREATE INDEX heads_of_thread ON events.heads (thread_id, run_id);
+-- not by the time of the last event: an index of what changes with each append would be written with each
+CREATE INDEX heads_going_on ON events.heads (thread_id, run_id) WHERE NOT ended;
 CREATE POLICY of_thread ON events.heads FOR SELECT TO netra_events
     USING (thread_id = NULLIF(current_setting('netra.thread_id', true), '')::uuid);
 CREATE POLICY of_thread ON events.events FOR SELECT TO netra_events

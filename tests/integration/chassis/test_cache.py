@@ -8,9 +8,11 @@ import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio as redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from chassis import cache, lifecycle
 from netra import errors, ids
@@ -173,6 +175,49 @@ async def test_of_many_who_miss_a_value_one_loads(mine: list[cache.UserCache], t
     source.answers.set()
     assert await asyncio.gather(*readers) == [b"1"] * 50
     assert source.loads == 1
+
+
+class _Loses(cache.Cache):
+    """Its connection breaks after the first command was done, before the answer is there."""
+
+    lost = 0
+
+    async def _answer(self, text: str, keys: list[str], arguments: tuple[str | int | bytes, ...]) -> Any:
+        answer = await super()._answer(text, keys, arguments)
+        if not self.lost:
+            self.lost += 1
+            raise RedisConnectionError
+        return answer
+
+
+async def test_who_is_not_told_that_the_lease_is_theirs_has_it_all_the_same(server: Server) -> None:
+    lossy, source = _Loses(server.url, "context", patience_s=_PATIENCE_S), _Source()
+    mine = lossy.of(ids.uuid7())
+    # nobody else has the lease: there is nobody to wait for, and what was loaded is kept
+    assert await mine.read("frame", "a", source.load, 60, wait_s=0.0, lease_s=600) == b"1"
+    assert (await mine.get("frame", "a"), source.loads, lossy.lost) == (b"1", 1, 1)
+    await lossy.close()
+
+
+async def test_a_user_is_the_same_one_however_the_id_is_written(both: list[cache.Cache]) -> None:
+    user_id = ids.uuid7()
+    reader, writer = both[0].of(user_id), both[1].of(user_id.upper())
+    assert user_id != user_id.upper()
+    changes: list[Callable[[], Awaitable[None]]] = [
+        lambda: writer.forget("frame", "a"), lambda: writer.forget_all("frame"), lambda: writer.forget_all(), lambda: _written(writer),
+    ]  # fmt: skip
+    for change in changes:
+        assert await reader.put("frame", "a", b"1", 60)
+        assert await writer.get("frame", "a") == b"1"
+        await change()
+        assert await reader.get("frame", "a") is None
+    assert await reader.count("asked", "a", 1, 60) == 1
+    assert await writer.count("asked", "a", 1, 60) == 2
+
+
+async def _written(writer: cache.UserCache) -> None:
+    async with writer.writing(("frame", "a")):
+        pass
 
 
 async def test_who_waits_too_long_loads(mine: list[cache.UserCache], tasks: lifecycle.Tasks) -> None:

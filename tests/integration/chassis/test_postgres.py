@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from chassis import deadline, lifecycle, postgres
-from netra import errors
+from chassis import lifecycle, postgres
+from netra import deadline, errors
 from standalone import ports, processes, supervise
 from tests.fixtures import proxy
 from tests.fixtures import walled as rows
@@ -414,6 +414,42 @@ async def test_a_commit_that_fails_does_not_look_committed(walled: Walled, name:
         async with database.transaction(timeout_s=1.0 if name == "slow" else 10.0) as transaction:
             await transaction.execute("INSERT INTO probe.counters VALUES ($1, 1)", name)
     assert name not in await walled.counters()
+    await database.check(timeout_s=10)
+
+
+class _Returning:
+    """The driver's pool, which takes a connection back only once a time is over, or not at all."""
+
+    def __init__(self, pool: Any, wait_until: float, error: Exception | None) -> None:
+        self._pool, self._wait_until, self._error = pool, wait_until, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    async def release(self, connection: Any, *, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        loop.call_at(self._wait_until, over.set)
+        await over.wait()
+        await self._pool.release(connection, timeout=timeout)
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize("error", [None, TimeoutError(), ConnectionResetError()])
+async def test_a_commit_that_was_answered_is_known_whatever_becomes_of_its_connection(walled: Walled, error: Exception | None) -> None:
+    database = await walled.pool(size=1)
+    loop = asyncio.get_running_loop()
+    timeout_s = 2.0
+    # the deadline comes between the answer and the return of the connection
+    ends = loop.time() + timeout_s
+    pool, database._pool = database._pool, _Returning(database._pool, ends + 0.05, error)
+    async with database.transaction(timeout_s=timeout_s) as transaction:
+        await transaction.execute("INSERT INTO probe.counters VALUES ('known', 1)")
+    assert loop.time() > ends
+    assert (await walled.counters())["known"] == 1
+    database._pool = pool
+    assert database.waiting == database._asking == 0
     await database.check(timeout_s=10)
 
 

@@ -70,6 +70,37 @@ async def test_a_tier_has_so_many_bytes_exactly_even_at_once(artifacts: Artifact
     await nothing_left(admin, complete=4)
 
 
+async def test_what_is_counted_is_what_there_is_whatever_happens_to_files(artifacts: Artifacts, admin: postgres.Transaction) -> None:
+    user, other = await artifacts.services.user(), await artifacts.services.user()
+    put = [await artifacts.put(user, content(size), size=size % 2 * size) for size in (1, 10, CHUNK, 0)]
+    await artifacts.put(other, b"xy")
+    # one breaks, one is deleted, one sent twice; what is given up counts no more, whoever gives it up
+    broken = parts_of(b"abc", size=4)
+    assert (await error_of(artifacts.stub.PutArtifact(broken, metadata=user.bearer))).code == "INVALID_PAYLOAD"
+    await artifacts.delete(user, put[1].artifact_id)
+    await asyncio.gather(*(artifacts.put(user, b"same", request_id="same") for _ in range(3)))
+    await nothing_left(admin, complete=5)
+    counted = "SELECT user_id::text, files, reserved, complete, bytes FROM context.usage ORDER BY user_id"
+    there = (
+        "SELECT user_id::text, count(*), sum(reserved)::bigint, count(*), sum(size)::bigint FROM context.artifacts"
+        " WHERE state = 'complete' GROUP BY user_id ORDER BY user_id"
+    )
+    assert [tuple(row) for row in await admin.fetch(counted)] == [tuple(row) for row in await admin.fetch(there)]
+    page = await artifacts.listed(user, 2)
+    assert (page.count, page.bytes) == (4, CHUNK + 5)
+    # of several users in one statement, and to nothing
+    await admin.execute("UPDATE context.artifacts SET state = 'discarded'")
+    assert {tuple(row)[1:] for row in await admin.fetch(counted)} == {(0, 0, 0, 0)}
+
+
+async def test_nobody_counts_as_they_like(artifacts: Artifacts, admin: postgres.Transaction) -> None:
+    await artifacts.put(await artifacts.services.user(), b"x")
+    for role in ("netra_context", "netra_context_system"):
+        for command in ("INSERT", "UPDATE"):
+            assert await admin.value("SELECT has_any_column_privilege($1, 'context.usage', $2)", role, command) is False
+        assert await admin.value("SELECT has_function_privilege($1, 'context.count_artifacts()', 'EXECUTE')", role) is False
+
+
 async def test_the_installation_allows_no_tier_more_than_itself(start: Start) -> None:
     artifacts = await start(artifacts_max_per_user=2, artifacts_max_bytes_per_user=10)
     user = await artifacts.services.user(tier="internal")

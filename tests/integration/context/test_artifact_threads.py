@@ -121,10 +121,17 @@ async def test_owner_and_grantees_see_the_files_of_a_thread_and_others_do_not(ci
     assert (await artifacts.get(within, by_owner[0].artifact_id))[1] == data
     # everybody's own list and figures are of what they made
     assert [(await artifacts.listed(user)).count for user in (circle.owner, circle.reader, circle.writer)] == [1, 0, 2]
-    # only its maker deletes it
-    for user in (circle.owner, circle.reader):
-        assert (await error_of(artifacts.delete(user, uploaded.artifact_id))).code == "NOT_FOUND"
-    await artifacts.delete(circle.writer, uploaded.artifact_id)
+    # who made it deletes it, and the owner of the thread; who only sees it is told that they may not
+    assert (await error_of(artifacts.delete(circle.reader, uploaded.artifact_id))).code == "PERMISSION_DENIED"
+    assert (await error_of(artifacts.delete(circle.writer, by_owner[0].artifact_id))).code == "PERMISSION_DENIED"
+    foreign = await error_of(artifacts.delete(circle.stranger, uploaded.artifact_id))
+    unknown = await error_of(artifacts.delete(circle.stranger, ids.ArtifactId.new()))
+    assert (foreign.code, foreign.message) == ("NOT_FOUND", unknown.message)
+    await artifacts.delete(circle.owner, uploaded.artifact_id)
+    again = await artifacts.put(circle.writer, data, thread_id=circle.thread_id)
+    await artifacts.delete(circle.writer, again.artifact_id)
+    for gone in (uploaded, again):
+        assert (await error_of(artifacts.delete(circle.owner, gone.artifact_id))).code == "NOT_FOUND"
     # to a stranger neither the file nor the thread exists, as if nobody had made them
     foreign = await error_of(artifacts.get(circle.stranger.bearer, by_writer.artifact_id))
     unknown = await error_of(artifacts.get(circle.stranger.bearer, ids.ArtifactId.new()))

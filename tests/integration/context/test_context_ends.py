@@ -19,7 +19,7 @@ from tests.fixtures.accounts import refused
 from tests.fixtures.contexts import Contexts, serving
 from tests.fixtures.storage import Services
 
-_KEEP = timedelta(days=30)
+_KEEP, _KEEP_TRAIL = timedelta(days=30), timedelta(days=365)
 
 
 def _deadline(seconds: float) -> datetime:
@@ -138,12 +138,14 @@ async def test_what_nobody_renews_is_closed_and_what_is_renewed_stays(contexts: 
     user = await contexts.services.user()
     left, renewed, fresh = [await contexts.open(user) for _ in range(3)]
     async with contexts.accounts.database() as admin:
-        query = "UPDATE context.contexts SET token_until = now() - $2::interval WHERE context_id = $1"
+        # one whose token ended before it was made only rests
+        made = "created_at = now() - interval '3 hours'"
+        query = f"UPDATE context.contexts SET token_until = now() - $2::interval, {made} WHERE context_id = $1"  # noqa: S608 - a constant
         for answer, ago in ((left, 61), (renewed, 61), (fresh, 50)):
             await admin.execute(query, answer.context.context_id, timedelta(seconds=ago))
     await contexts.renew(renewed.context_token)
     async with contexts.system() as system:
-        await Expiry(system, _KEEP).sweep()
+        await Expiry(system, _KEEP, _KEEP_TRAIL).sweep()
     assert await _closed(contexts, left, renewed, fresh) == [True, False, False]
     assert await contexts.actions(user, left.context.context_id) == [("dispatcher", "open"), ("context", "expire")]
     assert (await refused(contexts.renew(left.context_token))).code == "FAILED_PRECONDITION"
@@ -157,6 +159,7 @@ async def test_more_than_fit_into_one_step_are_closed_by_sweepers_side_by_side(c
             "user_id, tenant_id, session_id, thread_id, owner_id, run_id, roles, tier, created_at, depth, correlation_id, agent_context,"
             " audit_metadata, asked"
         )
+        await admin.execute("UPDATE context.contexts SET created_at = now() - interval '3 hours'")
         await admin.execute(
             f"INSERT INTO context.contexts (context_id, request_id, token_until, {columns})"  # noqa: S608 - constants
             f" SELECT gen_random_uuid(), 'r' || n, now() - interval '1 hour', {columns}"
@@ -164,7 +167,7 @@ async def test_more_than_fit_into_one_step_are_closed_by_sweepers_side_by_side(c
             one,
         )
     async with contexts.system() as system:
-        await asyncio.gather(*(Expiry(system, _KEEP).sweep() for _ in range(2)))
+        await asyncio.gather(*(Expiry(system, _KEEP, _KEEP_TRAIL).sweep() for _ in range(2)))
     counted = "SELECT count(*) FROM context.audit WHERE action = 'expire'"
     assert await contexts.accounts.value(counted) == 1200
     assert await contexts.accounts.value("SELECT count(*) FROM context.contexts WHERE closed_at IS NULL") == 1
@@ -180,13 +183,53 @@ async def test_closed_contexts_are_removed_after_their_days_and_their_trail_stay
         await admin.execute(query, old.context.context_id, timedelta(days=30, minutes=1))
         await admin.execute(query, recent.context.context_id, timedelta(days=29))
     async with contexts.system() as system:
-        await Expiry(system, _KEEP).sweep()
+        await Expiry(system, _KEEP, _KEEP_TRAIL).sweep()
     left = {each.context.context_id for each in (await contexts.page(user)).contexts}
     assert left == {recent.context.context_id, still.context.context_id}
     assert (await refused(contexts.get(user, old.context.context_id))).code == "NOT_FOUND"
     assert await contexts.actions(user, old.context.context_id) == [("dispatcher", "open"), ("dispatcher", "close")]
     # nobody remembers the request any more
     assert (await contexts.open(user, request_id=request_id)).context.context_id != old.context.context_id
+
+
+async def test_lines_of_the_trail_are_removed_after_their_days_and_no_role_removes_young_ones(contexts: Contexts) -> None:
+    user = await contexts.services.user()
+    opened = await contexts.open(user)
+    old = (
+        "INSERT INTO context.audit (user_id, at, actor, action, correlation_id, detail)"
+        " SELECT $1, now() - $2::interval, 'x', 'read', '', '{}' FROM generate_series(1, $3::int)"
+    )
+    async with contexts.accounts.database() as admin:
+        # as if they had been there before all others
+        await admin.execute("TRUNCATE context.audit RESTART IDENTITY")
+        await admin.execute(old, user.user_id, timedelta(days=366), 1200)
+        await admin.execute(old, user.user_id, timedelta(days=29), 1)
+    await contexts.close(opened.context_token)
+    async with contexts.system() as system:
+        await Expiry(system, _KEEP, _KEEP_TRAIL).sweep()
+        assert await contexts.actions(user) == [("x", "read"), ("dispatcher", "close")]
+        # whatever is set: what is younger than 30 days stays
+        await Expiry(system, _KEEP, timedelta(0)).sweep()
+    assert await contexts.actions(user) == [("x", "read"), ("dispatcher", "close")]
+
+
+async def test_the_trail_of_a_thread_tells_of_its_contexts(contexts: Contexts) -> None:
+    user = await contexts.services.user()
+    opened, left = await contexts.open(user), await contexts.open(user)
+    child = await contexts.derive(opened.context_token)
+    for each in (child, opened):
+        await contexts.close(each.context_token)
+    async with contexts.accounts.database() as admin:
+        ago = "created_at = now() - interval '2 hours', token_until = now() - interval '1 hour'"
+        await admin.execute(f"UPDATE context.contexts SET {ago} WHERE context_id = $1", left.context.context_id)  # noqa: S608 - a constant
+    async with contexts.system() as system:
+        await Expiry(system, _KEEP, _KEEP_TRAIL).sweep()
+    told = []
+    for each in (opened, left):
+        entries = (await contexts.audit(user, thread_id=each.context.thread_id)).entries
+        assert {entry.thread_id for entry in entries} == {each.context.thread_id}
+        told.append([entry.action for entry in entries])
+    assert told == [["open", "derive", "close", "close"], ["open", "expire"]]
 
 
 @pytest.mark.parametrize("seconds", [0, 5, 7200])

@@ -7,12 +7,14 @@ import json
 from typing import Any
 
 import grpc
+from google.protobuf import timestamp_pb2
 
 from chassis import status
 from netra import ids
 from netra.context.v1 import context_pb2
 from tests.fixtures.accounts import refused as _refused
 from tests.fixtures.contexts import Contexts
+from tests.fixtures.conversations import answer, ask, thread_of
 
 
 async def test_of_ten_who_bring_one_request_id_all_get_the_context_of_the_first(contexts: Contexts) -> None:
@@ -210,3 +212,24 @@ async def test_pages_that_cannot_be_are_refused_by_field(contexts: Contexts) -> 
     ):
         refused = await _refused(call)
         assert (refused.code, refused.details["field"]) == ("INVALID_PAYLOAD", field)
+
+
+async def test_a_context_of_which_nothing_came_holds_up_no_erasure_and_can_be_opened_again(contexts: Contexts) -> None:
+    user = await contexts.services.user()
+    thread_id, request_id = await thread_of(contexts, user, "hello"), ids.uuid7()
+    first = await contexts.open(user, thread_id=thread_id, request_id=request_id)
+
+    async def rest(until: timestamp_pb2.Timestamp) -> None:
+        request = context_pb2.CloseContextRequest(unused=until)
+        assert not (await contexts.stub.CloseContext(request, metadata=contexts.within(first.context_token))).HasField("closed_at")
+
+    # a later token than this one was given out
+    await rest(timestamp_pb2.Timestamp(seconds=first.expires_at.seconds - 1))
+    assert (await answer(contexts, user, "EraseThread", thread_id=thread_id))[0] == "FAILED_PRECONDITION"
+    await rest(first.expires_at)
+    again = await contexts.open(user, thread_id=thread_id, request_id=request_id)
+    assert again.context == first.context
+    assert (await contexts.append(again.context_token, "more")).position == 2
+    assert (await answer(contexts, user, "EraseThread", thread_id=thread_id))[0] == "FAILED_PRECONDITION"
+    await rest(again.expires_at)
+    assert (await ask(contexts, user, "EraseThread", thread_id=thread_id)).messages == 2

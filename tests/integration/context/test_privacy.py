@@ -13,7 +13,7 @@ from netra import ids
 from netra.context.v1 import context_pb2
 from tests.fixtures.accounts import refused
 from tests.fixtures.contexts import Contexts
-from tests.fixtures.conversations import READ, answer, ask, foreigner, listed, removal, said, system_role, thread_of
+from tests.fixtures.conversations import OWN, READ, answer, ask, foreigner, listed, removal, said, system_role, thread_of
 from tests.fixtures.users import User
 
 _OF_THREADS = ("threads", "messages", "contexts", "grants", "artifacts")
@@ -52,7 +52,8 @@ async def test_an_erased_thread_leaves_nothing(contexts: Contexts) -> None:
     files = [await _put(contexts, user, thread_id) for user in (owner, writer)]
     request_id = ids.uuid7()
     # nothing was done, and nothing is held against the request id, while the run of the other one goes on
-    assert (await answer(contexts, owner, "EraseThread", thread_id=thread_id, request_id=request_id))[0] == "FAILED_PRECONDITION"
+    found = await answer(contexts, owner, "EraseThread", thread_id=thread_id, request_id=request_id)
+    assert (found[0], found[2]) == ("FAILED_PRECONDITION", {"runs": opened.context.run_id, "threads": thread_id})
     assert len(await said(contexts, owner, thread_id)) == 3
     await contexts.close(opened.context_token)
     erased = await ask(contexts, owner, "EraseThread", thread_id=thread_id, request_id=request_id)
@@ -134,6 +135,71 @@ async def test_of_a_user_who_wishes_it_nothing_is_left(contexts: Contexts) -> No
     # who begins anew has a new beginning
     assert await said(contexts, user, await thread_of(contexts, user, "anew")) == [(1, "anew")]
     assert await said(contexts, friend, theirs) == [(1, "first"), (2, ""), (3, "last"), (4, "next")]
+
+
+async def test_who_deleted_a_thread_can_end_what_keeps_it_from_being_erased(contexts: Contexts) -> None:
+    owner, writer = await contexts.services.user(), await contexts.services.user()
+    thread_id = await thread_of(contexts, owner, "hello")
+    await contexts.grant(owner, thread_id, writer, "write")
+    opened = await contexts.open(writer, thread_id=thread_id)
+    await ask(contexts, owner, "DeleteThread", thread_id=thread_id)
+    blocked = {"runs": opened.context.run_id, "threads": thread_id}
+    for rpc, fields in (("EraseThread", {"thread_id": thread_id}), ("EraseData", {})):
+        found = await answer(contexts, owner, rpc, **fields)
+        assert (found[0], found[2]) == ("FAILED_PRECONDITION", blocked)
+    # with this the dispatcher lets them cancel it
+    assert (await ask(contexts, owner, "CreateGrantToken", thread_id=thread_id)).access == OWN
+    assert (await answer(contexts, writer, "CreateGrantToken", thread_id=thread_id))[0] == "NOT_FOUND"
+    await contexts.close(opened.context_token)
+    assert (await ask(contexts, owner, "EraseThread", thread_id=thread_id)).messages == 1
+
+
+async def test_users_who_share_with_each_other_may_erase_everything_at_once(contexts: Contexts) -> None:
+    pairs = [(await contexts.services.user(), await contexts.services.user()) for _ in range(6)]
+    for pair in pairs:
+        for owner, other in (pair, pair[::-1]):
+            for _ in range(3):
+                await contexts.grant(owner, await thread_of(contexts, owner, "hello"), other, "read")
+    erased = await asyncio.gather(*(ask(contexts, user, "EraseData") for pair in pairs for user in pair))
+    assert [(found.threads, found.messages) for found in erased] == [(3, 3)] * 12
+    assert await contexts.accounts.value("SELECT count(*) FROM context.grants") == 0
+
+
+async def test_a_user_with_very_many_files_has_them_erased(contexts: Contexts) -> None:
+    """More than are given up before the call is answered: from then on they are there for nobody, and go one after the other."""
+    user, friend, many = await contexts.services.user(), await contexts.services.user(), 17_000
+    theirs = await thread_of(contexts, friend, "hello")
+    await contexts.grant(friend, theirs, user, "write")
+    request_id = ids.uuid7()
+    kept = await _put(contexts, user, theirs)
+    header = context_pb2.ArtifactHeader(request_id=request_id, name="log.csv", media_type="text/csv", size=3)
+    parts = [context_pb2.PutArtifactRequest(header=header), context_pb2.PutArtifactRequest(data=b"a,b")]
+    mine = (await contexts.stub.PutArtifact(iter(parts), metadata=user.bearer)).artifact.artifact_id
+    async with contexts.accounts.database() as admin:
+        await admin.execute(
+            "INSERT INTO context.artifacts (artifact_id, user_id, request_id, state, name, media_type, reserved, size, sha256)"
+            " SELECT gen_random_uuid(), $1, 'a' || n, 'complete', 'n', 'text/plain', 1, 1, sha256('x')"
+            " FROM generate_series(1, $2::int) AS n",
+            user.user_id, many,
+        )  # fmt: skip
+    page = await ask(contexts, user, "ListArtifacts")
+    assert (page.count, page.bytes) == (many + 2, many + 6)
+    erased = await ask(contexts, user, "EraseData")
+    assert (erased.artifacts, erased.threads) == (many + 2, 0)
+    assert not (await ask(contexts, user, "ListArtifacts")).artifacts
+    for reader, artifact_id in ((user, mine), (user, kept), (friend, kept)):
+        got = contexts.stub.GetArtifact(context_pb2.GetArtifactRequest(artifact_id=artifact_id), metadata=reader.bearer)
+        assert (await refused(got.read())).code == "NOT_FOUND"
+    assert [line["kind"] for line in await _export(contexts, user)] == ["audit", "audit"]
+    # a new beginning
+    again = await _put(contexts, user, name="anew.csv")
+    async with removal(contexts) as sweeper:
+        await sweeper.sweep()
+    async with asyncio.timeout(60):
+        while (await _left(contexts, ("artifacts",), "user_id", user.user_id))["artifacts"] > 1:
+            pass
+    page = await ask(contexts, user, "ListArtifacts")
+    assert ([file.artifact_id for file in page.artifacts], page.count, page.bytes) == ([again], 1, 3)
 
 
 async def test_what_a_process_left_half_removed_goes_with_the_next_sweep(contexts: Contexts) -> None:

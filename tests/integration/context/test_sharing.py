@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import asyncpg
 import pytest
 
 from chassis import identity, postgres
@@ -104,7 +103,7 @@ async def test_a_grant_is_given_changed_withdrawn_and_given_again(contexts: Cont
     assert (again.access, again.HasField("withdrawn_at")) == (READ, False)
     assert await listed(contexts, friend, "SHARED") == [thread_id]
     trail = [entry.action for entry in (await contexts.audit(owner, thread_id=thread_id)).entries]
-    assert trail == ["grant", "grant", "grant", "withdraw", "grant"]
+    assert [action for action in trail if action not in ("open", "close")] == ["grant", "grant", "grant", "withdraw", "grant"]
     never = await answer(contexts, owner, "WithdrawGrant", thread_id=thread_id, grantee_id=ids.UserId.new())
     assert (never[0], never[2]["field"]) == ("NOT_FOUND", "grantee_id")
 
@@ -241,5 +240,5 @@ async def _stopped(contexts: Contexts, user: User, statement: str, *arguments: o
     try:
         async with role(contexts, user) as wall:
             assert (await wall.execute(statement, *arguments)).endswith(" 0")
-    except (asyncpg.InsufficientPrivilegeError, postgres.Unfit):
+    except (errors.PermissionDenied, postgres.Unfit):
         pass

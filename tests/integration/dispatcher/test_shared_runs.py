@@ -228,6 +228,25 @@ async def test_a_thread_is_busy_with_anybodys_run_and_only_those_of_the_thread_a
     assert types(await shared.ended(shared.owner, again.run_id))[-1] == "agent_completed"
 
 
+async def test_a_start_that_was_refused_holds_up_no_erasure(shared: Shared) -> None:
+    run_id, mark = await shared.hanging(shared.writer)
+    async with asyncio.timeout(20):
+        await STARTED[mark].wait()
+    wanted: dict[str, Any] = {"agent": "text-analyst", "thread_id": shared.thread_id, "on_busy": pb.ON_BUSY_REJECT}
+    request_id = ids.uuid7()
+    for _ in range(2):
+        assert await _codes(shared.start(shared.owner, request_id=request_id, **wanted)) == ["BUSY"]
+    RELEASED[mark].set()
+    await shared.ended(shared.writer, run_id)
+    contexts = shared.sharing.stub
+    erase = context_pb2.EraseThreadRequest(request_id=ids.uuid7(), thread_id=shared.thread_id)
+    async with asyncio.timeout(20):
+        # that of the run is closed after its last event
+        while (code := await _outcome(contexts.EraseThread(erase, metadata=shared.owner.bearer))) == "FAILED_PRECONDITION":
+            pass
+    assert code == "OK"
+
+
 async def test_a_withdrawn_grant_ends_the_answer_of_a_run_and_nothing_else_of_it(shared: Shared) -> None:
     run_id, mark = await shared.hanging(shared.writer)
     async with asyncio.timeout(20):
@@ -257,7 +276,7 @@ async def test_a_thread_that_is_deleted_or_erased_leaves_each_their_own_record(s
     assert await _codes(contexts.DeleteThread(delete, metadata=shared.writer.bearer, timeout=20)) == ["PERMISSION_DENIED"]
     await contexts.DeleteThread(delete, metadata=shared.owner.bearer, timeout=20)
     wanted: dict[str, Any] = {"agent": "text-analyst", "thread_id": shared.thread_id}
-    assert await _codes(shared.token(shared.writer), shared.token(shared.owner), shared.start(shared.writer, **wanted)) == ["NOT_FOUND"] * 3
+    assert await _codes(shared.token(shared.writer), shared.start(shared.writer, **wanted)) == ["NOT_FOUND"] * 2
     # for those it was granted to it is withdrawn
     RELEASED[mark].set()
     end = (await shared.ended(shared.writer, run_id))[-1]

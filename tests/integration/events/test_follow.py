@@ -39,7 +39,7 @@ class Thread:
         """Record some events, and say so as the live tail does."""
         for number in range(many):
             await run.append(event(data=json.dumps({"n": run.next_seq}).encode()), end=end and number == many - 1)
-            self.live.heard(self.thread_id)
+            self.live.heard(self.thread_id, run.run_id)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ async def test_large_threads_come_in_bounded_parts(thread: Thread, monkeypatch: 
     large = await thread.run()
     for _ in range(4):
         await large.append(event(data=b'{"x":"%b"}' % (b"x" * 200_000)))
-    thread.live.heard(thread.thread_id)
+    thread.live.heard(thread.thread_id, large.run_id)
     while large.run_id not in seen.runs or seen.runs[large.run_id][-1] < 4:
         assert sum(len(each.frame) for each in (await seen.part()).events) < follow._PAGE_BYTES + 200_500
     assert seen.runs[large.run_id] == [1, 2, 3, 4]
@@ -282,7 +282,8 @@ async def test_the_erasure_of_a_thread_that_a_crash_interrupted_is_carried_on(th
     await run.append(*[event(data=b'{"secret":"one"}') for _ in range(300)], end=True)
     kept = replica.erasures._kept
     begun = await kept.begin_erasure(thread.owner, "e1", thread.owner, thread.thread_id)
-    assert (await kept.blank(begun, run.run_id, 0, 100))[0] == 100
+    ((day, retention),) = await kept.days(thread.owner, begun.upto)
+    assert await kept.blank(begun, day, retention, 0, 100) == (100, 100)
     later = await thread.run()
     await later.append(event(data=b'{"secret":"later"}'), end=True)
     async with thread.place.admin() as admin:
@@ -292,6 +293,41 @@ async def test_the_erasure_of_a_thread_that_a_crash_interrupted_is_carried_on(th
     assert (done.events, done.done) == (300, True)
     page = await replica.record.page(thread.owner, 0, limit=1000, max_bytes=2**20)
     assert [json.loads(each.frame)["data"] for each in page.events] == [{"erased": True}] * 300 + [{"secret": "later"}]
+
+
+async def test_events_whose_run_lost_its_head_are_emptied_with_their_thread(thread: Thread) -> None:
+    replica = thread.replicas[0]
+    run, other = await thread.run(), await thread.place.run(replica, thread.owner)
+    for each in (run, other):
+        await each.append(event(data=b'{"secret":"one"}'), end=True)
+    async with thread.place.admin() as admin:
+        # as retention does while the day must stay for another class
+        await admin.execute("DELETE FROM events.heads WHERE run_id = $1", run.run_id)
+    erased = await replica.erasures.erase(thread.owner, "e1", thread.owner, thread.thread_id)
+    assert (erased.events, erased.done) == (1, True)
+    page = await replica.record.page(thread.owner, 0, limit=10, max_bytes=2**20)
+    assert [json.loads(each.frame)["data"] for each in page.events] == [{"erased": True}, {"secret": "one"}]
+
+
+async def test_two_erasures_of_one_user_wait_for_each_other(thread: Thread) -> None:
+    replica = thread.replicas[0]
+    run = await thread.run()
+    await run.append(*[event(data=b'{"secret":"one"}') for _ in range(20)], end=True)
+    kept = replica.erasures._kept
+    of_thread = await kept.begin_erasure(thread.owner, "e1", thread.owner, thread.thread_id)
+    whole = await kept.begin_erasure(thread.owner, "e2", thread.owner)
+    ((day, retention),) = await kept.days(thread.owner, whole.upto)
+    async with asyncio.TaskGroup() as group, thread.place.admin() as other:
+        await other.execute("BEGIN")
+        # the other one in the middle: it has the erasures, and no event yet
+        await other.execute("SELECT FROM events.erasures WHERE user_id = $1 FOR UPDATE", thread.owner)
+        blanked = group.create_task(kept.blank(of_thread, day, retention, 0, 100))
+        await thread.place.somebody_waits()
+        # no event is held meanwhile
+        await other.execute("SELECT FROM events.events WHERE user_id = $1 FOR UPDATE NOWAIT", thread.owner)
+        await other.execute("COMMIT")
+        assert await blanked == (20, 20)
+    assert await kept.erase(whole, day, retention, 100) == (20, False)
 
 
 async def test_nothing_of_a_thread_is_seen_without_its_name_in_the_transaction(thread: Thread) -> None:

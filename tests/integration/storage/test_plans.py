@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,7 +12,17 @@ from chassis import postgres
 from netra import errors, ids
 from services.auth import store as auth_store
 from services.auth import store_system as auth_system
-from services.context import artifacts, contexts, store_artifacts, store_contexts, store_sharing, store_threads, threads
+from services.context import (
+    artifacts,
+    changes,
+    contexts,
+    store_artifacts,
+    store_contexts,
+    store_privacy,
+    store_sharing,
+    store_threads,
+    threads,
+)  # fmt: skip
 from services.dispatcher import store as dispatcher_store
 from services.dispatcher import store_system as dispatcher_system
 from services.events import follow
@@ -67,12 +76,13 @@ SELECT {_sql(7, "n")}, {_user()}, 'a' || n, 'complete', 'n', 'text/plain', 1, 1,
     CASE WHEN n % 160 = 0 THEN {_sql(2, "80")} END, CASE WHEN n % 160 = 0 THEN {_user("1")} END FROM generate_series(1, {_ALL}) AS n;
 INSERT INTO context.artifact_chunks (artifact_id, position, user_id, data)
 SELECT {_sql(7, "n")}, 0, {_user()}, 'x' FROM generate_series(1, {_ALL}) AS n;
-INSERT INTO context.grants (thread_id, owner_id, tenant_id, grantee_id, access)
-SELECT {_sql(2, "n * 80")}, {_user("1")}, {_TENANT}, {_user(str(_GRANTEE))}, 'read' FROM generate_series(1, 100) AS n;
+INSERT INTO context.grants (thread_id, owner_id, tenant_id, grantee_id, access, hidden)
+SELECT {_sql(2, "n * 80")}, {_user("1")}, {_TENANT}, {_user(str(_GRANTEE))}, 'read', n % 2 = 0 FROM generate_series(1, 100) AS n;
 INSERT INTO context.grants (thread_id, owner_id, tenant_id, grantee_id, access)
 SELECT {_sql(2, "80")}, {_user("1")}, {_TENANT}, {_user("n + 50000")}, 'read' FROM generate_series(1, 1000) AS n;
-INSERT INTO context.grants (thread_id, owner_id, tenant_id, grantee_id, access)
-SELECT {_sql(2, "n")}, {_user("1")}, {_TENANT}, {_user("2 + n % 997")}, 'write' FROM generate_series(80, {_ALL}) AS n WHERE n % 80 = 0;
+INSERT INTO context.grants (thread_id, owner_id, tenant_id, grantee_id, access, hidden)
+SELECT {_sql(2, "n")}, {_user("1")}, {_TENANT}, {_user("2 + n % 997")}, 'write', n % 160 = 0 FROM generate_series(80, {_ALL}) AS n
+WHERE n % 80 = 0;
 ANALYZE context.threads, context.messages, context.contexts, context.audit, context.artifacts, context.artifact_chunks, context.grants;
 """  # noqa: S608 - of constants
 _DISPATCHER_ROWS = f"""
@@ -153,6 +163,14 @@ async def _slow(database: plans.Listening, reads: dict[str, Read], modes: tuple[
     return slow
 
 
+async def _going_on(database: postgres.DatabaseManager, thread_id: ids.ThreadId | None) -> None:
+    """What an erasure looks for while it holds the threads."""
+    change = changes.Change(_ME, ids.RequestId("erase-1"), "erase", thread_id)
+    async with database.transaction(_ME) as transaction:
+        with contextlib.suppress(errors.FailedPrecondition):
+            await store_privacy.refuse_going_on(transaction, change)
+
+
 async def test_the_hot_reads_of_context(stores: Standalone, database: str) -> None:
     await _filled(stores, database, _CONTEXT_ROWS)
     async with _as(stores, database, "context", **postgres.BY_KEY) as pool:
@@ -183,6 +201,9 @@ async def test_the_hot_reads_of_context(stores: Standalone, database: str) -> No
             "artifacts, first page": (lambda: files.before(_ME, None, None, 20), {"artifacts_of_user"}, _FEW),
             "artifacts, later page": (lambda: files.before(_ME, None, artifact_id, 20), {"artifacts_of_user"}, _FEW),
             "artifacts of a thread": (lambda: files.before(_ME, _THREAD, artifact_id, 20), {"artifacts_of_thread"}, _FEW),
+            "what a user keeps": (lambda: files.usage(_ME), {"usage_pkey"}, 1),
+            "what goes on in a thread": (lambda: _going_on(pool, _THREAD), {"contexts_open_of_owner"}, 5),
+            "what goes on in all threads": (lambda: _going_on(pool, None), {"contexts_open_of_owner"}, _FEW),
             "grants of a thread": (lambda: shared.grants(_ME, _THREAD, None, 20, withdrawn=True), {"grants_given"}, 60),
         }  # fmt: skip
         # the role asks for such plans always: for the values at hand, granted threads are sometimes looked for among all of their owner
@@ -204,7 +225,7 @@ async def test_the_hot_reads_of_the_dispatcher(stores: Standalone, database: str
             "runs, first page": (page(), {"runs_by_user"}, _FEW),
             "runs, later page": (page(_RUN), {"runs_by_user"}, _FEW),
             "runs of a thread": (page(_RUN, thread_id=_THREAD), {"runs_by_thread"}, _FEW),
-            "runs of a granted thread": (page(_RUN, thread_id=_THREAD, granted=True), {"runs_by_thread"}, _FEW),
+            "runs of a granted thread": (page(_RUN, thread_id=_THREAD, granted=_THREAD), {"runs_by_thread"}, _FEW),
         }
         assert await _slow(pool, reads) == {}
     async with _as(stores, database, "dispatcher", "_system") as pool:
@@ -215,7 +236,7 @@ async def test_the_hot_reads_of_the_dispatcher(stores: Standalone, database: str
 
 async def test_the_hot_reads_of_events(stores: Standalone, database: str) -> None:
     await _filled(stores, database, _EVENTS_ROWS)
-    now, much = datetime.now(UTC), 256 * 1024
+    much = 256 * 1024
     async with _as(stores, database, "events", **events_store.OPTIONS) as pool:
         record, of_thread = events_store.Record(pool), events_threads.Threads(pool)
         reader = follow.Reader(str(_YOU), str(_THREAD), 0.0, 0.0)
@@ -227,7 +248,10 @@ async def test_the_hot_reads_of_events(stores: Standalone, database: str) -> Non
             ),
             "end of a run": (lambda: record.end_of(_ME, _id(5, 80)), {"heads_pkey"}, 5),
             "runs of a thread": (lambda: of_thread.after(reader, _id(5, 4000), 20), {"heads_of_thread"}, _FEW),
-            "runs of a thread that moved": (lambda: of_thread.moved(reader, now), {"heads_of_thread"}, 2 * _FEW),
+            "runs of a thread that go on": (
+                lambda: of_thread.going_on(reader, [_id(5, 400)], _id(5, 4000), "", 20),
+                {"heads_of_thread", "heads_going_on", "heads_pkey"}, 4 * _FEW,
+            ),
             "events of a thread's run": (
                 lambda: of_thread.events(reader, [follow.Wanted(head, 4000, 0)], 20, much), _BY_RUN, _FEW
             ),

@@ -19,8 +19,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 Metadata = tuple[tuple[str, str], ...]
-# how long a stream may be silent until what it has said counts as all; how long a control waits for what must come
-PATIENCE_S, PATIENT_S = 0.5, 20.0
+# how long a stream may take until it says something (an unknown run is waited for), how long it may be silent then until what it has
+# said counts as all, and how long a control waits for what must come
+FIRST_S, PATIENCE_S, PATIENT_S = 4.0, 0.5, 20.0
 CALL_S = 20.0
 _MOST = 64
 _SAID = frozenset("agent_context audit_metadata inputs arguments parameters detail".split())
@@ -123,7 +124,8 @@ async def _sent(requests: Sequence[Message], enough: asyncio.Event, *, hold: boo
 async def _read(call: Any, response: Any, parts: list[bytes], found: list[Message], patience_s: float, until: Until) -> None:
     with contextlib.suppress(TimeoutError):
         while len(parts) < _MOST:
-            async with asyncio.timeout(patience_s):
+            # a refusal may take its time, what follows does not
+            async with asyncio.timeout(patience_s if parts else max(patience_s, FIRST_S)):
                 part = await call.read()
             if part is grpc.aio.EOF:
                 return
@@ -193,9 +195,11 @@ def frame(found: dict[str, Any], more: Sequence[dict[str, Any]] = ()) -> Answer:
 
 def _unpacked(answer: Answer) -> Answer:
     """The answer, with what lies in it as base64."""
+    inside = []
     for _, text in [pair for value in answer.values for pair in _of_json("", value)]:
-        with contextlib.suppress(ValueError):
-            said = base64.b64decode(text, validate=True) if len(text) >= _SHORTEST else b""
-            answer.raw += b"\n" + said
-            answer.values += [json.loads(line) for line in said.splitlines()]
+        if len(text) >= _SHORTEST and len(text) % 4 == 0 and " " not in text:
+            with contextlib.suppress(ValueError):
+                inside.append(base64.b64decode(text, validate=True))
+                answer.values += [json.loads(line) for line in inside[-1].splitlines()]
+    answer.raw = b"\n".join((answer.raw, *inside))
     return answer

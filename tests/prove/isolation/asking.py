@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import copy
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
+from netra import ids
 from netra.access.v1 import access_pb2
 from netra.auth.v1 import auth_pb2
 from netra.context.v1 import context_pb2
@@ -84,6 +87,30 @@ class Way:
     def written(self, asked: Asked, place: leaves.Path, value: str) -> Asked:
         """The same, with a value at one place."""
         raise NotImplementedError
+
+    def request_id(self, asked: Asked) -> str:
+        """What it is called, so that it counts once; empty when it is not."""
+        body = asked.body[0] if isinstance(asked.body, list) else asked.body
+        if isinstance(body, Wanted):
+            return body.headers.get("Idempotency-Key", "")
+        if isinstance(body, dict):
+            return str(body.get("id", ""))
+        return str(getattr(getattr(body, "header", body), "request_id", ""))
+
+    def anew(self, asked: Asked) -> Asked:
+        """The same under another request id: what was asked before, also in vain, does not count."""
+        if not self.request_id(asked):
+            return asked
+        found = copy.deepcopy(asked.body)
+        body = found[0] if isinstance(found, list) else found
+        if isinstance(body, Wanted):
+            body.headers["Idempotency-Key"] = ids.uuid7()
+        elif isinstance(body, dict):
+            body["id"] = ids.uuid7()
+        else:
+            message: Any = getattr(body, "header", body)
+            message.request_id = ids.uuid7()
+        return Asked(asked.example, asked.who, found, asked.metadata)
 
     async def ask(
         self, asked: Asked, extra: answers.Metadata = (), until: Callable[[answers.Answer], bool] | None = None
@@ -239,10 +266,16 @@ async def _socket(world: World, who: Party) -> AsyncIterator[sockets.Socket]:
 
 
 async def _streamed(socket: sockets.Socket, ack: dict[str, Any], until: Callable[[answers.Answer], bool] | None) -> list[dict[str, Any]]:
+    """What follows; of a stream only what is its own, whatever else the socket hears meanwhile."""
     found: list[dict[str, Any]] = []
+    stream_id, loop = ack["data"].get("stream_id"), asyncio.get_running_loop()
     with contextlib.suppress(TimeoutError):
         while len(found) < _FRAMES and not (found and found[-1]["type"] == "stream_end"):
-            found.append(await socket.next(answers.PATIENCE_S if until is None else answers.PATIENT_S))
+            patience_s = answers.PATIENT_S if until is not None else answers.PATIENCE_S if found else answers.FIRST_S
+            until_at = loop.time() + patience_s
+            while (frame := await socket.next(max(until_at - loop.time(), 0.001))).get("stream_id") != stream_id:
+                pass
+            found.append(frame)
             if until is not None and until(answers.frame(ack, found)):
                 break
     return found

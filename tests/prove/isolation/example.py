@@ -34,9 +34,9 @@ class Example:
 
     `shows` are kinds of things that the owner's own answer must contain: else nothing is proved by their absence. `reads` is a kind that
     names what is read: it must take as long to be told that it is foreign as that it is unknown. `spare`: it costs whoever asks their
-    session or more, and `signed_in` that it must be a real one. `once`: it is over
-    when it was tried. `long`: one page does not hold all. `rulers`: administrators may ask it of users of their tenant. `told`: kinds of which the contract says that their
-    existence shows.
+    session or more, and `signed_in` that it must be a real one. `once`: it is over when it was tried. `long`: one page does not hold all.
+    `echoes`: it tells whoever asks what they have named themselves.
+    `rulers`: administrators may ask it of users of their tenant. `told`: kinds of which the contract says that their existence shows.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Example:
     rulers: bool = False
     once: bool = False
     long: bool = False
+    echoes: bool = False
     context: bool = False
     told: frozenset[str] = frozenset()
     # in which place the contract lets others of the tenant, or a service, name which kinds

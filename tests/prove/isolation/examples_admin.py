@@ -11,7 +11,8 @@ from tests.prove.isolation.people import Party
 from tests.prove.isolation.world import World
 
 
-@rpcs("auth.CreateUser", ADMIN)
+# the contract: an address is one user's, in whichever tenant
+@rpcs("auth.CreateUser", ADMIN, told="email")
 async def _(world: World, who: Party) -> Any:
     return auth_pb2.CreateUserRequest(email=f"{secrets.token_hex(8)}@netra.example", roles=["user"], tier="free")
 
@@ -74,7 +75,8 @@ async def _(world: World, who: Party) -> Any:
     return auth_pb2.RevertPolicyRequest(version=(await _policy(world)).version, comment=who.canary)
 
 
-@rpcs("auth.QueryAudit", ADMIN, shows="user_id", reads="user_id")
+# what an administrator has tried is in the record of their own tenant, under the id that they named
+@rpcs("auth.QueryAudit", ADMIN, shows="user_id", reads="user_id", echoes=True, told="*")
 async def _(world: World, who: Party) -> Any:
     return auth_pb2.QueryAuditRequest(user_id=who.things["user_id"], page_size=200)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.fixtures import oidc
 from tests.prove import ways
 from tests.prove.isolation.example import NOBODY, USER, Wanted, routes
 from tests.prove.isolation.people import Party
@@ -51,8 +50,7 @@ async def _(world: World, who: Party) -> Any:
 @routes("GET /auth/oidc/callback", NOBODY, once=True)
 async def _(world: World, who: Party) -> Any:
     began = await world.http.get("/auth/oidc/start", params={"provider": "corp"}, headers=ways.a_client())
-    callback = f"http://127.0.0.1:{world.system.ports['gateway']}/auth/oidc/callback"
-    back = await oidc.sign_in(began.headers["location"], f"h{who.word()[-12:]}", callback)
+    back = await world.back(began.headers["location"])
     cookie = began.headers["set-cookie"].partition(";")[0]
     world.http.cookies.clear()
     return Wanted(query=back, headers={"Cookie": cookie})

@@ -62,7 +62,8 @@ async def _(world: World, who: Party) -> Any:
     )
 
 
-# the contract: a service knows which runs it has opened, and of which it is told that another owner has them; it makes the ids of events
+# the contract: a service knows which runs it has opened, and of which it is told that another owner has them; it makes the ids of
+# events and of calls of tools
 
 
 @rpcs("events.OpenRun", "dispatcher", told="run_id")
@@ -75,7 +76,7 @@ async def _(world: World, who: Party) -> Any:
     "events.Append",
     "dispatcher",
     told="run_id",
-    legit=[("event_id", "*")],
+    legit=[("event_id", "*"), ("tool_call_id", "*")],
     until=bool,
     works=lambda answer: not answer.messages[0].error_code,
 )
@@ -89,7 +90,8 @@ def _joined(found: Any) -> bool:
     return any(one.positions for one in found)
 
 
-@rpcs("events.Tail", "gateway", until=_joined, works=lambda answer: answer.messages[-1].positions[0].joined, shows="user_id")
+# live: what comes depends on what happens just then
+@rpcs("events.Tail", "gateway", told="*", until=_joined, works=lambda answer: answer.messages[-1].positions[0].joined, shows="user_id")
 async def _(world: World, who: Party) -> Any:
     return [
         events_pb2.TailRequest(join=events_pb2.JoinUser(access_token=who.token, join_id="one")),

@@ -62,19 +62,19 @@ class Judge:
         """Whose things somebody must not see: administrators see those of their tenant."""
         return [one for one in self._parties if one.things is not who.things and not (who.rules and _of_one_tenant(who, one))]
 
-    def look(self, what: str, who: Party, sent: Iterable[str], answer: Answer, quiet: bool = True) -> None:
-        """Judge one answer to something asked with these foreign values in it."""
+    def look(self, what: str, who: Party, known: Iterable[str], answer: Answer, quiet: bool = True) -> None:
+        """Judge one answer; `known` are ids that it may repeat."""
         self.findings.probes += 1
         self.findings.outcomes[answer.code] += 1
-        self.search(what, who, answer)
+        self.search(what, who, answer, known)
         # a stream that breaks is no fault of whoever answers
         if answer.code in _FAULTY and (quiet or "upport code" in answer.told):
             self.findings.wrong.append(f"{what}: {answer.code} {answer.told}")
         if quiet and answer.code in AWAY:
             self.findings.wrong.append(f"{what}: {answer.code} {answer.told}")
 
-    def search(self, what: str, who: Party, answer: Answer) -> None:
-        """Whether an answer has something of somebody else in it."""
+    def search(self, what: str, who: Party, answer: Answer, known: Iterable[str] = ()) -> None:
+        """Whether an answer has something of somebody else in it; to see ids that are known says nothing."""
         raw, named = answer.raw, {text for name, text in answer.fields() if name in ID_FIELDS}
         for other in self.others(who):
             if "leak" in self.findings.forged and other.name == "A":
@@ -82,7 +82,7 @@ class Judge:
                 raw += other.canary.encode()
             found = [f"what {other.name} wrote"] if any(form in raw for form in self._forms[other.canary]) else []
             found += [f"a hidden id of {other.name}" for one in other.things.hidden if one.encode() in raw]
-            own = set(who.things.ids.values())
+            own = {*who.things.ids.values(), *known}
             found += [f"{kind} of {other.name}" for kind, one in other.things.ids.items() if one in named and one not in own]
             self.findings.leaks += [f"{what}: {one}" for one in found[:3]]
 

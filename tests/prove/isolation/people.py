@@ -41,7 +41,6 @@ class Party(people.Person):
     things: Things = field(default_factory=Things)
     boss: Party | None = None
     rules: bool = False
-    last_once: str = ""
     # with which request id each example was last asked
     request_ids: dict[str, str] = field(default_factory=dict)
 
@@ -56,8 +55,7 @@ class Party(people.Person):
 
     def once(self) -> str:
         """A request id that others may send, too."""
-        self.last_once = ids.uuid7()
-        return self.last_once
+        return ids.uuid7()
 
     def with_things_of(self, other: Party) -> Party:
         """This person, who names what is another's."""
@@ -80,14 +78,19 @@ def forms(party: Party) -> list[bytes]:
 def twin(kind: str, value: str) -> str:
     """A value of the same form that names nothing."""
     if kind == "email":
-        return f"{secrets.token_hex(len(value.partition('@')[0]) // 2 + 1)}@netra.example"
-    if kind == "correlation_id":
-        return secrets.token_hex(32)[: len(value)]
-    if kind == "prefix":
-        return f"nak_{secrets.token_hex(4)}"
+        local, _, domain = value.partition("@")
+        return f"{_alike(local)}@{domain}"
+    if kind in ("correlation_id", "prefix"):
+        return value[:4] + _alike(value[4:]) if kind == "prefix" else _alike(value)
     if kind.startswith("page:"):
         return _page(value)
     return ids.uuid7()
+
+
+def _alike(text: str) -> str:
+    """Another text with digits, small and capital letters where this one has them: what is refused for its form, both are."""
+    kinds = ((str.isdigit, "0123456789"), (str.islower, "abcdef"), (str.isupper, "ABCDEF"))
+    return "".join(next((secrets.choice(among) for is_one, among in kinds if is_one(letter)), letter) for letter in text)
 
 
 def _page(token: str) -> str:

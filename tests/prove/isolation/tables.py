@@ -32,6 +32,10 @@ _MOVING = frozenset(
 )
 
 
+# what never becomes another while its owner goes on acting
+_LASTING = frozenset("auth.users context.messages context.artifacts context.artifact_chunks context.grants events.events".split())
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """One table, as one role may read it."""
@@ -110,8 +114,10 @@ async def _tried(mine: postgres.Transaction, who: Party | None, statement: str) 
             await mine.execute("SELECT set_config('netra.user_id', $1, true)", who.user_id)
         if statement.startswith("SELECT"):
             rows = await mine.fetch(statement)
-            values: list[Any] = [{name: _text(value) for name, value in row.items()} for row in rows]
-            return Answer(OK, f"SELECT {len(rows)}", repr(values).encode(), [], values)
+            values = [{name: _text(value) for name, value in row.items()} for row in rows]
+            # in rows of one's own are ids that one has named oneself
+            foreign: list[Any] = [row for row in values if who is None or who.user_id not in (row.get(name) for name in _WHOSE)]
+            return Answer(OK, f"SELECT {len(rows)}", repr(values).encode(), [], foreign)
         return Answer(OK, await mine.execute(statement))
     except Exception as error:  # whatever the driver raises says in its code why
         return Answer(str(getattr(error, "sqlstate", "") or type(error).__name__), str(error))
@@ -145,9 +151,10 @@ async def digests(world: World, user_id: str) -> dict[str, set[str]]:
 
 
 def changed(before: dict[str, set[str]], after: dict[str, set[str]], *, more: bool) -> list[str]:
-    """The tables in which something of a user's is another now; with `more` what has come on top does not count."""
+    """The tables in which something of a user's is another now; with `more` their owner has acted: rows have come on top, and what
+    lasts is looked at alone."""
     return [
         f"{name}: {len(rows - after.get(name, set()))} of {len(rows)} rows are gone or others, {len(after.get(name, set()) - rows)} are new"
         for name, rows in before.items()
-        if rows - after.get(name, set()) or (not more and after.get(name, set()) - rows)
+        if (not more or name in _LASTING) and (rows - after.get(name, set()) or (not more and after.get(name, set()) - rows))
     ]

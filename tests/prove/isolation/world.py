@@ -163,6 +163,15 @@ class World:
         ]  # fmt: skip
         return (await self.context.PutArtifact(iter(parts), metadata=who.bearer, timeout=20)).artifact
 
+    async def back(self, authorization_url: str) -> dict[str, str]:
+        """What the outside provider sends the browser of somebody new back with; it is one small process, and may be slow."""
+        callback = f"http://127.0.0.1:{self.system.ports['gateway']}/auth/oidc/callback"
+        name = secrets.token_hex(8)
+        for _ in range(_TRIES):
+            with contextlib.suppress(httpx.TransportError):
+                return await oidc.sign_in(authorization_url, name, callback)
+        raise TimeoutError("the provider lets nobody in")
+
     async def key(self, who: Party) -> auth_pb2.CreateApiKeyResponse:
         """A key for programs of a user."""
         request = auth_pb2.CreateApiKeyRequest(name=who.canary, scopes=["runs:read"])

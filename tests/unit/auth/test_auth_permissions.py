@@ -40,7 +40,7 @@ def test_readonly_reads_and_signs_out_and_no_more(tier: str) -> None:
 @pytest.mark.parametrize("tier", permissions.TIERS)
 def test_users_may_all_but_administer(tier: str) -> None:
     assert permissions.ALL - permissions.of(["user"], tier) == {
-        "users:read", "users:write", "policy:read", "policy:write", "audit:read", "audit:export",
+        "users:read", "users:write", "policy:read", "policy:write", "audit:read", "audit:export", "contexts:audit",
     }  # fmt: skip
 
 

@@ -8,6 +8,8 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -226,6 +228,34 @@ async def test_a_revoked_session_is_refused_even_when_its_token_was_verified_bef
     await known.apply(auth_pb2.WatchTrustResponse(revocations=[auth_pb2.Revocation(session_id=claims["sid"])]))
     with pytest.raises(errors.Unauthenticated):
         await verifier.principal(token)
+
+
+class _Later(datetime):
+    """Long after all of these tokens."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return super().now(tz) + timedelta(seconds=600)
+
+
+async def test_a_grant_that_was_believed_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    forged = forge.Forge(forge.Key("k1", KEY), forge.Key("c1", CONTEXT_KEY), _claims())
+    verifier = identity.Verifier(await _trust())
+    who, token = await verifier.principal(_token(_claims(sub=forged.who["sub"], tid=forged.who["tid"]))), forged.token(identity.GRANT)
+    assert (await verifier.grant(token, who)).allows("read")
+    monkeypatch.setattr(identity, "time", SimpleNamespace(time=lambda: _Later.now(UTC).timestamp()))
+    monkeypatch.setattr(jwt.api_jwt, "datetime", _Later)
+    with pytest.raises(errors.Unauthenticated, match="expired"):
+        await verifier.grant(token, who)
+
+
+async def test_a_grant_of_another_kind_of_thing_is_no_grant_of_a_thread() -> None:
+    forged = forge.Forge(forge.Key("k1", KEY), forge.Key("c1", CONTEXT_KEY), _claims())
+    verifier = identity.Verifier(await _trust())
+    who = await verifier.principal(_token(_claims(sub=forged.who["sub"], tid=forged.who["tid"])))
+    for kind in ("run", None):
+        with pytest.raises(errors.Unauthenticated):
+            await verifier.grant(forged.token(identity.GRANT, kind=kind), who)
 
 
 async def test_a_token_of_a_user_is_no_service_token() -> None:

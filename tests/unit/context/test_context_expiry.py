@@ -19,6 +19,7 @@ class _Rows:
 
     def __init__(self, away: int) -> None:
         self.away, self.told = away, list[tuple[set[str], set[str]]]()
+        self.withdrawn = list[Withdrawal]()
         self.changed = asyncio.Event()
 
     async def withdraw(self, sessions: Sequence[str], users: Sequence[Withdrawal]) -> int:
@@ -26,6 +27,7 @@ class _Rows:
         if self.away:
             self.away -= 1
             raise errors.Unavailable
+        self.withdrawn += users
         self.told.append((set(sessions), {user.user_id for user in users}))
         return len(sessions)
 
@@ -33,6 +35,9 @@ class _Rows:
         return 0
 
     async def remove_old(self, keep: timedelta, most: int) -> int:
+        return 0
+
+    async def remove_trail(self, keep: timedelta, most: int) -> int:
         return 0
 
     async def until(self, many: int) -> None:
@@ -51,7 +56,7 @@ def _revocation(session_id: str = "", user_id: str = "", *, security: bool = Tru
 
 async def test_all_of_a_burst_is_stored_at_once_and_only_what_is_for_reasons_of_security() -> None:
     rows, tasks = _Rows(away=0), Tasks()
-    expiry = Expiry(rows, timedelta(days=30))
+    expiry = Expiry(rows, timedelta(days=30), timedelta(days=365))
     sessions, users = {ids.uuid7() for _ in range(1000)}, {ids.uuid7() for _ in range(3)}
     for session_id in sessions:
         expiry.revoked(_revocation(session_id))
@@ -66,7 +71,7 @@ async def test_all_of_a_burst_is_stored_at_once_and_only_what_is_for_reasons_of_
 
 async def test_what_was_heard_of_while_the_database_is_away_is_stored_when_it_is_back() -> None:
     rows, tasks = _Rows(away=2), Tasks()
-    expiry = Expiry(rows, timedelta(days=30))
+    expiry = Expiry(rows, timedelta(days=30), timedelta(days=365))
     tasks.spawn(expiry.run(), "expiry")
     first, second = ids.uuid7(), ids.uuid7()
     expiry.revoked(_revocation(first))
@@ -75,6 +80,19 @@ async def test_what_was_heard_of_while_the_database_is_away_is_stored_when_it_is
     await rows.until(2)
     await tasks.close()
     assert rows.told == [({first}, set()), ({second}, set())]
+
+
+async def test_of_a_user_who_was_withdrawn_twice_the_later_time_counts_in_whatever_order_it_is_heard() -> None:
+    rows, tasks, user_id = _Rows(away=0), Tasks(), ids.uuid7()
+    expiry = Expiry(rows, timedelta(days=30), timedelta(days=365))
+    later, earlier = _revocation(user_id=user_id), _revocation(user_id=user_id)
+    earlier.revoked_at.seconds -= 60
+    for revocation in (later, earlier):
+        expiry.revoked(revocation)
+    tasks.spawn(expiry.run(), "expiry")
+    await rows.until(1)
+    await tasks.close()
+    assert [user.at for user in rows.withdrawn] == [later.revoked_at.ToDatetime(UTC)]
 
 
 def test_sessions_made_before_a_withdrawal_have_lower_ids_and_those_made_later_have_not() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,8 +18,15 @@ _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 _READER = follow.Reader(_OWNER, ids.uuid7(), 2.0**40, 2.0**40)
 
 
+def _made(hours: int) -> str:
+    """A run id that was made so many hours before now."""
+    fresh = ids.uuid7()
+    made = int(fresh.replace("-", "")[:12], 16) - hours * 60 * 60 * 1000
+    return f"{made >> 16:08x}-{made & 0xFFFF:04x}{fresh[13:]}"
+
+
 class _Record:
-    """The runs of one thread; time goes on with each event, and now and then the record is away."""
+    """The runs of one thread. Its clock steps, what was stamped is committed any time later, and now and then the record is away."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -27,14 +34,22 @@ class _Record:
         self.last_at: dict[str, datetime] = {}
         self.ended: set[str] = set()
         self.gone: dict[str, int] = {}
+        self.late: dict[str, tuple[datetime, bool]] = {}
         self.now = _BEGAN
         self.away = 0.0
+        self.looks = 0
 
-    def grow(self, run_id: str, *, end: bool = False) -> None:
-        """One event more. What is stamped may be a little older than what was seen before."""
+    def grow(self, run_id: str, *, end: bool = False, late: bool = False) -> None:
+        """One event more; a late one is stamped now, and nobody sees it before it is committed."""
         self.now += timedelta(seconds=self._random.choice((0, 1, 40)))
+        self.late[run_id] = (self.now, end)
+        if not late:
+            self.commit(run_id)
+
+    def commit(self, run_id: str) -> None:
+        """Let everybody see what was stamped."""
+        self.last_at[run_id], end = self.late.pop(run_id)
         self.runs[run_id] = self.runs.get(run_id, 0) + 1
-        self.last_at[run_id] = self.now - timedelta(seconds=self._random.choice((0, 20)))
         if end:
             self.ended.add(run_id)
 
@@ -43,27 +58,28 @@ class _Record:
         if self._random.random() < self.away:
             raise errors.Unavailable
 
-    def _look(self, run_ids: Iterable[str]) -> follow.Look:
-        heads = [
+    def _heads(self, run_ids: Iterable[str]) -> list[follow.Head]:
+        return [
             follow.Head(run_id, _OWNER, "free", _BEGAN, self.last_at[run_id], self.runs[run_id], run_id in self.ended)
             for run_id in sorted(run_ids)
         ]
-        return follow.Look(self.now, heads)
 
-    async def named(self, reader: follow.Reader, run_ids: Sequence[str]) -> follow.Look:
+    async def named(self, reader: follow.Reader, run_ids: Sequence[str]) -> Sequence[follow.Head]:
         await self._breathe()
-        return self._look(run_id for run_id in run_ids if run_id in self.runs)
+        return self._heads(run_id for run_id in run_ids if run_id in self.runs)
 
-    async def after(self, reader: follow.Reader, run_id: str, many: int) -> follow.Look:
+    async def after(self, reader: follow.Reader, run_id: str, many: int) -> Sequence[follow.Head]:
         await self._breathe()
-        return self._look(sorted(one for one in self.runs if one > run_id)[:many])
+        return self._heads(sorted(one for one in self.runs if one > run_id)[:many])
 
-    async def moved(self, reader: follow.Reader, since: datetime) -> follow.Look:
+    async def going_on(self, reader: follow.Reader, run_ids: Sequence[str], since: str, after: str, many: int) -> Sequence[follow.Head]:
         await self._breathe()
-        return self._look(run_id for run_id, at in self.last_at.items() if at > since)
+        self.looks += 1
+        found = (one for one in self.runs if one > after and (one in run_ids or one > since or one not in self.ended))
+        return self._heads(sorted(found)[:many])
 
     async def head(self, reader: follow.Reader, run_id: str) -> follow.Head:
-        return self._look([run_id]).heads[0]
+        return self._heads([run_id])[0]
 
     async def events(self, reader: follow.Reader, wanted: Sequence[follow.Wanted], limit: int, max_bytes: int) -> list[follow.Read]:
         await self._breathe()
@@ -109,24 +125,35 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", range(30))
 async def test_every_event_comes_once_and_in_order_through_everything(seed: int) -> None:
     chance, record = random.Random(seed), _Record(seed)
-    names = [ids.uuid7() for _ in range(12)]
+    names = [_made(hours) for hours in (0, 0, 3, 9) for _ in range(3)]
     for _ in range(chance.randrange(40)):
         record.grow(chance.choice(names[:6]))
     threads = follow.Threads(record, record)
     record.away = 0.2
     seen = _Seen()
 
+    def announced(run_id: str) -> None:
+        if chance.random() < 0.9:  # an announcement can be lost
+            threads.heard(_READER.thread_id, run_id)
+
     async def write() -> None:
         for _ in range(150):
             run_id = chance.choice(names)
-            if run_id not in record.ended:
-                record.grow(run_id, end=chance.random() < 0.03)
-                if chance.random() < 0.9:  # an announcement can be lost
-                    threads.heard(_READER.thread_id)
+            if run_id not in record.ended and run_id not in record.late:
+                record.grow(run_id, end=chance.random() < 0.03, late=chance.random() < 0.3)
+                if run_id not in record.late:
+                    announced(run_id)
+            if record.late and chance.random() < 0.2:
+                record.commit(run_id := chance.choice(list(record.late)))
+                announced(run_id)
+            if chance.random() < 0.02:
+                record.now += timedelta(hours=chance.choice((-5, 5)))
             for _ in range(chance.randrange(4)):
                 await asyncio.sleep(0)
+        for run_id in list(record.late):
+            record.commit(run_id)
         record.away = 0.0
-        threads.heard("")
+        threads.heard_any()
 
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         writing = group.create_task(write())
@@ -155,7 +182,82 @@ def _after(names: Sequence[str], seen: Mapping[str, int]) -> str:
     return after
 
 
-async def test_what_is_forgotten_of_runs_that_ended_is_never_sent_again() -> None:
+async def _until_caught_up(stream: AsyncIterator[follow.Part], seen: _Seen) -> None:
+    while True:
+        part = await anext(stream)
+        seen.take(part)
+        if part.caught_up:
+            return
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_what_is_committed_long_after_it_was_stamped_is_not_lost(heard: bool) -> None:
+    record = _Record(0)
+    run_id, other = ids.uuid7(), ids.uuid7()
+    record.grow(run_id)
+    threads, seen = follow.Threads(record, record), _Seen()
+    stream = threads.follow(_READER, "", {})
+    await _until_caught_up(stream, seen)
+    record.grow(run_id, end=True, late=True)
+    for _ in range(5):
+        record.now += timedelta(minutes=20)
+        record.grow(other)
+        threads.heard(_READER.thread_id, other)
+        await _until_caught_up(stream, seen)
+    record.commit(run_id)
+    # of the other one is told, too, or of this one alone: either way it is looked for
+    record.grow(other)
+    threads.heard(_READER.thread_id, run_id if heard else other)
+    await _until_caught_up(stream, seen)
+    assert seen.runs == record.runs
+
+
+async def test_a_run_made_long_ago_that_is_heard_of_once_is_found_though_it_has_ended() -> None:
+    record = _Record(0)
+    old, new = _made(9), _made(0)
+    record.grow(new)
+    threads, seen = follow.Threads(record, record), _Seen()
+    stream = threads.follow(_READER, "", {})
+    await _until_caught_up(stream, seen)
+    record.grow(old, end=True, late=True)
+    record.now += timedelta(hours=1)
+    record.commit(old)
+    threads.heard(_READER.thread_id, old)
+    await _until_caught_up(stream, seen)
+    assert seen.runs == record.runs
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+async def test_a_clock_that_steps_hides_nothing(hours: int) -> None:
+    record = _Record(0)
+    runs = [_made(9), _made(0)]
+    record.grow(runs[0])
+    threads, seen = follow.Threads(record, record), _Seen()
+    stream = threads.follow(_READER, "", {})
+    await _until_caught_up(stream, seen)
+    record.now += timedelta(hours=hours)
+    for run_id in runs:
+        record.grow(run_id)
+    record.now += timedelta(hours=1)
+    threads.heard_any()
+    await _until_caught_up(stream, seen)
+    assert seen.runs == record.runs
+
+
+async def test_what_was_not_heard_of_is_looked_for_all_the_same_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "_WIDE_S", 0.05)
+    record = _Record(0)
+    threads, seen = follow.Threads(record, record), _Seen()
+    stream = threads.follow(_READER, "", {})
+    await _until_caught_up(stream, seen)
+    for run_id in (_made(9), _made(0)):
+        record.grow(run_id)
+    async with asyncio.timeout(10):
+        await _until_caught_up(stream, seen)
+    assert seen.runs == record.runs
+
+
+async def test_what_ended_and_was_sent_is_never_sent_again() -> None:
     record = _Record(0)
     old, new = ids.uuid7(), ids.uuid7()
     for number in range(3):
@@ -166,10 +268,36 @@ async def test_what_is_forgotten_of_runs_that_ended_is_never_sent_again() -> Non
     for _ in range(20):
         record.now += timedelta(minutes=20)
         record.grow(new)
-        threads.heard(_READER.thread_id)
+        threads.heard_any()
         while seen.runs.get(new) != record.runs[new]:
             seen.take(await anext(stream))
     assert seen.runs == record.runs
+
+
+async def test_pages_of_runs_do_not_wait_for_those_who_follow() -> None:
+    record, held, asked_for = _Record(0), asyncio.Event(), asyncio.Queue[None]()
+    run_id = ids.uuid7()
+    record.grow(run_id)
+
+    class _Slow(_Record):
+        async def after(self, reader: follow.Reader, run_id: str, many: int) -> Sequence[follow.Head]:
+            asked_for.put_nowait(None)
+            await held.wait()
+            return []
+
+    slow = _Slow(0)
+    slow.runs, slow.last_at = record.runs, record.last_at
+    threads = follow.Threads(slow, record)
+    streams = [threads.follow(_READER, run_id, {}) for _ in range(follow.AT_ONCE + 1)]
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(_until_caught_up(stream, _Seen())) for stream in streams]
+        async with asyncio.timeout(10):
+            for _ in range(follow.AT_ONCE):
+                await asked_for.get()
+            events, through, last = await threads.page(_READER, run_id, 0, 10, 1_000)
+        assert not any(task.done() for task in asked)
+        held.set()
+    assert ([event.seq for event in events], through, last) == ([1], 1, 1)
 
 
 async def test_of_what_is_gone_the_last_is_told_before_the_rest() -> None:
@@ -203,6 +331,7 @@ class _Valkey:
 
     def __init__(self) -> None:
         self.entries: asyncio.Queue[dict[bytes, bytes]] = asyncio.Queue()
+        self.asked: asyncio.Queue[None] = asyncio.Queue()
 
     async def ends(self, streams: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(streams, "0-0")
@@ -211,23 +340,55 @@ class _Valkey:
         return "v"
 
     async def read(self, positions: Mapping[str, str], *, block_ms: int) -> list[tuple[str, str, dict[bytes, bytes]]]:
+        self.asked.put_nowait(None)
         return [(announce.PARTITIONS[0], "1-0", await self.entries.get())]
 
 
-async def test_a_thread_is_heard_of_at_once_whoever_records_in_it_and_any_at_each_comparison() -> None:
-    valkey, tasks, heard = _Valkey(), lifecycle.Tasks(on_failure=lambda error: None), asyncio.Queue[str]()
-    live = fanout.Fanout(valkey, None, _Generation(), tasks, 3600, 3600)  # type: ignore[arg-type]
-    live.of_thread = heard.put_nowait
+class _Heard:
+    """What those who follow threads are told."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+
+    def heard(self, thread_id: str, run_id: str) -> None:
+        self.told.put_nowait((thread_id, run_id))
+
+    def heard_any(self) -> None:
+        self.told.put_nowait(("", ""))
+
+
+async def test_a_run_is_heard_of_at_once_whoever_records_in_its_thread_and_any_when_announcements_may_be_missing() -> None:
+    valkey, tasks, heard = _Valkey(), lifecycle.Tasks(on_failure=lambda error: None), _Heard()
+    live = fanout.Fanout(valkey, None, _Generation(), tasks, 3600, 3600, heard)  # type: ignore[arg-type]
     tasks.spawn(live.run(), "run")
-    thread_id = ids.uuid7()
+    thread_id, runs = ids.uuid7(), [ids.uuid7(), ids.uuid7()]
     shown = log.Transient(ids.uuid7(), 1, ids.uuid7(), 1, ids.uuid7(), "agent_delta", b"{}")
-    told = [log.Recorded(ids.uuid7(), 1, run_id, 1, thread_id, "x", b"{}") for run_id in (ids.uuid7(), "")]
+    told = [log.Recorded(ids.uuid7(), 1, run_id, 1, thread_id, "x", b"{}") for run_id in (runs[0], "", runs[1])]
     fields = announce.encoded(told, [shown])
     valkey.entries.put_nowait({str(key).encode(): bytes(value) for key, value in fields.items()})  # type: ignore[arg-type]
     async with asyncio.timeout(10):
-        assert [await heard.get() for _ in told] == [thread_id] * 2
+        assert [await heard.told.get() for _ in runs] == [(thread_id, run_id) for run_id in runs]
         tasks.spawn(live.watch(_ignored), "watch")
-        assert await heard.get() == ""
+        assert await heard.told.get() == ("", "")
+    await tasks.close()
+
+
+async def test_those_who_follow_are_not_all_woken_by_each_comparison() -> None:
+    valkey, tasks, heard, compared = _Valkey(), lifecycle.Tasks(on_failure=lambda error: None), _Heard(), _Generation()
+    live = fanout.Fanout(valkey, None, compared, tasks, 0.001, 0.001, heard)  # type: ignore[arg-type]
+    tasks.spawn(live.run(), "run")
+    shown = log.Transient(ids.uuid7(), 1, ids.uuid7(), 1, ids.uuid7(), "agent_delta", b"{}")
+    fields = announce.encoded([], [shown])
+    valkey.entries.put_nowait({str(key).encode(): bytes(value) for key, value in fields.items()})  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await valkey.asked.get()
+        assert not live.degraded
+        tasks.spawn(live.watch(_ignored), "watch")
+        assert await heard.told.get() == ("", "")
+        for _ in range(20):
+            await compared.asked.get()
+    assert heard.told.empty()
     await tasks.close()
 
 
@@ -235,5 +396,9 @@ async def _ignored(heard: bool) -> None: ...
 
 
 class _Generation:
+    def __init__(self) -> None:
+        self.asked = asyncio.Queue[None]()
+
     async def generation(self) -> str:
+        self.asked.put_nowait(None)
         return "g"

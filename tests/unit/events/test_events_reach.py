@@ -51,4 +51,4 @@ async def test_an_export_ends_with_the_session_of_who_asked(how: str, monkeypatc
 
 
 def test_pages_and_catch_ups_leave_connections_for_runs_that_begin() -> None:
-    assert wiring._PAGES_AT_ONCE + fanout.CATCH_UPS + follow.AT_ONCE + 2 <= wiring._POOL
+    assert wiring._PAGES_AT_ONCE + fanout.CATCH_UPS + follow.AT_ONCE + follow.PAGES_AT_ONCE + 2 <= wiring._POOL

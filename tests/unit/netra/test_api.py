@@ -75,3 +75,20 @@ async def test_two_who_need_a_fresh_token_at_once_get_the_same(tmp_path: Path, m
     store.keep("http://a", {"access_token": "old", "refresh_token": "r1", "expires_in": 1})
     assert list(await asyncio.gather(store.token("http://a"), store.token("http://a"))) == ["fresh", "fresh"]
     assert _Slow.renewed == 1
+
+
+async def test_a_thread_is_erased_under_the_same_key_whenever_it_is_asked_for() -> None:
+    keys: list[str] = []
+
+    def gateway(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        return httpx.Response(503, json={"code": "UNAVAILABLE", "message": "away"}) if len(keys) == 1 else httpx.Response(200, json={})
+
+    for thread_id in ("0192f0c1-2b6a-7c3d-8e4f-0a1b2c3d4e5f", "0192F0C1-2B6A-7C3D-8E4F-0A1B2C3D4E5F", "another"):
+        async with answered_by(gateway) as gate:
+            if not keys:
+                with pytest.raises(errors.Unavailable):
+                    await gate.erase_thread(thread_id)
+            await gate.erase_thread(thread_id)
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+    assert len(keys) == 4

@@ -47,9 +47,9 @@ class _Gateway:
             raise problem
 
 
-def _event(run_id: str, seq: int) -> dict[str, Any]:
+def _event(run_id: str, seq: int, kind: str = "agent_completed") -> dict[str, Any]:
     frame = json.dumps({"run_id": run_id, "seq": seq}).encode()
-    return {"run_id": run_id, "seq": str(seq), "frame": base64.b64encode(frame).decode()}
+    return {"run_id": run_id, "seq": str(seq), "type": kind, "frame": base64.b64encode(frame).decode()}
 
 
 async def test_every_event_comes_once_through_every_end_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +71,52 @@ async def test_what_is_gone_is_told_where_it_was() -> None:
     answer = {"truncated": [{"run_id": run_id, "seq": "3"}], "events": [_event(run_id, 3), _event(run_id, 4)]}
     assert place.take(answer) == [{"type": "history_truncated", "run_id": run_id, "seq": 3}, {"run_id": run_id, "seq": 4}]
     assert place.request("g") == {"grant_token": "g", "positions": [{"run_id": run_id, "seq": 4}], "after_run_id": ""}
+
+
+async def test_a_run_that_goes_on_keeps_its_place_however_old_it_is_and_many_came_after_it() -> None:
+    place, (old, *runs) = threads.Place(), sorted(ids.uuid7() for _ in range(threads._MOST + 100))
+    place.take({"truncated": [], "events": [_event(old, 1, "agent_started")]})
+    for run_id in runs:
+        place.take({"truncated": [], "events": [_event(run_id, 1, "agent_completed")]})
+    request = place.request("g")
+    assert {"run_id": old, "seq": 1} in request["positions"]
+    assert len(request["positions"]) == threads._MOST
+    assert request["after_run_id"] == runs[99]
+    place.take({"truncated": [], "events": [_event(old, 2)]})
+    assert old in {one["run_id"] for one in place.request("g")["positions"]}
+
+
+async def test_no_more_is_told_than_a_frame_has_room_for() -> None:
+    place, runs = threads.Place(), sorted(ids.uuid7() for _ in range(threads._ROOM + 50))
+    for run_id in runs:
+        place.take({"truncated": [], "events": [_event(run_id, 1, "agent_started")]})
+    request = place.request("g")
+    assert [one["run_id"] for one in request["positions"]] == runs[50:]
+    assert request["after_run_id"] == runs[49]
+
+
+async def test_it_pauses_after_a_stream_that_answered_nothing_and_gives_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[float] = []
+
+    class _Draining(_Gateway):
+        async def stream(self, method: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+            if len(self.asked) < 3:
+                self.asked.append(dict(request))
+                return
+            async for answer in super().stream(method, request):
+                yield answer
+
+    async def sleep(pause_s: float) -> None:
+        paused.append(pause_s)
+
+    monkeypatch.setattr("netra.threads.asyncio.sleep", sleep)
+    gateway = _Draining({ids.uuid7(): 2})
+    assert len([event async for event in threads.follow(gateway, "t", live=False)]) == 2
+    assert paused == [threads._PAUSE_S] * 3
+    silent = _Draining({})
+    silent.patience_s = 0.0
+    with pytest.raises(errors.Unavailable):
+        await anext(threads.follow(silent, "t"))
 
 
 async def test_it_ends_with_the_grant_and_when_nobody_is_signed_in(monkeypatch: pytest.MonkeyPatch) -> None:
