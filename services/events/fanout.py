@@ -91,7 +91,8 @@ class Topic:
             self.last = event.cursor
             for listener in tuple(self.listeners):
                 listener.offer(event)
-            self._show_waiting()
+            if self._waiting:
+                self._show_waiting()
         elif event.cursor > self.last:
             self.target = max(self.target, event.cursor)
 
@@ -107,10 +108,9 @@ class Topic:
             announce.missed("late")
 
     def _show_waiting(self) -> None:
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            for transient in waiting:
-                self.show(transient)
+        waiting, self._waiting = self._waiting, []
+        for transient in waiting:
+            self.show(transient)
 
 
 class Fanout:

@@ -63,12 +63,13 @@ class Follower:
 
     def offer(self, event: log.Recorded) -> None:
         """The next live event. When the stream's queue is full, the follower goes on from the record."""
-        if event.cursor <= self.queued_to:
+        cursor = event.cursor
+        if cursor <= self.queued_to:
             return
         if self.behind:
             self._hold(event)
-        elif event.cursor == self.queued_to + 1 and (not self._wants(event) or self.stream.push(self, event)):
-            self.queued_to = event.cursor
+        elif cursor == self.queued_to + 1 and ((self.run_id and event.run_id != self.run_id) or self.stream.push(self, event)):
+            self.queued_to = cursor
         else:
             # no room; or what is in between was dropped from the record, which the next page tells
             self.behind = True
@@ -154,7 +155,12 @@ class Stream:
         """Queue a live event; False when there is no room."""
         if len(self._queue) >= _MAX_QUEUED_EVENTS or self._bytes >= _MAX_QUEUED_BYTES:
             return False
-        self._put(follower, event)
+        # as `_put` does; once for each event and stream
+        self._queue.append((follower, event))
+        self._bytes += len(event.frame)
+        follower.queued += 1
+        if not self._wake.is_set():
+            self._wake.set()
         return True
 
     def show(self, follower: Follower, transient: log.Transient) -> None:
@@ -221,25 +227,28 @@ class Stream:
     def _queued(self) -> list[log.Recorded]:
         events: list[log.Recorded] = []
         shown_to: set[str] = set()
-        size, self._shown = 0, []
-        while self._queue and len(events) + len(self._shown) < MAX_BATCH_EVENTS and size < MAX_BATCH_BYTES:
-            follower, told = self._queue[0]
-            if isinstance(told, log.Recorded) and told.user_id in shown_to:
+        size, room, queue = 0, MAX_BATCH_EVENTS, self._queue
+        self._shown = []
+        while queue and room and size < MAX_BATCH_BYTES:
+            follower, told = queue[0]
+            if shown_to and isinstance(told, log.Recorded) and told.user_id in shown_to:
                 # it comes after what is shown, so it goes with the next batch
                 self._wake.set()
                 break
-            self._queue.popleft()
+            queue.popleft()
             follower.queued -= 1
-            self._bytes -= len(told.frame)
+            length = len(told.frame)
+            self._bytes -= length
             if follower.gone:
                 continue
-            size += len(told.frame)
-            if isinstance(told, log.Transient):
-                self._shown.append(told)
-                shown_to.add(told.user_id)
-            else:
+            size += length
+            room -= 1
+            if isinstance(told, log.Recorded):
                 follower.sent_to = told.cursor
                 events.append(told)
+            else:
+                self._shown.append(told)
+                shown_to.add(told.user_id)
         return events
 
     def _from_record(self) -> list[log.Recorded]:
