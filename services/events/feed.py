@@ -167,11 +167,10 @@ class Stream:
 
     def push(self, follower: Follower, events: Sequence[log.Recorded]) -> int:
         """Queue live events; how many had room."""
-        room = _MAX_QUEUED_EVENTS - self._number
-        if room <= 0 or self._bytes >= _MAX_QUEUED_BYTES:
+        if self._number >= _MAX_QUEUED_EVENTS or self._bytes >= _MAX_QUEUED_BYTES:
             return 0
-        taken = events if len(events) <= room else events[:room]
-        self._put(follower, taken, len(taken), _bytes(taken))
+        taken, size = _fitting(events, _MAX_QUEUED_EVENTS - self._number, _MAX_QUEUED_BYTES - self._bytes)
+        self._put(follower, taken, len(taken), size)
         return len(taken)
 
     def show(self, follower: Follower, transient: log.Transient) -> None:
@@ -259,10 +258,7 @@ class Stream:
                 self._wake.set()
                 break
             else:
-                taken = told[: MAX_BATCH_EVENTS - len(events) - len(self._shown)]
-                if size + (length := _bytes(taken)) > MAX_BATCH_BYTES:
-                    taken = _up_to(taken, MAX_BATCH_BYTES - size)
-                    length = _bytes(taken)
+                taken, length = _fitting(told, MAX_BATCH_EVENTS - len(events) - len(self._shown), MAX_BATCH_BYTES - size)
                 if len(taken) < len(told):
                     self._queue.appendleft((follower, told[len(taken) :]))
                 self._count(follower, -len(taken), -length)
@@ -357,10 +353,14 @@ def _bytes(events: Sequence[log.Recorded]) -> int:
     return sum([len(event.frame) for event in events])
 
 
-def _up_to(events: Sequence[log.Recorded], room: int) -> Sequence[log.Recorded]:
-    """The first of them, until the room is used up; at least one."""
-    for at, event in enumerate(events, 1):
-        room -= len(event.frame)
-        if room <= 0:
-            return events[:at]
-    return events
+def _fitting(events: Sequence[log.Recorded], most: int, room: int) -> tuple[Sequence[log.Recorded], int]:
+    """The first of them, at most so many, until the room (in bytes) is used up; at least one. With how many bytes they have."""
+    taken = events[:most]
+    if (size := _bytes(taken)) <= room:
+        return taken, size
+    size = 0
+    for at, event in enumerate(taken, 1):
+        size += len(event.frame)
+        if size >= room:
+            return taken[:at], size
+    return taken, size

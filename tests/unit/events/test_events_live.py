@@ -549,6 +549,15 @@ def test_of_events_that_come_together_those_that_have_room_are_sent(monkeypatch:
     assert (follower.sent_to, follower.queued, stream._number, stream._bytes) == (5, 0, 0, 0)
 
 
+def test_of_events_that_come_together_none_is_queued_beyond_the_bytes_that_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "_MAX_QUEUED_BYTES", 250)
+    topic, stream, follower = _followed(lifecycle.Tasks())
+    topic.offer([_event(cursor, frame=b"x" * 100) for cursor in range(1, 6)])
+    # as one by one: the last one that is taken may pass the bound
+    assert (follower.queued_to, follower.behind, stream._number, stream._bytes) == (3, True, 3, 300)
+    assert _batches(stream) == [[1, 2, 3]]
+
+
 def test_events_that_came_together_are_parted_where_a_batch_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "MAX_BATCH_EVENTS", 3)
     topic, stream, follower = _followed(lifecycle.Tasks())
