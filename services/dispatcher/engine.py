@@ -247,10 +247,7 @@ class ExecutionEngine:
             ending = await self._answered(running, bridge, ending)
         if not await self._finishing(running):
             raise errors.Fenced
-        state = await self._told(bridge, ending)
-        if state == runs.RunState.COMPLETED:
-            running.passed.now(stages.RESPONSE_PERSISTED)
-        await self._close(running, state)
+        await self._close(running, await self._told(bridge, ending))
 
     async def _finishing(self, running: Running) -> bool:
         return await _patient(lambda: self._store.finishing(running.claim.order.run_id, running.claim.epoch, running.passed.times))
@@ -278,6 +275,8 @@ class ExecutionEngine:
             )
         except errors.NetraError as error:
             return _failed(error)
+        # it is in the thread now; the end of the run may be on a socket before the record's answer is here
+        running.passed.now(stages.RESPONSE_PERSISTED)
         bridge.message_created(message_id, "assistant", ending.answer)
         return ending
 

@@ -72,18 +72,18 @@ def _inline(told: Told) -> int:
     return len(told.frame) if len(told.frame) <= _MAX_INLINE or isinstance(told, log.Transient) else 0
 
 
-def decoded(fields: Mapping[bytes, bytes]) -> list[Told]:
-    """What is in an entry, in order per user; the frame of an event is empty when it must be read from the record."""
+def decoded(fields: Mapping[bytes, bytes]) -> tuple[list[log.Recorded], list[log.Transient]]:
+    """Events of an entry, in order per user, and what comes after them; the frame of one that must be read from the record is empty."""
     batch = events_pb2.SubscribeResponse.FromString(fields[b"events"])
-    events: list[Told] = [
+    events = [
         log.Recorded(event.user_id, event.cursor, event.run_id, event.seq, event.thread_id, event.type, event.frame, bool(ends))
         for event, ends in zip(batch.events, fields[b"ends"], strict=True)
     ]
-    events += [
+    transients = [
         log.Transient(one.user_id, one.after_cursor, one.run_id, one.after_seq, one.thread_id, one.type, one.frame)
         for one in batch.transients
     ]
-    return events
+    return events, transients
 
 
 def entries(told: Iterable[Told]) -> list[tuple[str, dict[bytes | str, bytes | str | int]]]:

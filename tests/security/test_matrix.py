@@ -244,9 +244,7 @@ _OF_OTHERS = ("EraseEvents", "ExportEvents", "GetContext", "ListContextAudit", "
 # they take more than an id: tests/prove/isolation asks them
 _PROVEN = ("GrantThread", "ListThreadEvents", "WithdrawGrant")
 _NAMING = [
-    rpc
-    for rpc in RPCS
-    if rpc.rule.permission and set(_IDS) & set(rpc.method.input_type.fields_by_name) and rpc.method.name not in _PROVEN
+    rpc for rpc in RPCS if rpc.rule.permission and set(_IDS) & set(rpc.method.input_type.fields_by_name) and rpc.method.name not in _PROVEN
 ]
 
 

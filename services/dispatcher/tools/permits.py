@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from chassis import audit, identity, trust
+from chassis import audit, identity, telemetry, trust
 from netra import errors
 from netra.auth.v1 import auth_pb2
 from netra.tool import ToolSpec
 from services.dispatcher import runs
 
 _EXECUTE = "tools:execute"
+_waiting = telemetry.meter.create_up_down_counter("netra.tools.waiting_for_auth", description="Calls that wait until auth is heard of.")
 
 
 class Counted(Protocol):
@@ -83,12 +84,15 @@ class Permits:
         Raises `PermissionDenied`; `Cancelled` when the user was stopped; `DeadlineExceeded` when the tool's own time passed.
         """
         if not self._trust.fresh:
+            _waiting.add(1)
             try:
                 async with asyncio.timeout(spec.timeout_s):
                     await self._trust.awaited_fresh()
             except TimeoutError:
                 message = f"The tool {spec.name} was not called: whether you still may is not known while auth cannot be reached."
                 raise errors.DeadlineExceeded(message, tool=spec.name) from None
+            finally:
+                _waiting.add(-1)
         try:
             self.require(spec)
         except errors.PermissionDenied as refused:

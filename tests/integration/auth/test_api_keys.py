@@ -171,7 +171,7 @@ async def test_what_acts_for_a_user_is_not_passed_on_and_makes_no_keys(accounts:
 async def test_an_exchange_needs_a_service_a_user_and_a_scope_of_theirs(accounts: Accounts) -> None:
     user, reader = await accounts.services.user(), await accounts.services.user(role="readonly")
     assert isinstance(await refused(_exchange(accounts, user.token, SCOPES, secret="wrong")), errors.Unauthenticated)
-    assert isinstance(await refused(_exchange(accounts, user.token[:-2] + "AA", SCOPES)), errors.Unauthenticated)
+    assert isinstance(await refused(_exchange(accounts, user.token[:-8] + "AAAAAAAA", SCOPES)), errors.Unauthenticated)
     (_, service_token), *_ = await accounts.services.service_token("dispatcher")
     assert isinstance(await refused(_exchange(accounts, service_token.removeprefix("Bearer "), SCOPES)), errors.Unauthenticated)
     assert isinstance(await refused(_exchange(accounts, reader.token, ["runs:write"])), errors.PermissionDenied)

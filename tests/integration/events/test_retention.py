@@ -189,6 +189,21 @@ async def test_a_day_whose_preparation_was_interrupted_is_open_when_a_replica_co
         assert await admin.row(_CLOSED) is None
 
 
+async def test_who_reopens_days_waits_for_who_prepares_one(place: Place) -> None:
+    replica = await place.replica()
+    day = now().date() + timedelta(days=2)
+    async with place.admin() as admin:
+        await admin.execute("BEGIN")
+        assert await admin.value("SELECT events.prepare_day('free', $1)", day) == "again"
+        # what it has just looked at is not taken away before it is done
+        with pytest.raises(postgres.Locked):
+            await replica.retention.reopen("free")
+        await admin.execute("COMMIT")
+    await replica.retention.reopen("free")
+    async with place.admin() as admin:
+        assert await admin.row(_CLOSED) is None
+
+
 async def test_a_day_that_has_events_already_gets_no_partition_and_stays_open(place: Place) -> None:
     replica = await place.replica()
     run = await place.run(replica)

@@ -165,7 +165,7 @@ async def test_a_reader_that_sleeps_is_fed_from_the_record_with_bounded_memory(w
     for _ in range(100):
         await asyncio.sleep(0)
     assert world.valkey.entries.empty()
-    assert len(stream._queue) <= 4096
+    assert stream._number <= 4096
     assert await _until(stream, 10_000) == list(range(1, 10_001))
     world.valkey.announce(world.add(1))
     assert await _until(stream, 10_001) == [10_001]
@@ -206,7 +206,7 @@ def test_entries_go_to_the_partition_of_their_user_and_come_back_equal() -> None
     events = [_event(cursor, ends=cursor == 70) for cursor in range(1, 71)]
     made = announce.entries(events)
     assert {stream for stream, _ in made} == {announce.partition(_USER)}
-    back = [event for _, fields in made for event in announce.decoded({str(key).encode(): bytes(value) for key, value in fields.items()})]  # type: ignore[arg-type]
+    back = [event for _, fields in made for event in _sent(fields)[1]]
     assert back == events
 
 
@@ -304,7 +304,7 @@ async def test_who_does_not_keep_up_is_shown_nothing_beside_the_record(world: _W
     world.valkey.announce(world.add(3), [_transient(3, text) for text in "abc"])
     world.valkey.announce(world.add(20), [_transient(23, "d")])
     await _until(other, 23)
-    assert len(stream._queue) == 8
+    assert stream._number == 8
     assert await _told(stream, 23) == [1, 2, 3, "a", *range(4, 24)]
 
 
@@ -373,7 +373,8 @@ async def test_what_is_not_recorded_is_dropped_while_valkey_is_away_or_much_wait
 def _sent(fields: Mapping[Any, Any]) -> tuple[int, list[Any]]:
     """How big an entry is, and what comes out of it."""
     sent = {str(key).encode(): bytes(value) for key, value in fields.items()}
-    return sum(map(len, sent.values())), announce.decoded(sent)
+    events, transients = announce.decoded(sent)
+    return sum(map(len, sent.values())), [*events, *transients]
 
 
 def test_an_entry_is_bounded_in_bytes_and_bigger_frames_are_left_out() -> None:
@@ -522,3 +523,74 @@ async def test_what_is_dropped_before_it_was_told_is_said(world: _World, before:
     told = await reader
     assert told[-1] == (before + 4, [before + 4, before + 5])
     assert told[:-1] == ([(0, [1, 2, 3])] if before else [])
+
+
+def _followed(tasks: lifecycle.Tasks) -> tuple[fanout.Topic, feed.Stream, feed.Follower]:
+    unused: Any = None
+    topic, stream = fanout.Topic(_USER), feed.Stream(unused, unused, tasks)
+    topic.last = 0
+    return topic, stream, stream.follow(topic, 0)
+
+
+def _batches(stream: feed.Stream) -> list[list[int]]:
+    found = []
+    while batch := stream._queued():
+        found.append([event.cursor for event in batch])
+    return found
+
+
+def test_of_events_that_come_together_those_that_have_room_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "_MAX_QUEUED_EVENTS", 5)
+    topic, stream, follower = _followed(lifecycle.Tasks())
+    topic.offer([_event(cursor) for cursor in range(1, 4)])
+    topic.offer([_event(cursor) for cursor in range(4, 9)])
+    assert (topic.last, follower.queued_to, follower.behind, follower.queued, stream._number) == (8, 5, True, 5, 5)
+    assert _batches(stream) == [[1, 2, 3, 4, 5]]
+    assert (follower.sent_to, follower.queued, stream._number, stream._bytes) == (5, 0, 0, 0)
+
+
+def test_of_events_that_come_together_none_is_queued_beyond_the_bytes_that_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "_MAX_QUEUED_BYTES", 250)
+    topic, stream, follower = _followed(lifecycle.Tasks())
+    topic.offer([_event(cursor, frame=b"x" * 100) for cursor in range(1, 6)])
+    # as one by one: the last one that is taken may pass the bound
+    assert (follower.queued_to, follower.behind, stream._number, stream._bytes) == (3, True, 3, 300)
+    assert _batches(stream) == [[1, 2, 3]]
+
+
+def test_events_that_came_together_are_parted_where_a_batch_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "MAX_BATCH_EVENTS", 3)
+    topic, stream, follower = _followed(lifecycle.Tasks())
+    topic.offer([_event(1), _event(2)])
+    topic.offer([_event(cursor) for cursor in range(3, 9)])
+    assert _batches(stream) == [[1, 2, 3], [4, 5, 6], [7, 8]]
+    monkeypatch.setattr(feed, "MAX_BATCH_BYTES", 250)
+    topic.offer([_event(cursor, frame=b"x" * 100) for cursor in (9, 10, 11)])
+    topic.offer([_event(12, frame=b"x" * 300), _event(13)])
+    assert _batches(stream) == [[9, 10, 11], [12], [13]]
+    assert (follower.sent_to, follower.queued, stream._number, stream._bytes) == (13, 0, 0, 0)
+
+
+def test_of_events_that_come_together_none_behind_a_hole_is_sent() -> None:
+    topic, stream, _ = _followed(lifecycle.Tasks())
+    topic.offer([_event(1), _event(2), _event(4)])
+    assert (topic.last, topic.target, _batches(stream)) == (2, 4, [[1, 2]])
+    topic.offer([_event(2), _event(3), _event(4, frame=b""), _event(5)])
+    assert (topic.last, topic.target, _batches(stream)) == (3, 5, [[3]])
+
+
+def test_what_waits_to_be_shown_comes_in_its_place_among_events_that_come_together() -> None:
+    topic, stream, _ = _followed(lifecycle.Tasks())
+    topic.show(_transient(2))
+    topic.offer([_event(cursor) for cursor in (1, 2, 3)])
+    assert [event.cursor for event in stream._queued()] == [1, 2]
+    assert stream.take_shown() == [_transient(2)]
+    assert _batches(stream) == [[3]]
+
+
+def test_what_is_queued_of_a_user_who_left_is_not_sent() -> None:
+    topic, stream, follower = _followed(lifecycle.Tasks())
+    topic.offer([_event(1), _event(2)])
+    follower.gone = True
+    assert _batches(stream) == []
+    assert (stream._number, stream._bytes, follower.queued) == (0, 0, 0)

@@ -304,7 +304,7 @@ class Merge(RuleBasedStateMachine):
     @invariant()
     def nothing_failed_and_little_is_held(self) -> None:
         assert self.failures == []
-        assert all(len(reader.stream._queue) <= feed._MAX_QUEUED_EVENTS for reader in self.readers)
+        assert all(reader.stream._number <= feed._MAX_QUEUED_EVENTS for reader in self.readers)
 
     def teardown(self) -> None:
         self.rest()
