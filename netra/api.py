@@ -134,13 +134,15 @@ class Api:
         return str((await self._call("POST", f"/v1/runs/{run_id}:cancel"))["state"])
 
     async def upload(
-        self, path: str | Path, *, name: str = "", media_type: str = "", progress: files.Progress | None = None
+        self, path: str | Path, *, name: str = "", media_type: str = "", thread_id: str = "", progress: files.Progress | None = None
     ) -> dict[str, Any]:
         """Keep a file: returns artifact_id, name, bytes, sha256, media_type, created_at. `progress` gets bytes sent, bytes in all.
 
-        Raises `InvalidPayload` when it cannot be read, `TooLarge` when it is over a limit.
+        In a thread that I may write to, all who see the thread see it. Raises `NotFound` when there is no such thread, `InvalidPayload`
+        when the file cannot be read, `TooLarge` when it is over a limit.
         """
         name = name or Path(path).name
+        query = {"name": name} | ({"thread_id": thread_id} if thread_id else {})
         with files.Outgoing(Path(path), progress) as file:
             headers = {
                 "Authorization": f"Bearer {await self.token()}",
@@ -149,7 +151,7 @@ class Api:
                 "Idempotency-Key": ids.uuid7(),
             }
             request = self._http.stream(
-                "POST", "/v1/artifacts", params={"name": name}, headers=headers, content=file.pieces(), timeout=files.TIMEOUT
+                "POST", "/v1/artifacts", params=query, headers=headers, content=file.pieces(), timeout=files.TIMEOUT
             )
             try:
                 async with request as response:

@@ -22,7 +22,7 @@ from netra.api import Api
 from netra.console import AsJson, Credential, Url
 
 app = typer.Typer(help="Run agents and watch them live.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-artifacts = typer.Typer(help="Your files: list, download, delete.", no_args_is_help=True)
+artifacts = typer.Typer(help="Your files: list, upload, download, delete.", no_args_is_help=True)
 app.add_typer(artifacts, name="artifacts")
 audit = typer.Typer(help="The record of access: list, verify. For administrators.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
@@ -66,7 +66,9 @@ def run(
     agent: Annotated[str, typer.Argument(help="The agent; `netra agents` lists them. Without one the gateway's default decides.")] = "",
     request: Annotated[str, typer.Option("--request", "-r", help="What you ask; - reads it from stdin.")] = "",
     inputs: Annotated[list[str] | None, typer.Option("--input", "-i", help="name=value; the value is JSON if it reads as JSON.")] = None,
-    file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True, help="A file to attach.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, readable=True, help="A file to attach; into the thread, with --thread.")
+    ] = None,
     save: Annotated[
         Path | None, typer.Option(file_okay=False, help="A folder for the chart and the report; replaces earlier ones.")
     ] = None,
@@ -87,7 +89,7 @@ def run(
         last: dict[str, Any] = {"type": ""}
         async with client.connect(where, who) as connected:
             if file is not None:
-                given["artifact_id"] = await transfers.upload(connected.api, file, console.err)
+                given["artifact_id"] = await transfers.upload(connected.api, file, console.err, thread)
             async for event in connected.run(agent, user_request=asked, inputs=given, thread_id=thread, **options):
                 console.show_event(event, as_json)
                 last = event
@@ -217,6 +219,19 @@ def list_artifacts(
     """List your files, newest first."""
     rows = console.asked(url, token, lambda api: api.artifacts(limit))
     console.table(rows, ("artifact_id", "name", "bytes", "media_type", "created_at"), as_json)
+
+
+@artifacts.command("upload")
+def upload_artifact(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    thread: Annotated[str, typer.Option(help="Put it into this thread: whoever sees the thread sees the file.")] = "",
+    as_json: AsJson = False,
+    url: Url = "",
+    token: Credential = "",
+) -> None:
+    """Keep a file; its id is the input `artifact_id` of a run."""
+    artifact_id = console.asked(url, token, lambda api: transfers.upload(api, file, console.err, thread))
+    console.line({"artifact_id": artifact_id}) if as_json else console.out.print(artifact_id, soft_wrap=True, highlight=False)
 
 
 @artifacts.command("download")

@@ -16,7 +16,7 @@ import websockets
 from websockets.asyncio import client as socket_
 from websockets.typing import Subprotocol
 
-from netra import errors, ids, threads
+from netra import errors, ids, incoming, threads
 from netra.api import TERMINAL, Api, Token, direct, error_of, error_of_response
 from netra.files import Progress
 
@@ -50,6 +50,7 @@ class _Request:
 
     text: str
     answer: asyncio.Future[dict[str, Any]]
+    opens: incoming.Stream | None = None
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ class Client:
         self._socket: socket_.ClientConnection | None = None
         self._pending: dict[str, _Request] = {}
         self._followers: list[_Follower] = []
-        self._streams: dict[str, asyncio.Queue[dict[str, Any] | errors.NetraError]] = {}
+        self._streams: dict[str, incoming.Stream] = {}
         self._changed = asyncio.Condition()
         self._failure: errors.NetraError | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -125,16 +126,14 @@ class Client:
     async def stream(self, method: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The answers of a streaming RPC, such as `netra.events.v1.EventsService/Subscribe`; 64-bit numbers come as text.
 
-        Raises what it ends with, and `Unavailable` when the connection breaks: open it again from where it was.
+        Raises what it ends with, and `Unavailable` when the connection breaks, or when much more comes than is read: open it again from
+        where it was.
         """
-        payload = {"method": method, "request": dict(request)}
-        stream_id = str((await self._request({"type": "STREAM", "id": ids.uuid7(), "payload": payload}))["stream_id"])
-        queue = self._streams.setdefault(stream_id, asyncio.Queue())
+        payload, stream = {"method": method, "request": dict(request)}, incoming.Stream()
         try:
+            await self._request({"type": "STREAM", "id": ids.uuid7(), "payload": payload}, stream)
             while True:
-                told = await queue.get()
-                if isinstance(told, errors.NetraError):
-                    raise told
+                told = await stream.take()
                 if told["type"] == "stream_data":
                     yield told["data"]
                 elif told["code"] == "OK":
@@ -142,11 +141,9 @@ class Client:
                 else:
                     raise error_of(told)
         finally:
-            del self._streams[stream_id]
-            if self._socket is not None:
-                # to a stream that has ended it says nothing
-                cancel = {"type": "STREAM_CANCEL", "id": ids.uuid7(), "payload": {"stream_id": stream_id}}
-                await _send(self._socket, json.dumps(cancel))
+            # also when it was cancelled in the moment in which it was opened
+            if self._streams.pop(stream.stream_id, None) is not None and self._socket is not None:
+                await _cancel(self._socket, stream.stream_id)
 
     def follow(self, thread_id: str, *, live: bool = True) -> AsyncIterator[dict[str, Any]]:
         """The events of all runs of a thread of mine, or one shared with me; until it is no longer, or without `live` up to now."""
@@ -164,9 +161,11 @@ class Client:
         """The tools I may call."""
         return await self.api.tools(**filters)
 
-    async def upload(self, path: str | Path, *, name: str = "", media_type: str = "", progress: Progress | None = None) -> dict[str, Any]:
-        """Keep a file; its `artifact_id` goes into the inputs of a run."""
-        return await self.api.upload(path, name=name, media_type=media_type, progress=progress)
+    async def upload(
+        self, path: str | Path, *, name: str = "", media_type: str = "", thread_id: str = "", progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Keep a file; its `artifact_id` goes into the inputs of a run. In a thread it is seen by all who see that."""
+        return await self.api.upload(path, name=name, media_type=media_type, thread_id=thread_id, progress=progress)
 
     async def download(self, artifact_id: str, to: str | Path, progress: Progress | None = None) -> dict[str, Any]:
         """Write an artifact to a file."""
@@ -190,22 +189,22 @@ class Client:
         await self._request({"type": "AUTH", "id": ids.uuid7(), "payload": {"access_token": tokens["access_token"]}})
         return tokens
 
-    async def _request(self, frame: dict[str, Any]) -> dict[str, Any]:
+    async def _request(self, frame: dict[str, Any], opens: incoming.Stream | None = None) -> dict[str, Any]:
         """The `data` of the ack. What a part that restarts refuses is asked again, under the same id."""
         text = _written(frame, self._max_sent)
         until = time.monotonic() + self.patience_s
         while True:
             try:
-                return await self._asked(frame["id"], text)
+                return await self._asked(frame["id"], text, opens)
             except errors.Unavailable as error:
                 if self._failure is not None or time.monotonic() > until:
                     raise
                 await asyncio.sleep((error.retry_after_ms or 250) / 1000)
 
-    async def _asked(self, frame_id: str, text: str) -> dict[str, Any]:
+    async def _asked(self, frame_id: str, text: str, opens: incoming.Stream | None) -> dict[str, Any]:
         if self._failure is not None:
             raise self._failure
-        request = self._pending[frame_id] = _Request(text, asyncio.get_running_loop().create_future())
+        request = self._pending[frame_id] = _Request(text, asyncio.get_running_loop().create_future(), opens)
         try:
             async with asyncio.timeout(self.patience_s):
                 if self._socket is not None:
@@ -293,19 +292,18 @@ class Client:
 
     async def _read(self, socket: socket_.ClientConnection, text: str | bytes) -> None:
         try:
-            await self._take(socket, json.loads(text))
-        except (KeyError, TypeError, ValueError) as error:
+            await self._take(socket, json.loads(text), len(text))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise errors.Internal(f"The gateway sent a frame that cannot be read: {error!r}") from error
 
-    async def _take(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
+    async def _take(self, socket: socket_.ClientConnection, frame: dict[str, Any], size: int) -> None:
         kind = frame["type"]
         if "event_id" in frame:
             await self._event(socket, frame)
         elif kind in ("ack", "error"):
-            self._answered(frame)
+            await self._answered(socket, frame)
         elif kind in ("stream_data", "stream_end"):
-            if (queue := self._streams.get(frame["stream_id"])) is not None:
-                queue.put_nowait(frame)
+            await self._streamed(socket, frame, size)
         elif kind == "connected":
             await self._greeted(socket, frame)
         elif kind == "auth_expiring":
@@ -331,17 +329,31 @@ class Client:
             if follower.wants(event):
                 follower.queue.put_nowait(event)
 
-    def _answered(self, frame: dict[str, Any]) -> None:
-        request = self._pending.get(frame.get("id") or "")
+    async def _answered(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
+        request, opened = self._pending.get(frame.get("id") or ""), (frame.get("data") or {}).get("stream_id", "")
         if request is None or request.answer.done():
+            if opened:
+                # whoever wanted it did not wait for it
+                await _cancel(socket, opened)
             return
-        if frame["type"] == "ack":
-            if "stream_id" in frame["data"]:
-                # its data comes next
-                self._streams[frame["data"]["stream_id"]] = asyncio.Queue()
-            request.answer.set_result(frame["data"])
-        else:
+        if frame["type"] == "error":
             request.answer.set_exception(error_of(frame))
+            return
+        if opened and request.opens is not None:
+            # its data comes next
+            request.opens.stream_id = opened
+            self._streams[opened] = request.opens
+        request.answer.set_result(frame["data"])
+
+    async def _streamed(self, socket: socket_.ClientConnection, frame: dict[str, Any], size: int) -> None:
+        stream = self._streams.get(frame["stream_id"])
+        if stream is None:
+            return
+        stream.put(frame, size)
+        if stream.overrun:
+            # nothing else is held up by it
+            del self._streams[stream.stream_id]
+            await _cancel(socket, stream.stream_id)
 
     async def _greeted(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
         self.user_id = frame["user_id"]
@@ -385,8 +397,9 @@ class Client:
             self._changed.notify_all()
 
     def _end_streams(self, error: errors.NetraError) -> None:
-        for queue in self._streams.values():
-            queue.put_nowait(error)
+        ended, self._streams = self._streams, {}
+        for stream in ended.values():
+            stream.end(error)
 
     def _refuse_pending(self, error: errors.NetraError) -> None:
         for request in self._pending.values():
@@ -398,6 +411,11 @@ async def _send(socket: socket_.ClientConnection, text: str) -> None:
     # a connection that is gone is noticed by its reader, and what is pending goes out on the next one
     with contextlib.suppress(websockets.ConnectionClosed):
         await socket.send(text)
+
+
+async def _cancel(socket: socket_.ClientConnection, stream_id: str) -> None:
+    # to a stream that has ended it says nothing
+    await _send(socket, json.dumps({"type": "STREAM_CANCEL", "id": ids.uuid7(), "payload": {"stream_id": stream_id}}))
 
 
 def _written(frame: dict[str, Any], limit: int) -> str:

@@ -88,6 +88,8 @@ async def follow(connection: Connection, thread_id: str, *, live: bool = True) -
                     heard, heard_at = True, time.monotonic()
                     for event in place.take(answer):
                         yield event
+                    # what whoever reads took is no silence of the gateway's
+                    heard_at = time.monotonic()
                     if answer["caught_up"] and not live:
                         return
         except errors.Unauthenticated:

@@ -14,10 +14,10 @@ from netra import errors, show
 from netra.api import Api
 
 
-async def upload(api: Api, file: Path, console: Console) -> str:
-    """Make an artifact of a file; returns its id."""
+async def upload(api: Api, file: Path, console: Console, thread_id: str = "") -> str:
+    """Make an artifact of a file, in a thread if one is given; returns its id."""
     with show.transfer(console, f"Uploading {file.name}") as advance:
-        kept = await api.upload(file, progress=advance)
+        kept = await api.upload(file, thread_id=thread_id, progress=advance)
     show.uploaded(console, kept)
     return str(kept["artifact_id"])
 

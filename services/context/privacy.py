@@ -95,8 +95,8 @@ class LeftOver(Protocol):
         ...
 
     async def of_user(self, user_id: ids.UserId, request_id: ids.RequestId) -> bool:
-        """Give up some files, and remove some contexts and lines of the audit trail, of a user who had everything erased; whether there
-        may be more.
+        """Blank some messages and give up some files, and remove some contexts and lines of the audit trail, of a user who had everything
+        erased; whether there may be more.
         """
         ...
 

@@ -14,10 +14,10 @@ _ARTIFACT = ", ".join(f"a.{column}" for column in _COLUMNS)
 # $1 is the user, $2 the context: who acts in one does so while it is open, in the very statement that reads or writes
 _ACTS = f"($2::uuid IS NULL OR {store_rows.still_open()})"
 _WRITES = f"($2::uuid IS NULL OR {store_rows.still_open(held=True)})"
-# row-level security shows the threads of the user, and those granted to them; a deleted one hides what others made in it
+# in threads of the user, and those granted to them; a deleted one hides what others made in it
 _SEEN = (
     f"{store_rows.STAYS} AND (a.user_id = $1 OR EXISTS (SELECT FROM context.threads AS t"
-    " WHERE t.thread_id = a.thread_id AND t.deleted_at IS NULL AND t.erased_at IS NULL))"
+    f" WHERE t.thread_id = a.thread_id AND t.deleted_at IS NULL AND t.erased_at IS NULL AND {store_rows.reader('$1', 't')}))"
 )
 # A run of the owner goes on in a thread they have deleted; an upload does not begin in one.
 _WRITABLE = (
@@ -171,7 +171,7 @@ class ArtifactStore:
         place = () if artifact_id is None else (artifact_id,)
         async with self._database.transaction(user_id) as transaction:
             if thread_id is not None:
-                await _refuse_hidden(transaction, thread_id)
+                await _refuse_hidden(transaction, user_id, thread_id)
             rows = await transaction.fetch(query, thread_id or user_id, limit, *place)
         return [_artifact(row) for row in rows]
 
@@ -197,9 +197,9 @@ async def _refuse_thread(transaction: Transaction, actor: Actor, thread_id: ids.
     if thread_id is None:
         return
     if actor.context_id is None:
-        await _refuse_hidden(transaction, thread_id)
-    query = "SELECT user_id FROM context.threads WHERE thread_id = $1 AND erased_at IS NULL"
-    owner = await transaction.value(query, thread_id)
+        await _refuse_hidden(transaction, actor.user_id, thread_id)
+    query = f"SELECT t.user_id FROM context.threads AS t WHERE t.thread_id = $1 AND t.erased_at IS NULL AND {store_rows.reader('$2', 't')}"
+    owner = await transaction.value(query, thread_id, actor.user_id)
     if owner is None:
         raise changes.no_thread()
     if str(owner) != actor.user_id:
@@ -208,9 +208,12 @@ async def _refuse_thread(transaction: Transaction, actor: Actor, thread_id: ids.
             raise changes.only_read()
 
 
-async def _refuse_hidden(transaction: Transaction, thread_id: ids.ThreadId) -> None:
-    query = "SELECT EXISTS (SELECT FROM context.threads WHERE thread_id = $1 AND deleted_at IS NULL AND erased_at IS NULL)"
-    if not await transaction.value(query, thread_id):
+async def _refuse_hidden(transaction: Transaction, user_id: ids.UserId, thread_id: ids.ThreadId) -> None:
+    query = (
+        "SELECT EXISTS (SELECT FROM context.threads AS t WHERE t.thread_id = $1 AND t.deleted_at IS NULL AND t.erased_at IS NULL"
+        f" AND {store_rows.reader('$2', 't')})"
+    )
+    if not await transaction.value(query, thread_id, user_id):
         raise changes.no_thread()
 
 

@@ -36,7 +36,10 @@ _BELOW = (
     f" AND (t.user_id = $2::uuid AND t.erased_at IS NULL OR {store_rows.writable('$2::uuid', 't')})"
     f" FOR KEY SHARE OF t FOR SHARE OF p),{_STORE}"
 )
-_SEEN = "SELECT EXISTS (SELECT FROM context.threads WHERE thread_id = $1 AND deleted_at IS NULL AND erased_at IS NULL AND user_id <> $2)"
+_SEEN = (
+    "SELECT EXISTS (SELECT FROM context.threads AS t WHERE t.thread_id = $1 AND t.deleted_at IS NULL AND t.erased_at IS NULL"
+    f" AND t.user_id <> $2 AND {store_rows.reader('$2', 't')})"
+)
 _RENEW = "UPDATE context.contexts SET token_until = greatest(token_until, $3) WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL"
 # back to where it began, by which the sweep knows it
 _REST = (
@@ -82,9 +85,8 @@ class ContextStore:
 
     async def trail(self, user_id: ids.UserId, about: About, after: int, limit: int) -> list[Entry]:
         """Lines of the user's audit trail behind one of them, oldest first."""
-        query, arguments = store_rows.trail(user_id, about, after, limit)
         async with self._database.transaction(user_id) as transaction:
-            return [store_rows.entry(row) for row in await transaction.fetch(query, *arguments)]
+            return await store_rows.trail(transaction, user_id, about, after, limit)
 
     async def open(self, frame: UserExecutionContext, asked: bytes, line: Line, until: datetime, *, new_thread: bool) -> None:
         """Store a context whose token ends then, and its thread when that is new.
@@ -96,7 +98,7 @@ class ContextStore:
         async def work(transaction: Transaction) -> None:
             if await _store(transaction, _IN_NEW if new_thread else _IN_KNOWN, frame, asked, line, until):
                 return
-            # the wall shows threads that were granted; those of the user were written to, or are deleted
+            # seen are threads that were granted; those of the user were written to, or are deleted
             if await transaction.value(_SEEN, frame.thread_id, frame.user_id):
                 raise changes.only_read()
             raise changes.no_thread()

@@ -39,8 +39,16 @@ _DISCARDED = (
     "UPDATE context.artifacts SET state = 'discarded' WHERE artifact_id IN (SELECT artifact_id FROM context.artifacts"
     " WHERE user_id = $1 AND created_at <= $2 AND state = 'complete'{more} ORDER BY artifact_id DESC LIMIT $3)"
 )
+# What was written since then is of a new beginning: they were let in again since then, as each grant to them went with everything else.
+_TO_BLANK = (
+    "SELECT m.message_id FROM context.messages AS m WHERE m.user_id = {user} AND m.user_id <> m.owner_id AND m.erased_at IS NULL"
+    " AND (m.created_at <= {asked_at} OR NOT EXISTS (SELECT FROM context.grants AS g"
+    "   WHERE g.thread_id = m.thread_id AND g.grantee_id = {user} AND g.created_at > {asked_at}))"
+)
 _OF_USER = (
-    # what others still see of it goes first
+    # what others still see of it goes first; of messages the place stays, as positions are contiguous
+    "UPDATE context.messages SET content = '', request_id = 'erased:' || message_id, erased_at = now()"
+    f" WHERE message_id IN ({_TO_BLANK.format(user='$1', asked_at='$2')} LIMIT $3)",
     _DISCARDED.format(more=" AND user_id <> owner_id"),
     # what was opened since is of a new beginning, and what still goes on has begun since
     "DELETE FROM context.contexts WHERE context_id IN (SELECT context_id FROM context.contexts WHERE user_id = $1 AND created_at <= $2"
@@ -124,8 +132,8 @@ class LeftOverStore:
             return [(ids.UserId(row["user_id"]), ids.RequestId(row["request_id"])) for row in await transaction.fetch(query)]
 
     async def of_user(self, user_id: ids.UserId, request_id: ids.RequestId) -> bool:
-        """Give up some files, and remove some contexts and lines of the audit trail, of a user who had everything erased; whether there
-        may be more.
+        """Blank some messages and give up some files, and remove some contexts and lines of the audit trail, of a user who had everything
+        erased; whether there may be more.
         """
 
         async def work(transaction: Transaction) -> bool:
@@ -145,6 +153,7 @@ class LeftOverStore:
             "UPDATE context.changes AS c SET done_at = now() WHERE c.user_id = $1 AND c.request_id = $2 AND c.done_at IS NULL"
             " AND NOT EXISTS (SELECT FROM context.threads AS t WHERE t.user_id = $1 AND t.erased_at IS NOT NULL)"
             " AND NOT EXISTS (SELECT FROM context.artifacts AS a WHERE a.user_id = $1 AND a.created_at <= c.asked_at)"
+            f" AND NOT EXISTS ({_TO_BLANK.format(user='$1', asked_at='c.asked_at')})"
         )
         async with self._database.transaction() as transaction:
             if await transaction.execute(query, user_id, request_id) == "UPDATE 1":

@@ -166,18 +166,20 @@ async def _going_on(transaction: Transaction, whose: str, *arguments: object) ->
 
 
 async def _everything(transaction: Transaction, user_id: ids.UserId) -> Removed:
-    """What is whose doing, or lies in a thread of theirs: it is hidden here, and removed afterwards. Files take too long for more."""
+    """What is whose doing, or lies in a thread of theirs: it is hidden here, and removed afterwards.
+
+    Files, and messages in threads of others, may be too many for one transaction: those go a few at a time, until then they are seen by
+    those others.
+    """
     count = "SELECT count(*) FROM context.{rows}"
     in_own = await transaction.value(
         "SELECT count(*) FROM context.messages AS m JOIN context.threads AS t USING (thread_id)"
         " WHERE t.user_id = $1 AND t.erased_at IS NULL AND m.erased_at IS NULL", user_id,
     )  # fmt: skip
     contexts = await transaction.value(count.format(rows="contexts WHERE user_id = $1"), user_id)
-    # in threads of others the place stays: their positions are contiguous
-    elsewhere = await transaction.execute(
-        "UPDATE context.messages SET content = '', request_id = 'erased:' || message_id, erased_at = now()"
-        " WHERE user_id = $1 AND user_id <> owner_id AND erased_at IS NULL", user_id,
-    )  # fmt: skip
+    elsewhere = await transaction.value(
+        count.format(rows="messages WHERE user_id = $1 AND user_id <> owner_id AND erased_at IS NULL"), user_id
+    )
     # what still comes would be complete after it was asked; what others put into threads of the user goes with these
     await transaction.execute("UPDATE context.artifacts SET state = 'discarded' WHERE user_id = $1 AND state = 'uploading'", user_id)
     in_threads = (
@@ -190,7 +192,7 @@ async def _everything(transaction: Transaction, user_id: ids.UserId) -> Removed:
         "UPDATE context.threads SET erased_at = now(), deleted_at = coalesce(deleted_at, now()) WHERE user_id = $1 AND erased_at IS NULL",
         user_id,
     )  # fmt: skip
-    return Removed(_many(threads), in_own + _many(elsewhere), artifacts, contexts)
+    return Removed(_many(threads), in_own + elsewhere, artifacts, contexts)
 
 
 async def _done(transaction: Transaction, change: changes.Change, removed: Removed) -> None:

@@ -13,6 +13,8 @@ FRAME = (
     "context_id, user_id, tenant_id, session_id, thread_id, run_id, request_id, connection_id, roles, tier, scope, created_at,"
     " deadline, depth, parent_request_id, correlation_id, agent_context, audit_metadata"
 )
+# the lock that whoever adds a line holds a share of, from before the line has its id
+_SETTLED = "SELECT pg_advisory_xact_lock(6, uuid_hash($1::uuid) & 255)"
 _ENTRY = "id, at, context_id, thread_id, actor, action, correlation_id, detail::text AS detail"
 # a page of the longest contexts must fit into one answer
 _PAGE_BYTES = 2 * 1024 * 1024
@@ -48,6 +50,14 @@ async def refuse_closed(transaction: Transaction, user_id: ids.UserId, context_i
 def writable(user: str, thread: str) -> str:
     """That a thread is the user's, or granted to them for writing, and neither deleted nor erased; `thread` is an alias of its table."""
     return f"{thread}.deleted_at IS NULL AND {thread}.erased_at IS NULL AND {writer(user, thread)}"
+
+
+def reader(user: str, thread: str) -> str:
+    """That a thread is the user's, or granted to them, whether or not it is deleted. Row-level security says so, too."""
+    return (
+        f"({thread}.user_id = {user} OR EXISTS (SELECT FROM context.grants AS g WHERE g.thread_id = {thread}.thread_id"
+        f" AND g.grantee_id = {user} AND g.withdrawn_at IS NULL))"
+    )
 
 
 def writer(user: str, thread: str) -> str:
@@ -91,8 +101,19 @@ def page(
     return query, arguments
 
 
-def trail(user_id: ids.UserId, about: About, after: int, limit: int) -> Query:
-    """Lines of a user's audit trail behind one of them, oldest first."""
+async def trail(transaction: Transaction, user_id: ids.UserId, about: About, after: int, limit: int) -> list[Entry]:
+    """Lines of a user's audit trail behind one of them, oldest first. Of so many as the limit no earlier one comes between them later."""
+    query, arguments = lines(user_id, about, after, limit)
+    found = await transaction.fetch(query, *arguments)
+    if len(found) == limit:
+        # ids are given before the commit: those that have one by now have committed it when this lock is free
+        await transaction.execute(_SETTLED, user_id)
+        found = await transaction.fetch(query, *arguments)
+    return [entry(row) for row in found]
+
+
+def lines(user_id: ids.UserId, about: About, after: int, limit: int) -> Query:
+    """Lines of a user's audit trail behind one of them, oldest first, as they are just now."""
     arguments: list[object] = [user_id, after, limit]
     conditions = ["user_id = $1", "id > $2"]
     for condition, value in (("context_id =", about.context_id), ("thread_id =", about.thread_id)):

@@ -125,11 +125,10 @@ class SystemStore:
         self, user_id: ids.UserId, tenant_id: ids.TenantId, about: About, after: int, limit: int, line: Line
     ) -> list[Entry]:  # fmt: skip
         """A page of the audit trail of a user of the tenant, empty for another. That it was read is the last line of it then."""
-        query, arguments = store_rows.trail(user_id, about, after, limit)
         async with self._database.transaction() as transaction:
             if not await transaction.value(_OF_TENANT, user_id, tenant_id):
                 return []
-            found = [store_rows.entry(row) for row in await transaction.fetch(query, *arguments)]
+            found = await store_rows.trail(transaction, user_id, about, after, limit)
             await _told(transaction, user_id, about.context_id, line)
         return found
 

@@ -35,6 +35,9 @@ _REPUBLISH_S = 10.0
 _SWEEP_S = 60.0
 # between two sweeps: who gives up a lot does not keep the database busy
 _PAUSE_S = 1.0
+# whoever holds a lock longer than that is in trouble, or erases a lot: who waits is told to try again, while their call has time left
+_PATIENCE: Mapping[str, str] = MappingProxyType({"lock_timeout": "5s"})
+_USERS: Mapping[str, str] = MappingProxyType({**postgres.BY_KEY, **_PATIENCE})
 # an estimate of a page's cost must not have its statement compiled
 _FILES: Mapping[str, str] = MappingProxyType({**postgres.BY_KEY, "jit": "off"})
 
@@ -64,13 +67,13 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         stack.push_async_callback(refusals.close)
         wrap = settings.wrap("context.signing_keys")
         dsn = settings.postgres_dsn("netra_context", "postgres")
-        users = await postgres.open_pool(dsn, "context", size=settings.postgres_pool, options=postgres.BY_KEY)
+        users = await postgres.open_pool(dsn, "context", size=settings.postgres_pool, options=_USERS)
         stack.push_async_callback(users.close)
         # of their own: files that move must not keep a run from starting
         files = await postgres.open_pool(dsn, "context-artifacts", size=4, options=_FILES)
         stack.push_async_callback(files.close)
         system_dsn = settings.postgres_dsn("netra_context_system", "postgres_system")
-        system = await postgres.open_pool(system_dsn, "context-system", size=2)
+        system = await postgres.open_pool(system_dsn, "context-system", size=2, options=_PATIENCE)
         stack.push_async_callback(system.close)
         # of its own: what is withdrawn for reasons of security must not wait for what is read or removed
         ending = await postgres.open_pool(system_dsn, "context-ending", size=2)

@@ -38,6 +38,8 @@ _PATIENCE_S = 30.0
 _MAX_MESSAGE = 256 * 1024
 _CALL_STATE = {"success": runs.RunState.COMPLETED, "cancelled": runs.RunState.CANCELLED, "timeout": runs.RunState.TIMED_OUT}
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
+# what is said of a context that is closed for good, or gone
+_ENDED = (errors.NotFound, errors.FailedPrecondition)
 
 
 class Ends(Protocol):
@@ -47,8 +49,10 @@ class Ends(Protocol):
         """The run's thread is free from now on; it has passed these stages. False when another owns the run."""
         ...
 
-    async def ended(self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime]) -> None:
-        """The run's final state; it has passed these stages."""
+    async def ended(
+        self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
+    ) -> None:
+        """The run's final state; it has passed these stages. A context that is `context_open` is still to be closed."""
         ...
 
 
@@ -284,12 +288,22 @@ class ExecutionEngine:
         order, epoch = running.claim.order, running.claim.epoch
         await self._finishing(running)
         running.over = True
-        await _patient(lambda: self._store.ended(order.run_id, epoch, state, outcome, running.passed.times))
+        # the run ends all the same; an open context holds up the erasure of its thread, so the row says that it is still to be closed
+        left_open = not await self.closed(running.token)
+        await _patient(
+            lambda: self._store.ended(order.run_id, epoch, state, outcome, running.passed.times, context_open=left_open)
+        )  # fmt: skip
+
+    async def closed(self, token: str) -> bool:
+        """Close the context of a run that is at its end; False when that may succeed another time."""
         try:
-            await self._contexts.close(running.token)
+            await self._contexts.close(token)
+        except _ENDED as error:
+            _log.info("the context had ended already", code=error.code)
         except errors.NetraError as error:
-            # the run has ended all the same; an open context holds up the erasure of its thread for its hour
-            _log.warning("the context could not be closed", code=error.code)
+            _log.warning("the context could not be closed yet", code=error.code)
+            return False
+        return True
 
     async def call(self, running: Running, arguments: dict[str, Any], answer: Callable[[dispatch.Outcome], bytes]) -> bytes:
         """Take an interactive tool call to its end; returns and keeps what `answer` makes of its outcome."""

@@ -51,7 +51,8 @@ class Store:
 
         Raises `Busy` when the thread must be free and is not, whoever uses it; `RateLimited` when too many wait.
         """
-        async with self._database.transaction(user_id, within={_THREAD: thread_id}) as transaction:
+
+        async def work(transaction: postgres.Transaction) -> runs.Run:
             # one user's starts queue up here, and those of one thread, so the counts below are exact
             locks = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0)), pg_advisory_xact_lock(hashtextextended($2, 0))"
             await transaction.execute(locks, f"start {user_id}", f"start in {thread_id}")
@@ -72,9 +73,11 @@ class Store:
                 "running" if owner else "queued", 1 if owner else 0, owner or None, lease_s, tier, session_id,
                 stages.written(passed),
             )  # fmt: skip
-        if row is None:
-            raise errors.Internal("The run was not stored.")
-        return _run(row)
+            if row is None:
+                raise errors.Internal("The run was not stored.")
+            return _run(row)
+
+        return await self._database.retried(user_id, work, within={_THREAD: thread_id})
 
     async def _require_room(self, transaction: postgres.Transaction, user_id: str, most_queued: int) -> None:
         query = "SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND state = 'queued'"

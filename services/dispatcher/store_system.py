@@ -77,6 +77,13 @@ _OLD_TOKENS = """
 SELECT run_id, epoch, context_token FROM dispatcher.runs
 WHERE state = 'queued' AND token_renewed_at < now() - interval '20 minutes' ORDER BY token_renewed_at LIMIT $1
 """
+# a context ends with its last token, and nobody can close it with that any more
+_OVER = """
+UPDATE dispatcher.runs AS r SET context_open = false
+FROM (SELECT run_id FROM dispatcher.runs WHERE context_open AND token_renewed_at < now() - interval '1 hour'
+      ORDER BY run_id FOR NO KEY UPDATE) AS over
+WHERE r.run_id = over.run_id
+"""
 # the first one counts; two gateways that tell of the same runs must not wait for each other in a circle
 _NOTIFIED = """
 WITH told AS (SELECT run_id, min(at) AS at FROM unnest($1::uuid[], $2::timestamptz[]) AS given (run_id, at) GROUP BY run_id),
@@ -134,14 +141,28 @@ class SystemStore:
         async with self._database.transaction() as transaction:
             return await transaction.execute(query, run_id, epoch, stages.written(passed)) == "UPDATE 1"
 
-    async def ended(self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime]) -> None:
-        """The run's final state; it has passed these stages."""
+    async def ended(
+        self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
+    ) -> None:
+        """The run's final state; it has passed these stages. A context that is `context_open` is still to be closed."""
         query = (
             "UPDATE dispatcher.runs SET state = $3, outcome = $4, ended_at = now(), lease_owner = NULL, lease_until = NULL,"
-            " stages = $5::jsonb || stages WHERE run_id = $1 AND epoch = $2 AND state = 'finishing'"
+            " stages = $5::jsonb || stages, context_open = $6 WHERE run_id = $1 AND epoch = $2 AND state = 'finishing'"
         )
         async with self._database.transaction() as transaction:
-            await transaction.execute(query, run_id, epoch, state, outcome, stages.written(passed))
+            await transaction.execute(query, run_id, epoch, state, outcome, stages.written(passed), context_open)
+
+    async def open_contexts(self, most: int) -> list[tuple[ids.RunId, str]]:
+        """Runs that have ended and whose context is still to be closed, with its token while that lasts."""
+        query = "SELECT run_id, context_token FROM dispatcher.runs WHERE context_open ORDER BY run_id LIMIT $1"
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_OVER)
+            return [(ids.RunId(str(row["run_id"])), row["context_token"]) for row in await transaction.fetch(query, most)]
+
+    async def context_closed(self, run_id: ids.RunId) -> None:
+        """The context of a run that has ended is closed, or has ended as well."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute("UPDATE dispatcher.runs SET context_open = false WHERE run_id = $1 AND context_open", run_id)
 
     async def notified(self, told: Sequence[tuple[ids.RunId, datetime]]) -> None:
         """The ends of runs were sent to their users at these times. The first time counts; unknown runs are passed over."""

@@ -25,6 +25,7 @@ _CANCEL = "cancel"
 # how long after a tool's own deadline another process closes an interactive call that its owner left open
 _TOOL_GRACE_S = 10.0
 _TOKENS_AT_ONCE = 100
+_CLOSE_AGAIN_S = 2.0
 _RETRY_S = 0.1
 _LATE_S = 1.0
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
@@ -57,6 +58,14 @@ class Leases(Protocol):
 
     async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
         """Keep the fresh context token of a run."""
+        ...
+
+    async def open_contexts(self, most: int) -> list[tuple[ids.RunId, str]]:
+        """Runs that have ended and whose context is still to be closed, with its token while that lasts."""
+        ...
+
+    async def context_closed(self, run_id: ids.RunId) -> None:
+        """The context of a run that has ended is closed, or has ended as well."""
         ...
 
     async def revoke(self, session_id: str, user_id: str, before: datetime) -> None:
@@ -182,6 +191,7 @@ class Supervisor:
             group.create_task(self._claim_always())
             group.create_task(self._renew_always())
             group.create_task(self._renew_tokens_always())
+            group.create_task(self._close_contexts_always())
             group.create_task(self._listen(_WAKE))
             group.create_task(self._listen(_CANCEL))
 
@@ -287,6 +297,17 @@ class Supervisor:
             except (errors.Unavailable, errors.DeadlineExceeded):
                 _log.warning("context tokens could not be looked at")
             await asyncio.sleep(self._limits.tokens_s)
+
+    async def _close_contexts_always(self) -> None:
+        # whosever runs they were: the process that ended them may be gone
+        while True:
+            try:
+                for run_id, token in await self._all.open_contexts(_TOKENS_AT_ONCE):
+                    if await self._engine.closed(token):
+                        await self._all.context_closed(run_id)
+            except (errors.Unavailable, errors.DeadlineExceeded):
+                _log.warning("contexts of runs that ended could not be looked at")
+            await asyncio.sleep(_CLOSE_AGAIN_S)
 
     def _let_go(self, leased: dict[str, engine.Running], why: str) -> None:
         for run_id, running in leased.items():

@@ -29,6 +29,7 @@ _BLOCK = 1024 * 1024
 # a restart of PostgreSQL or of the context service is waited for
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded, errors.RateLimited)
 _ATTEMPTS = 12
+_CLOSE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class Contexts:
     async def close(self, token: str) -> None:
         """Close the context."""
         with status.translated():
-            await self._stub.CloseContext(context_pb2.CloseContextRequest(), metadata=_in_context(token))
+            # the end of a run waits for this, and who is not closed now is closed later
+            await self._stub.CloseContext(context_pb2.CloseContextRequest(), metadata=_in_context(token), timeout=_CLOSE_S)
 
 
 class Artifacts:

@@ -71,6 +71,11 @@ class Listener(Protocol):
 class Threads(Protocol):
     """Wants to know in which threads something is recorded."""
 
+    @property
+    def followed(self) -> bool:
+        """Whether anybody follows any."""
+        ...
+
     def heard(self, thread_id: str, run_id: str) -> None:
         """Must not wait. Something of a run was recorded in a thread."""
         ...
@@ -260,10 +265,11 @@ class Fanout:
 
     def _dispatch(self, fields: Mapping[bytes, bytes]) -> None:
         events, transients = announce.decoded(fields)
-        if self._threads is not None:
-            for event in events:
-                if event.run_id:
-                    self._threads.heard(event.thread_id, event.run_id)
+        if self._threads is not None and self._threads.followed:
+            # each run once, as many follow it
+            for thread_id, run_id in dict.fromkeys((event.thread_id, event.run_id) for event in events):
+                if run_id:
+                    self._threads.heard(thread_id, run_id)
         for user_id, group in itertools.groupby(events, key=operator.attrgetter("user_id")):
             if (topic := self._topics.get(user_id)) is not None:
                 topic.offer(list(group))

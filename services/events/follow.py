@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from chassis import identity, telemetry
-from netra import errors
-from services.events import log
+from netra import deadline, errors
+from services.events import log, progress, together
 
 MAX_POSITIONS = 1_000
 _PAGE_EVENTS = 256
 _PAGE_BYTES = 256 * 1024
-_HEADS = 200
 # transactions at a time, of all who follow, and of all who ask for single pages
 AT_ONCE = 2
 PAGES_AT_ONCE = 2
@@ -26,7 +25,6 @@ _SILENCE_S = 10.0
 _RETRY_S = 0.5
 # so often, or a little oftener, it is looked for runs that were neither known nor heard of, and made so long before the newest
 _WIDE_S = 10.0
-_WIDE_MS = 60 * 60 * 1000
 _MOST_HEARD = 1_000
 _following = telemetry.meter.create_up_down_counter("netra.events.followers", description="Streams that follow a thread.")
 
@@ -51,36 +49,6 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """How far the record of a run is."""
-
-    run_id: str
-    user_id: str
-    retention: str
-    opened_at: datetime
-    last_at: datetime
-    last: int
-    ended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The events of a run after a seq; of its owner's record, what is before `oldest` is not shown any more."""
-
-    head: Head
-    after: int
-    oldest: int
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What was found of what was wanted of a run, as far as there was room for it."""
-
-    wanted: Wanted
-    events: Sequence[log.Recorded]
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """What a follower is told next. `truncated` are runs with the last seq that is gone; `ended` says why no more comes."""
 
@@ -91,18 +59,18 @@ class Part:
 
 
 class Kept(Protocol):
-    """The runs and events of threads."""
+    """The runs and events of threads. What is found is the same whoever reads."""
 
-    async def named(self, reader: Reader, run_ids: Sequence[str]) -> Sequence[Head]: ...
-    async def after(self, reader: Reader, run_id: str, many: int) -> Sequence[Head]: ...
+    async def named(self, reader: Reader, run_ids: Sequence[str]) -> Sequence[progress.Head]: ...
+    async def after(self, reader: Reader, run_id: str, many: int) -> Sequence[progress.Head]: ...
 
-    async def going_on(self, reader: Reader, run_ids: Sequence[str], since: str, after: str, many: int) -> Sequence[Head]:
+    async def going_on(self, reader: Reader, run_ids: Sequence[str], since: str, after: str, many: int) -> Sequence[progress.Head]:
         """Of these runs, those that have not ended, and those with ids after `since`, the first `many` with ids after `after`."""
         ...
 
-    async def head(self, reader: Reader, run_id: str) -> Head: ...
+    async def head(self, reader: Reader, run_id: str) -> progress.Head: ...
 
-    async def events(self, reader: Reader, wanted: Sequence[Wanted], limit: int, max_bytes: int) -> Sequence[Read]:
+    async def events(self, reader: Reader, wanted: Sequence[progress.Wanted], limit: int, max_bytes: int) -> Sequence[progress.Read]:
         """The next events of runs, one run after the other, as far as there is room; at least one, however big, if there is one."""
         ...
 
@@ -121,19 +89,29 @@ class _Ear:
     def __init__(self) -> None:
         self.woken, self.runs, self.any = asyncio.Event(), set[str](), True
 
+    @property
+    def heard(self) -> bool:
+        """Whether there is something to look for."""
+        return self.any or bool(self.runs)
 
-class Threads:
-    """The threads that are followed on this replica."""
+    def taken(self) -> tuple[set[str], bool]:
+        """What was heard of, and whether it may be anything; what comes from now on is for the next time."""
+        runs, wide, self.runs, self.any = self.runs, self.any, set(), False
+        return runs, wide
 
-    def __init__(self, kept: Kept, cursors: Cursors) -> None:
-        self._kept, self._cursors = kept, cursors
-        self._ears: dict[str, set[_Ear]] = {}
-        self._turns, self._page_turns = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(PAGES_AT_ONCE)
-        self._closed = False
 
-    def heard(self, thread_id: str, run_id: str) -> None:
-        """Something of a run was recorded in a thread."""
-        for ear in self._ears.get(thread_id, ()):
+class _Thread:
+    """A thread that is followed here, by whom, and what they ask together: it costs one look, however many they are."""
+
+    __slots__ = ("ears", "together", "wide_at")
+
+    def __init__(self) -> None:
+        self.ears: set[_Ear] = set()
+        self.together = together.Together()
+        self.wide_at = _wide_at()
+
+    def heard(self, run_id: str) -> None:
+        for ear in self.ears:
             if len(ear.runs) < _MOST_HEARD:
                 ear.runs.add(run_id)
             else:
@@ -141,11 +119,41 @@ class Threads:
             ear.woken.set()
 
     def heard_any(self) -> None:
+        for ear in self.ears:
+            ear.any = True
+            ear.woken.set()
+
+    def tick(self) -> None:
+        """Have all look for what nobody heard of, when it is time for that."""
+        if time.monotonic() >= self.wide_at:
+            self.wide_at = _wide_at()
+            self.heard_any()
+
+
+class Threads:
+    """The threads that are followed on this replica, by so many streams of one user at most."""
+
+    def __init__(self, kept: Kept, cursors: Cursors, per_user: int = 64) -> None:
+        self._kept, self._cursors, self._per_user = kept, cursors, per_user
+        self._followed: dict[str, _Thread] = {}
+        self._followers = Counter[str]()
+        self._turns, self._page_turns = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(PAGES_AT_ONCE)
+        self._closed = False
+
+    @property
+    def followed(self) -> bool:
+        """Whether anybody follows any."""
+        return bool(self._followed)
+
+    def heard(self, thread_id: str, run_id: str) -> None:
+        """Something of a run was recorded in a thread."""
+        if (thread := self._followed.get(thread_id)) is not None:
+            thread.heard(run_id)
+
+    def heard_any(self) -> None:
         """Something was recorded, perhaps, in any thread."""
-        for ears in self._ears.values():
-            for ear in ears:
-                ear.any = True
-                ear.woken.set()
+        for thread in self._followed.values():
+            thread.heard_any()
 
     def close(self) -> None:
         """End all streams; what they did not send lies in the record."""
@@ -158,21 +166,25 @@ class Threads:
             head = await self._kept.head(reader, run_id)
             if head.last <= after:
                 return (), after, head.last
-            (wanted,) = await self._wanted([(head, after)])
+            (wanted,) = _wanted([(head, after)], await self._cursors.positions([head.user_id]))
             (read,) = await self._kept.events(reader, [wanted], limit, max_bytes)
         return read.events, read.events[-1].seq if read.events else head.last, head.last
 
     async def follow(self, reader: Reader, after_run_id: str, positions: Mapping[str, int]) -> AsyncIterator[Part]:
         """The thread's events: of runs up to `after_run_id` only those with a position; of each what is after its position.
 
-        Raises `FailedPrecondition` for a position that the record has not reached, `Unauthenticated` when the access token ends.
+        Raises `FailedPrecondition` for a position that the record has not reached, `Unauthenticated` when the access token ends,
+        `QuotaExceeded` when the user follows too much here.
         """
-        sent, caught_up, told_at = _Sent(after_run_id, positions), False, time.monotonic()
-        with self._ear(reader.thread_id) as ear:
+        # what one asks for all is not to end with the call of that one
+        deadline.bind(None)
+        sent, caught_up, told_at = progress.Sent(after_run_id, positions), False, time.monotonic()
+        with self._following(reader) as (thread, ear):
             while not self._closed:
+                thread.tick()
                 ear.woken.clear()
                 try:
-                    async for part in self._recorded(reader, sent, ear):
+                    async for part in self._recorded(reader, sent, thread, ear):
                         caught_up, told_at = part.caught_up, time.monotonic()
                         yield part
                 except (errors.Unavailable, errors.DeadlineExceeded):
@@ -182,151 +194,96 @@ class Threads:
                 if _over(reader):
                     yield Part(ended="token_ended")
                     return
-                if not sent.settled or ear.any or ear.runs:
+                if not sent.settled or ear.heard:
                     continue
                 if not caught_up or time.monotonic() - told_at >= _SILENCE_S:
                     caught_up, told_at = True, time.monotonic()
                     yield Part(caught_up=True)
                 now = time.monotonic()
-                await _woken(ear.woken, min(told_at + _SILENCE_S - now, sent.wide_at - now, reader.granted_until - time.time()))
+                await _woken(ear.woken, min(told_at + _SILENCE_S - now, thread.wide_at - now, reader.granted_until - time.time()))
 
     @contextlib.contextmanager
-    def _ear(self, thread_id: str) -> Iterator[_Ear]:
-        ear = _Ear()
-        self._ears.setdefault(thread_id, set()).add(ear)
+    def _following(self, reader: Reader) -> Iterator[tuple[_Thread, _Ear]]:
+        if self._followers[reader.user_id] >= self._per_user:
+            message = f"You follow threads with {self._per_user} streams here, and may have no more. End one of them first."
+            raise errors.QuotaExceeded(message, limit=self._per_user)
+        thread, ear = self._followed.setdefault(reader.thread_id, _Thread()), _Ear()
+        thread.ears.add(ear)
+        self._followers[reader.user_id] += 1
         _following.add(1)
         try:
-            yield ear
+            yield thread, ear
         finally:
             _following.add(-1)
-            self._ears[thread_id].discard(ear)
-            if not self._ears[thread_id]:
-                del self._ears[thread_id]
+            self._followers[reader.user_id] -= 1
+            if not self._followers[reader.user_id]:
+                del self._followers[reader.user_id]
+            thread.ears.discard(ear)
+            if not thread.ears:
+                del self._followed[reader.thread_id]
 
-    async def _recorded(self, reader: Reader, sent: _Sent, ear: _Ear) -> AsyncIterator[Part]:
-        """What the next look finds that was not sent, in parts."""
+    async def _recorded(self, reader: Reader, sent: progress.Sent, thread: _Thread, ear: _Ear) -> AsyncIterator[Part]:
+        """What the next look finds that was not sent, in parts; nothing, when there is nothing to look for."""
         if not sent.due:
-            sent.begin(ear)
-            async with self._turns:
-                heads = await self._look(reader, sent)
-                due = await self._wanted(sent.behind(heads))
-            sent.looked(heads, due)
+            if sent.settled:
+                if not ear.heard:
+                    return
+                runs, wide = ear.taken()
+                sent.begin(runs, wide=wide)
+            heads = await self._look(reader, sent, thread)
+            behind = sent.behind(heads)
+            sent.looked(heads, _wanted(behind, await self._positions(thread, behind)))
         while sent.due and not _over(reader) and not self._closed:
-            async with self._turns:
-                read = await self._kept.events(reader, sent.due, _PAGE_EVENTS, _PAGE_BYTES)
+            read = await self._read(reader, thread, tuple(sent.due))
             truncated = sent.take(read)
             events = [event for one in read for event in one.events]
             yield Part(events, truncated, caught_up=sent.settled and not sent.due)
 
-    async def _look(self, reader: Reader, sent: _Sent) -> Sequence[Head]:
-        if sent.named is not None:
-            return await self._kept.named(reader, sent.named)
-        if sent.round is not None:
-            return await self._kept.going_on(reader, sent.round.run_ids, sent.round.since, sent.round.after, _HEADS)
-        return await self._kept.after(reader, sent.scanned_to, _HEADS)
+    async def _look(self, reader: Reader, sent: progress.Sent, thread: _Thread) -> Sequence[progress.Head]:
+        if (named := sent.named) is not None:
+            async with self._turns:
+                return await self._kept.named(reader, named)
+        if (wanted := sent.round) is None:
+            return await self._after(reader, thread, sent.scanned_to)
 
-    async def _wanted(self, runs: Sequence[tuple[Head, int]]) -> list[Wanted]:
-        if not runs:
-            return []
-        positions = await self._cursors.positions({head.user_id for head, _ in runs})
-        return [Wanted(head, after, positions.get(head.user_id, log.Position()).oldest) for head, after in runs]
+        async def look(rounds: Sequence[progress.Round]) -> Sequence[progress.Head]:
+            page = progress.joined(rounds)
+            async with self._turns:
+                return await self._kept.going_on(reader, page.run_ids, page.since, page.after, progress.HEADS)
 
+        return await thread.together.ask(("round", wanted.after), wanted, look)
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """One look for what moved, in pages: at these runs, those that go on, and those with ids after `since`."""
+    async def _after(self, reader: Reader, thread: _Thread, run_id: str) -> Sequence[progress.Head]:
+        async def look(_: Sequence[str]) -> Sequence[progress.Head]:
+            async with self._turns:
+                return await self._kept.after(reader, run_id, progress.HEADS)
 
-    run_ids: Sequence[str]
-    since: str
-    after: str = ""
+        return await thread.together.ask(("after", run_id), run_id, look)
 
+    async def _positions(self, thread: _Thread, behind: Sequence[tuple[progress.Head, int]]) -> Mapping[str, log.Position]:
+        async def look(users: Sequence[frozenset[str]]) -> Mapping[str, log.Position]:
+            async with self._turns:
+                return await self._cursors.positions(frozenset().union(*users))
 
-class _Sent:
-    """What one follower has of a thread, and what is to be sent next.
+        if not behind:
+            return {}
+        return await thread.together.ask("positions", frozenset(head.user_id for head, _ in behind), look)
 
-    Nothing here goes by the time at which an event was recorded: that is before its commit, by how much nobody knows, and clocks step.
-    """
+    async def _read(self, reader: Reader, thread: _Thread, due: tuple[progress.Wanted, ...]) -> Sequence[progress.Read]:
+        async def look(_: Sequence[object]) -> Sequence[progress.Read]:
+            async with self._turns:
+                return await self._kept.events(reader, due, _PAGE_EVENTS, _PAGE_BYTES)
 
-    def __init__(self, after_run_id: str, positions: Mapping[str, int]) -> None:
-        self._after = self._newest = after_run_id
-        self._runs = dict(positions)
-        self._going_on: set[str] = set()
-        # runs that are looked for first, once; then those after `after_run_id`; then in rounds those that move
-        self.named: Sequence[str] | None = list(positions)
-        self.scanned_to = after_run_id
-        self._scanned = False
-        self.round: _Round | None = None
-        self.wide_at = 0.0
-        self.due: list[Wanted] = []
-
-    @property
-    def settled(self) -> bool:
-        """Whether the last look found all there was."""
-        return self._scanned and self.round is None
-
-    def begin(self, ear: _Ear) -> None:
-        """Begin a round, unless something else is to be looked at first. What is heard of meanwhile is for the next one."""
-        if not self.settled:
-            return
-        since, heard = self._newest, ear.runs
-        if ear.any or time.monotonic() >= self.wide_at:
-            # not all at the same time
-            self.wide_at = time.monotonic() + _WIDE_S * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-            ear.any, since = False, _earlier(self._newest)
-        ear.runs = set()
-        self.round = _Round(sorted(self._going_on | heard), since)
-
-    def behind(self, heads: Sequence[Head]) -> list[tuple[Head, int]]:
-        """Runs with more than was sent. Raises `FailedPrecondition` for one with less."""
-        found = []
-        for head in heads:
-            if head.run_id not in self._runs and head.run_id <= self._after:
-                continue
-            if (after := self._runs.get(head.run_id, 0)) > head.last:
-                message = f"The record of run {head.run_id} ends with {head.last}; nothing can be after {after}."
-                raise errors.FailedPrecondition(message, run_id=head.run_id, last_seq=head.last)
-            if after < head.last:
-                found.append((head, after))
-            if after < head.last or not head.ended:
-                self._going_on.add(head.run_id)
-            else:
-                self._going_on.discard(head.run_id)
-        return found
-
-    def looked(self, heads: Sequence[Head], due: list[Wanted]) -> None:
-        """Note what a look has found; what is recorded while it looks is found by a later one."""
-        self.due, last = due, heads[-1].run_id if heads else ""
-        self._newest = max(self._newest, last)
-        if self.named is not None:
-            self.named = None
-        elif self.round is not None:
-            self.round = replace(self.round, after=last) if len(heads) == _HEADS else None
-        else:
-            self.scanned_to = last or self.scanned_to
-            self._scanned = len(heads) < _HEADS
-
-    def take(self, read: Sequence[Read]) -> dict[str, int]:
-        """Note what is sent now; the runs of which something before it is gone, with the last seq that is."""
-        truncated: dict[str, int] = {}
-        left = []
-        for one in read:
-            head = one.wanted.head
-            first, through = (one.events[0].seq, one.events[-1].seq) if one.events else (head.last + 1, head.last)
-            if first > one.wanted.after + 1:
-                truncated[head.run_id] = first - 1
-            self._runs[head.run_id] = through
-            if through < head.last:
-                left.append(replace(one.wanted, after=through))
-            elif head.ended:
-                self._going_on.discard(head.run_id)
-        self.due = left + self.due[len(read) :]
-        return truncated
+        return await thread.together.ask(due, None, look)
 
 
-def _earlier(run_id: str) -> str:
-    """An id like one that was made `_WIDE_MS` before (UUIDv7: the time in milliseconds comes first)."""
-    made = max(int(run_id.replace("-", "")[:12] or "0", 16) - _WIDE_MS, 0)
-    return f"{made >> 16:08x}-{made & 0xFFFF:04x}-0000-0000-000000000000"
+def _wanted(runs: Sequence[tuple[progress.Head, int]], positions: Mapping[str, log.Position]) -> list[progress.Wanted]:
+    return [progress.Wanted(head, after, positions.get(head.user_id, log.Position()).oldest) for head, after in runs]
+
+
+def _wide_at() -> float:
+    # not in all threads at the same time
+    return time.monotonic() + _WIDE_S * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
 def _over(reader: Reader) -> bool:

@@ -18,3 +18,4 @@ class EventsSettings(ProcessSettings):
     events_export_at_once: int = Field(4, gt=0, description="Pages of exports that are read at a time.")
     events_sweep_s: float = Field(3600.0, gt=0, description="How often what is older than its retention is dropped.")
     events_retention_grace_h: float = Field(24.0, ge=0, description="How long a shortened retention waits before it counts.")
+    events_follows_per_user: int = Field(64, gt=0, description="Streams of threads that one user may have open at a replica.")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from chassis import log as log_
 from chassis import postgres
 from netra import errors
-from services.events import days, heads, log
+from services.events import days, heads, log, paging
 
 _log = log_.get(__name__)
 # what is stopped in the middle of a transaction holds up nobody for long; a plan that fits any day would look into every day
@@ -26,17 +26,16 @@ SELECT c.last, c.oldest, d.day, d.retention, d.first_cursor FROM events.cursors 
 ) d ON true WHERE c.user_id = $1 ORDER BY d.first_cursor
 """
 _SPAN_OF_RUN = "SELECT retention, created_at, last_at FROM events.heads WHERE run_id = $2 AND user_id = $1"
-# sizes are known without reading the frames, so a page costs what it sends
-_PAGE = """
-SELECT cursor, run_id, seq, thread_id, type, ends, frame FROM (
-    SELECT cursor, run_id, seq, thread_id, type, ends, frame,
-           sum(octet_length(frame)) OVER (ORDER BY cursor) - octet_length(frame) AS before
-    FROM events.events WHERE user_id = $1 AND cursor > $2 AND cursor <= $3 {filter} ORDER BY cursor LIMIT $4
-) page WHERE before < $5 ORDER BY cursor
-"""
-_PAGE_OF_ALL = _PAGE.format(filter="AND retention = ANY($6::text[]) AND recorded_at >= $7 AND recorded_at < $8")
-_PAGE_OF_RUN = _PAGE.format(filter="AND run_id = $6 AND retention = $7 AND recorded_at >= $8 AND recorded_at <= $9")
-_PAGE_ANYWHERE = _PAGE.format(filter="")
+_COLUMNS = "cursor, run_id, seq, thread_id, type, ends, frame"
+_AFTER = "user_id = $1 AND cursor > $2 AND cursor <= $3"
+_PAGE_OF_ALL, _PAGE_OF_RUN, _PAGE_ANYWHERE = (
+    paging.page(_COLUMNS, "cursor", _AFTER + narrowed, limit="$4", max_bytes="$5")
+    for narrowed in (
+        " AND retention = ANY($6::text[]) AND recorded_at >= $7 AND recorded_at < $8",
+        " AND run_id = $6 AND retention = $7 AND recorded_at >= $8 AND recorded_at <= $9",
+        "",
+    )
+)
 _NEW_CURSOR = "INSERT INTO events.cursors (user_id, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 # a row that says so already is not locked
 _TENANT = "UPDATE events.cursors SET tenant_id = $2 WHERE user_id = $1 AND tenant_id IS DISTINCT FROM $2"

@@ -79,7 +79,7 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         announcer = announce.Announcer(valkey, settings.events_stream_entries)
         passing = transients.Transients(announcer)
         committer = commit.Committer(store_system.Writer(crossing), announcer, passing.committed)
-        threads = follow.Threads(store_threads.Threads(own), cursors)
+        threads = follow.Threads(store_threads.Threads(own), cursors, settings.events_follows_per_user)
         live = fanout.Fanout(valkey, record, cursors, tasks, settings.events_compare_s, settings.events_poll_s, threads)
         appends = intake.Intake(committer, authenticator.verifier, tasks, passing.show)
         tails = tail.Tail(live, record, pages, authenticator.verifier, tasks, settings.events_unknown_run_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import json
@@ -16,15 +17,19 @@ from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
 from tests.fixtures.stack import System
 from tests.fixtures.users import User
-from tests.prove.isolation import answers, leaves, people, probes, proof, settle, world
+from tests.prove.isolation import answers, leaves, listening, people, probes, proof, pulse, settle, world
 from tests.prove.isolation.judge import Findings, Judge
 
 # of each kind of thing and each way in, one
 SLICE = (
     "dispatcher.GetRun", "context.GetContext", "context.ListMessages", "context.GetArtifact", "context.ListArtifacts", "events.Subscribe",
     "events.ListEvents", "auth.ListSessions", "GET /v1/runs/{run_id}", "DELETE /v1/artifacts/{artifact_id}", "CANCEL",
-    "POST /rpc/netra.dispatcher.v1.DispatcherService/CancelRun", "STREAM events.Subscribe",
+    "POST /rpc/netra.dispatcher.v1.DispatcherService/CancelRun", "STREAM events.Subscribe", "SUBSCRIBE#run",
+    "GET /v1/runs/{run_id}/events#stream",
 )  # fmt: skip
+# what this part of the proof must have done at least: few values, no faults, no measuring of times
+SLICED = proof.Wanted(faults=0, pairs=0)
+SLICE_FLOOR = proof.Floor(probes=100, pairs=0, faults=0, held=5)
 
 
 @pytest.fixture
@@ -44,9 +49,15 @@ async def test_nothing_of_one_user_reaches_another_and_what_is_made_up_is_found(
     found = Findings()
     judge = Judge(found, [there["A"], there["B"]])
     await proof.controls(there, judge, chosen)
-    await proof.asked(probes.Prober(there, judge, random.Random(7), values=2), chosen)
-    assert proof.verdict(found, missing, figures, {})["ok"], proof.verdict(found, missing, figures, {})
-    assert (found.controls, found.probes > 100) == (2 * len(SLICE), True)
+    live = pulse.Pulse(there, there["A"], judge)
+    await live.open()
+    async with live.beating():
+        await proof.asked(probes.Prober(there, judge, random.Random(7), values=2), chosen)
+    judge.shallow(chosen)
+    report = proof.verdict(found, missing, figures, {}, SLICED, SLICE_FLOOR)
+    assert report["ok"], json.dumps(report)
+    assert found.controls == 2 * len(SLICE)
+    assert not proof.verdict(found, missing, figures, {}, SLICED)["ok"]  # of all there is to ask, it is no proof
 
     forged = Findings(forged={"leak", "difference", "control"})
     judge = Judge(forged, [there["A"], there["B"]])
@@ -54,12 +65,13 @@ async def test_nothing_of_one_user_reaches_another_and_what_is_made_up_is_found(
     await proof.controls(there, judge, some)
     await proof.asked(probes.Prober(there, judge, random.Random(7), values=1), some)
     assert (len(forged.leaks), len(forged.differences), len(forged.controls_failed), forged.forged) == (1, 1, 1, set())
-    assert not proof.verdict(forged, [], figures, {})["ok"]
+    assert not _verdict(forged, [], figures)["ok"]
 
     without, missing, figures = await proof.coverage(there, frozenset({"missing"}))
     assert "rpcs: context.GetThread" in missing
     assert figures["rpcs"][0] == figures["rpcs"][1] - 1
-    assert not proof.verdict(Findings(), missing, figures, {})["ok"]
+    assert not _verdict(Findings(), missing, figures)["ok"]
+    assert _verdict(Findings(), [], figures)["ok"]
 
     way, example = without["dispatcher.GetRun"]
     await probes.control(there, judge, way, dataclasses.replace(example, make=_unknown), "a run that is not there", there["A"])
@@ -68,6 +80,11 @@ async def test_nothing_of_one_user_reaches_another_and_what_is_made_up_is_found(
         "a run that is not there",
         "a run without what it must show",
     ]
+
+
+def _verdict(found: Findings, missing: list[str], figures: dict[str, list[int]]) -> dict[str, Any]:
+    """Without any floor: whatever is found or missing decides."""
+    return proof.verdict(found, missing, figures, {}, SLICED, proof.Floor(probes=0, pairs=0, faults=0, held=0))
 
 
 async def _unknown(_: world.World, __: people.Party) -> Any:
@@ -130,6 +147,107 @@ def test_answers_that_tell_foreign_from_unknown_are_found(foreign: answers.Answe
     judge = Judge(Findings(), [])
     judge.compare("x", "a", foreign, "b", unknown)
     assert judge.findings.ok is alike
+
+
+async def test_a_stream_that_is_silent_is_listened_to_until_its_owner_has_heard_something() -> None:
+    said, heard, owner = asyncio.Queue[str](), list[str](), asyncio.Event()
+
+    async def read() -> listening.Heard:
+        heard.append(await said.get())
+        said.task_done()
+        return listening.Heard.MORE
+
+    async def held() -> None:
+        # the owner hears it last: whoever was let in has heard it by then
+        said.put_nowait("the owner's")
+        await said.join()
+        owner.set()
+
+    await listening.listen(read, 0, 0)
+    assert heard == []
+    await listening.listen(read, 0, 0, held)
+    assert (heard, owner.is_set()) == (["the owner's"], True)
+
+
+async def test_a_stream_that_ends_or_is_refused_meanwhile_is_not_waited_for() -> None:
+    async def ends() -> listening.Heard:
+        return listening.Heard.ENDED
+
+    async def refused() -> listening.Heard:
+        raise OSError("refused")
+
+    await listening.listen(ends, 60, 60, asyncio.Event().wait)
+    with pytest.raises(OSError, match="refused"):
+        await listening.listen(refused, 60, 60, asyncio.Event().wait)
+
+
+async def test_that_there_is_a_stream_says_nothing_of_how_long_it_may_take() -> None:
+    said = iter((listening.Heard.NOTHING, listening.Heard.MORE))
+    asked = list[listening.Heard]()
+
+    async def read() -> listening.Heard:
+        if (found := next(said, None)) is None:
+            await asyncio.Event().wait()
+        asked.append(found or listening.Heard.ENDED)
+        return asked[-1]
+
+    # with the second patience after the first part, nothing of what comes next would be taken
+    await listening.listen(read, 0.2, 0)
+    assert asked == [listening.Heard.NOTHING, listening.Heard.MORE]
+
+
+@pytest.mark.parametrize(
+    ("done", "short"),
+    [
+        ({}, []),
+        ({"probes": 2_999}, ["probes"]),
+        ({"held": 0}, ["held"]),
+        ({"pairs": 0}, ["pairs"]),
+        ({"share": 0.5}, ["share"]),
+        ({"faults": 3}, ["faults"]),
+        ({"faults": 0, "struck": 0}, ["faults"]),
+    ],
+)
+def test_too_little_is_no_proof(done: dict[str, Any], short: list[str]) -> None:
+    done = {"probes": 3_000, "held": 1, "pairs": 1, "share": 1.0, "faults": 2, "struck": 2, **done}
+    found = Findings(probes=done["probes"], held=done["held"])
+    wanted = proof.Wanted(pairs=done["pairs"], share=done["share"], faults=done["faults"])
+    report = proof.verdict(found, [], {}, {"faults": {"kill": done["struck"]}}, wanted)
+    assert ([one.partition(":")[0] for one in report["short"]], report["ok"]) == (short, not short)
+
+
+@pytest.mark.parametrize(
+    ("codes", "named", "shallow"),
+    [
+        (["INVALID_PAYLOAD", "UNAUTHENTICATED", "RATE_LIMITED", "UNAVAILABLE"], False, True),
+        (["INVALID_PAYLOAD", "NOT_FOUND"], False, False),
+        (["INVALID_PAYLOAD", "OK"], True, False),
+        (["INVALID_PAYLOAD"], True, True),
+        ([], False, True),
+    ],
+)
+def test_an_example_of_which_every_probe_is_refused_for_its_form_is_wrong(codes: list[str], named: bool, shallow: bool) -> None:
+    judge = Judge(Findings(), [])
+    for code in codes:
+        judge.weigh("x", answers.Answer(code), named=named)
+    judge.shallow(["x"])
+    assert bool(judge.findings.wrong) is shallow
+
+
+def test_to_be_asked_to_wait_shows_nothing_when_it_is_quiet() -> None:
+    judge = Judge(Findings(), [])
+    judge.look("x", _party("B"), (), answers.Answer("RATE_LIMITED"), quiet=False)
+    assert judge.findings.ok
+    judge.look("x", _party("B"), (), answers.Answer("RATE_LIMITED"))
+    assert not judge.findings.ok
+
+
+def test_of_the_record_only_what_was_said_may_be_new() -> None:
+    before = {"events.events": {"a"}, "events.heads": {"b", "c"}, "context.threads": {"d"}}
+    after = {"events.events": {"a", "e", "f"}, "events.heads": {"b", "g"}, "context.threads": {"d"}}
+    assert pulse.changed(before, after, 2) == []
+    for name, rows in (("events.events", {"e", "f", "h"}), ("events.heads", {"g", "h"}), ("context.threads", {"h"})):
+        assert len(pulse.changed(before, {**after, name: rows}, 2)) == 1, name
 
 
 def test_something_is_written_in_every_place() -> None:

@@ -108,6 +108,20 @@ def test_artifacts_are_listed_downloaded_and_deleted(command: Command, log: str,
     assert command("artifacts", "delete", kept["artifact_id"]).returncode == 1
 
 
+def test_a_file_is_put_into_a_thread(command: Command, log: str) -> None:
+    ended = frames(command("run", "triage", "--file", log, "--json"))[-1]
+    for words in (("artifacts", "upload", log), ("run", "triage", "--file", log)):
+        done = command(*words, "--thread", ended["thread_id"], "--json")
+        assert done.returncode == 0, done.stderr
+    kept = frames(command("artifacts", "list", "--json"))
+    assert [one["thread_id"] for one in kept] == [ended["thread_id"], ended["thread_id"], None]
+    followed = frames(command("follow", ended["thread_id"], "--once", "--json"))
+    assert [event["type"] for event in followed].count("agent_completed") == 2
+    assert len({event["run_id"] for event in followed}) == 2
+    nowhere = command("artifacts", "upload", log, "--thread", ended["run_id"])
+    assert (nowhere.returncode, "NOT_FOUND" in nowhere.stderr) == (1, True)
+
+
 def test_the_trace_of_a_run_is_drawn(command: Command, system: System, log: str, tmp_path: Path) -> None:
     last = frames(command("run", "triage", "--file", log, "--json"))[-1]
     wanted, traces = {"ws START_AGENT", "run triage", "tool usage_load", "ContextService/GetArtifact"}, tmp_path / "traces"

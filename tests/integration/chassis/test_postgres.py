@@ -112,6 +112,19 @@ async def test_a_transaction_takes_three_round_trips(walled: Walled) -> None:
         assert b"COMMIT" in trips.sent[2]
 
 
+async def test_a_new_connection_does_not_ask_what_types_are_that_come_with_postgresql(walled: Walled) -> None:
+    given = [rows.user(), rows.user()]
+    for _ in range(2):
+        trips = _Trips(_port(walled))
+        server = await asyncio.start_server(trips.serve, "127.0.0.1", 0)
+        async with server:
+            database = await walled.pool(size=1, port=server.sockets[0].getsockname()[1])
+            async with database.transaction() as transaction:
+                assert await transaction.value("SELECT $1::uuid[]", given) == given
+    # the first one may have been the first of this process
+    assert not any(b"typeinfo" in sent for sent in trips.sent)
+
+
 @pytest.mark.parametrize("how", ["error", "cancel", "deadline"])
 async def test_what_ends_badly_leaves_nothing(walled: Walled, how: str) -> None:
     database = await walled.pool(size=1)

@@ -234,3 +234,34 @@ async def _file(thread_id: str) -> AsyncIterator[context_pb2.PutArtifactRequest]
     yield header_of(thread_id=thread_id)
     yield context_pb2.PutArtifactRequest(data=b"secret")
     yield context_pb2.PutArtifactRequest(end=True)
+
+
+@pytest.mark.parametrize("reader", ["user", "admin"])
+async def test_a_line_that_is_committed_between_two_pages_is_on_one_of_them(contexts: Contexts, reader: str) -> None:
+    user, admin = await contexts.services.user(), await contexts.services.user(role="admin")
+    looks, whose = (user, "") if reader == "user" else (admin, user.user_id)
+    line = "INSERT INTO context.audit (user_id, actor, action, correlation_id, detail) VALUES ($1, 'late', 'read', '', '{}')"
+    await contexts.open(user)
+    async with asyncio.TaskGroup() as group, role(contexts, user) as wall:
+        # its id is lower than those of the lines that are committed before it
+        await wall.execute(line, user.user_id)
+        for _ in range(2):
+            await contexts.open(user)
+        reading = group.create_task(contexts.audit(looks, user_id=whose, page_size=2))
+        await _waits(contexts, 1, reading)
+    pages = [reading.result()]
+    while token := pages[-1].next_page_token:
+        pages.append(await contexts.audit(looks, user_id=whose, page_size=2, page_token=token))
+    told = [entry for page in pages for entry in page.entries]
+    assert [entry.actor for entry in told if entry.actor != admin.user_id] == ["dispatcher", "late", "dispatcher", "dispatcher"]
+    assert [entry.entry_id for entry in told] == sorted({entry.entry_id for entry in told})
+
+
+async def test_who_deletes_a_thread_that_is_held_is_told_to_try_again(contexts: Contexts) -> None:
+    user, request_id = await contexts.services.user(), ids.uuid7()
+    thread_id = await thread_of(contexts, user, "hello")
+    async with contexts.accounts.locked(_THREAD.replace("UPDATE", "KEY SHARE"), thread_id):
+        error = await refused(ask(contexts, user, "DeleteThread", thread_id=thread_id, request_id=request_id))
+    assert (error.code, error.message) == ("UNAVAILABLE", "Another transaction holds what this one needs. Try again.")
+    assert await said(contexts, user, thread_id) == [(1, "hello")]
+    assert (await ask(contexts, user, "DeleteThread", thread_id=thread_id, request_id=request_id)).thread.HasField("deleted_at")

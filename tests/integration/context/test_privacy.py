@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from typing import Any
 
 import grpc
 
-from chassis import status
+from chassis import postgres, status
 from netra import ids
 from netra.context.v1 import context_pb2
+from services.context import changes
 from tests.fixtures.accounts import refused
 from tests.fixtures.contexts import Contexts
-from tests.fixtures.conversations import OWN, READ, answer, ask, foreigner, listed, removal, said, system_role, thread_of
+from tests.fixtures.conversations import (
+    OWN,
+    READ,
+    answer,
+    ask,
+    foreigner,
+    listed,
+    privacy_store,
+    removal,
+    said,
+    system_role,
+    thread_of,
+)
 from tests.fixtures.users import User
 
 _OF_THREADS = ("threads", "messages", "contexts", "grants", "artifacts")
@@ -135,6 +149,50 @@ async def test_of_a_user_who_wishes_it_nothing_is_left(contexts: Contexts) -> No
     # who begins anew has a new beginning
     assert await said(contexts, user, await thread_of(contexts, user, "anew")) == [(1, "anew")]
     assert await said(contexts, friend, theirs) == [(1, "first"), (2, ""), (3, "last"), (4, "next")]
+
+
+async def test_messages_in_threads_of_others_are_blanked_afterwards_however_many_they_are(contexts: Contexts) -> None:
+    user, friend, many = await contexts.services.user(), await contexts.services.user(), 1100
+    left, again = [await thread_of(contexts, friend, "first") for _ in range(2)]
+    for thread_id in (left, again):
+        await contexts.grant(friend, thread_id, user, "write")
+    change = changes.Change(ids.UserId(user.user_id), ids.RequestId("all-of-it"), "erase", actor="x")
+    async with contexts.accounts.database() as admin:
+        # where they are not let in again, it is no matter whose clock was right
+        for thread_id, ahead in ((left, timedelta(hours=1)), (again, timedelta(0))):
+            await _said_often(admin, thread_id, user, friend, many, ahead)
+        held = "SELECT FROM context.messages WHERE user_id = $1 FOR UPDATE"
+        async with contexts.accounts.locked(held, user.user_id), privacy_store(contexts) as kept:
+            # it is wished, and waits for no message
+            erased = await kept.erase_everything(change)
+        assert (erased.messages, erased.threads) == (2 * many, 0)
+        # who is let in again has a new beginning
+        await contexts.grant(friend, again, user, "write")
+        await contexts.append((await contexts.open(user, thread_id=again)).context_token, "anew")
+        async with removal(contexts) as sweeping:
+            await sweeping.of_user(change.user_id, change.request_id)
+        query = "SELECT content, count(*) AS many FROM context.messages WHERE thread_id = $1 GROUP BY content"
+        found = [{row["content"]: row["many"] for row in await admin.fetch(query, thread_id)} for thread_id in (left, again)]
+        assert found == [{"first": 1, "": many}, {"first": 1, "": many, "anew": 1}]
+        query = "SELECT done_at IS NOT NULL FROM context.changes WHERE user_id = $1 AND request_id = $2"
+        assert await admin.value(query, user.user_id, change.request_id) is True
+    # nor does who sweeps see a message of theirs any more
+    async with system_role(contexts) as wall:
+        assert await wall.value("SELECT count(*) FROM context.messages") == 0
+
+
+async def _said_often(admin: postgres.Transaction, thread_id: str, user: User, owner: User, many: int, ahead: timedelta) -> None:
+    """Messages of a user in a thread of somebody else, behind its first one; by a clock that is ahead by so much."""
+    await admin.execute(
+        "INSERT INTO context.messages (thread_id, position, message_id, user_id, owner_id, request_id, role, content, run_id, created_at)"
+        " SELECT $1, n + 1, gen_random_uuid(), $2, $3, gen_random_uuid()::text, 'user', 'canary', gen_random_uuid(), now() + $5::interval"
+        " FROM generate_series(1, $4::int) AS n", thread_id, user.user_id, owner.user_id, many, ahead,
+    )  # fmt: skip
+    # counted all at once: not as the service does it
+    async with admin.savepoint():
+        await admin.execute("ALTER TABLE context.threads DISABLE TRIGGER counted")
+        await admin.execute("UPDATE context.threads SET messages = $2 WHERE thread_id = $1", thread_id, many + 1)
+        await admin.execute("ALTER TABLE context.threads ENABLE TRIGGER counted")
 
 
 async def test_who_deleted_a_thread_can_end_what_keeps_it_from_being_erased(contexts: Contexts) -> None:

@@ -214,6 +214,11 @@ async def test_the_wall_alone_keeps_users_apart(contexts: Contexts) -> None:
         for change in (
             "UPDATE context.threads SET deleted_at = now() WHERE thread_id = $1",
             "UPDATE context.threads SET erased_at = now(), deleted_at = now() WHERE thread_id = $1",
+            # who may write to a thread counts what they wrote, and nothing else
+            "UPDATE context.threads SET messages = 0 WHERE thread_id = $1",
+            "UPDATE context.threads SET messages = messages + 1 WHERE thread_id = $1",
+            "UPDATE context.threads SET messages = messages + 1, updated_at = now() WHERE thread_id = $1",
+            "UPDATE context.threads SET updated_at = 'infinity' WHERE thread_id = $1",
             "UPDATE context.messages SET content = '', erased_at = now() WHERE thread_id = $1",
             "UPDATE context.grants SET access = 'write', withdrawn_at = NULL WHERE thread_id = $1",
             "DELETE FROM context.messages WHERE thread_id = $1",
@@ -227,7 +232,12 @@ async def test_the_wall_alone_keeps_users_apart(contexts: Contexts) -> None:
         "UPDATE context.messages SET content = $1::text || $2::text WHERE user_id = $3",
     ):
         await _stopped(contexts, people["stranger"], change, thread_id, owner.user_id, people["stranger"].user_id)
+    # nor does the owner miscount
+    with pytest.raises(errors.PermissionDenied):
+        async with role(contexts, owner) as wall:
+            await wall.execute("UPDATE context.threads SET messages = messages + 1, updated_at = now() WHERE thread_id = $1", thread_id)
     assert await said(contexts, owner, thread_id) == [(1, "hello")]
+    assert (await ask(contexts, owner, "GetThread", thread_id=thread_id)).thread.messages == 1
     assert await said(contexts, people["stranger"], own) == [(1, "of my own")]
     # the statements are good: who was granted to write gets through with them
     async with role(contexts, people["writer"]) as wall:

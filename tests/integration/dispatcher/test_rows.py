@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from chassis import postgres
 from netra import ids
-from services.dispatcher import runs, store_system
+from services.dispatcher import runs, store, store_system
 from services.dispatcher.settings import DispatcherSettings
 from standalone import prepare
 from tests.fixtures.stack import Standalone
@@ -53,3 +53,50 @@ async def test_who_writes_to_many_runs_at_once_waits_for_others_and_never_crossw
     assert {(each.cancelled, each.rights) for each in held.values()} == {
         ("security", runs.Rights(("user",), "free", now + timedelta(seconds=792)))
     }  # fmt: skip
+
+
+_ONCE = """
+CREATE SEQUENCE public.tries;
+CREATE FUNCTION public.once() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF nextval('public.tries') = 1 THEN
+        RAISE deadlock_detected;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER once BEFORE INSERT ON dispatcher.runs FOR EACH ROW EXECUTE FUNCTION public.once();
+"""
+
+
+async def test_a_start_that_has_to_give_way_is_done_again(services: Services, stores: Standalone, database: str) -> None:
+    settings = DispatcherSettings(**services.settings("dispatcher"))
+    pool = await postgres.open_pool(settings.postgres_dsn("netra_dispatcher", "postgres"), "test")
+    services.stack.push_async_callback(pool.close)
+    run_id, user_id, thread_id = ids.RunId.new(), ids.UserId(ids.uuid7()), ids.ThreadId.new()
+    order = runs.Order(run_id, "agent", "any", "What now?", b"{}", 1.0, "", b"", "token", "")
+    async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
+        # a sequence counts on when its transaction was undone
+        await admin.execute(_ONCE)
+        added = await store.Store(pool).add(
+            user_id, order, session_id=ids.uuid7(), tier="free", thread_id=thread_id, request_id="r", digest=b"", correlation_id="c",
+            most_queued=10, only_if_free=True, passed={},
+        )  # fmt: skip
+        assert await admin.value("SELECT last_value FROM public.tries") == 2
+        assert await admin.value("SELECT count(*) FROM dispatcher.runs") == 1
+    assert (added.run_id, added.state) == (run_id, runs.RunState.QUEUED)
+
+
+async def test_contexts_are_to_be_closed_for_as_long_as_their_token_lasts(services: Services, stores: Standalone, database: str) -> None:
+    settings = DispatcherSettings(**services.settings("dispatcher"))
+    pool = await postgres.open_pool(settings.postgres_dsn("netra_dispatcher_system", "postgres_system"), "test")
+    services.stack.push_async_callback(pool.close)
+    rows = store_system.SystemStore(pool)
+    async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
+        run_ids = [str(row["run_id"]) for row in await admin.fetch(_RUNS, ids.uuid7(), ids.uuid7(), OWNER)]
+        left, late, closed, *_ = sorted(run_ids)
+        await admin.execute("UPDATE dispatcher.runs SET context_open = true WHERE run_id = ANY($1::uuid[])", [left, late, closed])
+        await admin.execute("UPDATE dispatcher.runs SET token_renewed_at = now() - interval '61 minutes' WHERE run_id = $1", late)
+    assert await rows.open_contexts(1) == [(left, "")]
+    assert await rows.open_contexts(9) == [(left, ""), (closed, "")]
+    await rows.context_closed(ids.RunId(closed))
+    assert await rows.open_contexts(9) == [(left, "")]

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from netra import errors, ids
-from services.events import erasure, follow, store_system, store_threads
+from services.events import erasure, follow, progress, store_system, store_threads
 from tests.integration.events.conftest import Place, Replica, Run, event, now
 
 _FAR = 2**40
@@ -145,7 +145,7 @@ async def test_a_position_beyond_the_record_is_refused(thread: Thread) -> None:
 
 async def test_large_threads_come_in_bounded_parts(thread: Thread, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "_PAGE_EVENTS", 7)
-    monkeypatch.setattr(follow, "_HEADS", 3)
+    monkeypatch.setattr(progress, "HEADS", 3)
     runs = [await thread.run() for _ in range(10)]
     for run in runs:
         await thread.append(run, 5)
@@ -210,7 +210,7 @@ async def test_an_outage_of_the_record_delays_and_loses_nothing(thread: Thread, 
     away = iter([True, False, True, False, True, False])
 
     class _Shaky(store_threads.Threads):
-        async def events(self, *wanted: object) -> list[follow.Read]:
+        async def events(self, *wanted: object) -> list[progress.Read]:
             if next(away, False):
                 raise errors.Unavailable
             return list(await kept.events(*wanted))  # type: ignore[arg-type]

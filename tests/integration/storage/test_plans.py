@@ -25,7 +25,7 @@ from services.context import (
 )  # fmt: skip
 from services.dispatcher import store as dispatcher_store
 from services.dispatcher import store_system as dispatcher_system
-from services.events import follow
+from services.events import follow, progress
 from services.events import store as events_store
 from services.events import store_threads as events_threads
 from standalone import prepare
@@ -253,7 +253,7 @@ async def test_the_hot_reads_of_events(stores: Standalone, database: str) -> Non
                 {"heads_of_thread", "heads_going_on", "heads_pkey"}, 4 * _FEW,
             ),
             "events of a thread's run": (
-                lambda: of_thread.events(reader, [follow.Wanted(head, 4000, 0)], 20, much), _BY_RUN, _FEW
+                lambda: of_thread.events(reader, [progress.Wanted(head, 4000, 0)], 20, much), _BY_RUN, _FEW
             ),
         }  # fmt: skip
         # the role asks for plans for the values at hand always: one for any values would look into every day

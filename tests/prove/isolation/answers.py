@@ -18,6 +18,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tests.prove.isolation.listening import Heard, Held, listen
+
 Metadata = tuple[tuple[str, str], ...]
 # how long a stream may take until it says something (an unknown run is waited for), how long it may be silent then until what it has
 # said counts as all, and how long a control waits for what must come
@@ -87,9 +89,10 @@ Until = Callable[[Sequence[Message]], bool]
 
 
 async def rpc(
-    channel: grpc.aio.Channel, method: MethodDescriptor, requests: Sequence[Message], metadata: Metadata, patience_s: float, until: Until
-) -> Answer:
-    """Ask. A stream is read until it ends, is silent for too long, or has said what is wanted."""
+    channel: grpc.aio.Channel, method: MethodDescriptor, requests: Sequence[Message], metadata: Metadata, patience_s: float, until: Until,
+    held: Held | None = None,
+) -> Answer:  # fmt: skip
+    """Ask. A stream is read until it ends, is silent for too long, or has said what is wanted; with `held`, then as long as that lasts."""
     response = message_factory.GetMessageClass(method.output_type)
     kind = ("stream" if method.client_streaming else "unary") + "_" + ("stream" if method.server_streaming else "unary")
     make: Any = getattr(channel, kind)
@@ -102,7 +105,7 @@ async def rpc(
     call = call(sent, metadata=metadata, timeout=CALL_S)
     try:
         if method.server_streaming:
-            await _read(call, response, parts, found, patience_s, until)
+            await _read(call, response, parts, found, patience_s, until, held)
         else:
             parts.append(await call)
             found.append(response.FromString(parts[0]))
@@ -121,18 +124,19 @@ async def _sent(requests: Sequence[Message], enough: asyncio.Event, *, hold: boo
         await enough.wait()
 
 
-async def _read(call: Any, response: Any, parts: list[bytes], found: list[Message], patience_s: float, until: Until) -> None:
-    with contextlib.suppress(TimeoutError):
-        while len(parts) < _MOST:
-            # a refusal may take its time, what follows does not
-            async with asyncio.timeout(patience_s if parts else max(patience_s, FIRST_S)):
-                part = await call.read()
-            if part is grpc.aio.EOF:
-                return
-            parts.append(part)
-            found.append(response.FromString(part))
-            if until(found):
-                return
+async def _read(
+    call: Any, response: Any, parts: list[bytes], found: list[Message], patience_s: float, until: Until, held: Held | None
+) -> None:
+    async def read() -> Heard:
+        part = await call.read()
+        if part is grpc.aio.EOF:
+            return Heard.ENDED
+        parts.append(part)
+        found.append(response.FromString(part))
+        return Heard.ENOUGH if until(found) or len(parts) >= _MOST else Heard.MORE
+
+    # a refusal may take its time, what follows does not
+    await listen(read, max(patience_s, FIRST_S), patience_s, held)
 
 
 def _refused(error: grpc.aio.AioRpcError, parts: list[bytes], found: list[Message]) -> Answer:
@@ -146,20 +150,32 @@ def _refused(error: grpc.aio.AioRpcError, parts: list[bytes], found: list[Messag
     return Answer(code, f"{told} {details}", b"\n".join((*parts, told.encode(), trailers)), found)
 
 
-async def http(client: httpx.AsyncClient, method: str, path: str, **more: Any) -> Answer:
-    """Ask the gateway. A stream of events is read until it ends or is silent."""
+async def http(client: httpx.AsyncClient, method: str, path: str, *, held: Held | None = None, **more: Any) -> Answer:
+    """Ask the gateway. A stream of events is read until it ends or is silent, and with `held`, then as long as that lasts."""
     request = client.build_request(method, path, **more)
-    parts = []
+    parts: list[bytes] = []
     response = await client.send(request, stream=True)
+    chunks = aiter(response.aiter_bytes())
+
+    async def read() -> Heard:
+        try:
+            part = await anext(chunks, None)
+        except httpx.ReadTimeout:
+            return Heard.ENDED
+        if part is None:
+            return Heard.ENDED
+        parts.append(part)
+        if stream and len(parts) >= _MOST:
+            return Heard.ENOUGH
+        # that there is a stream says nothing: it asks for what is in it only then
+        return Heard.MORE if not stream or b"data:" in part else Heard.NOTHING
+
+    stream = response.headers.get("content-type", "").startswith("text/event-stream")
     try:
-        with contextlib.suppress(TimeoutError, httpx.ReadTimeout):
-            chunks = aiter(response.aiter_bytes())
-            stream = response.headers.get("content-type", "").startswith("text/event-stream")
-            while True:
-                async with asyncio.timeout(PATIENCE_S * 2 if stream else CALL_S):
-                    parts.append(await anext(chunks))
-    except StopAsyncIteration:
-        pass
+        if stream:
+            await listen(read, FIRST_S, PATIENCE_S * 2, held)
+        else:
+            await listen(read, CALL_S, CALL_S)
     finally:
         await response.aclose()
     return shown(response.status_code, repr(response.headers.multi_items()), b"".join(parts))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from tests.fixtures import sockets
 from tests.prove import ways
 from tests.prove.isolation import answers, leaves
 from tests.prove.isolation.example import ADMIN, NOBODY, OPERATOR, USER, Example, Wanted
+from tests.prove.isolation.listening import Heard, Held, listen
 from tests.prove.isolation.people import Party
 from tests.prove.isolation.world import World
 
@@ -39,6 +39,8 @@ METHODS: dict[str, MethodDescriptor] = {
 _TRIES = 5
 # of all that a stream says
 _FRAMES = 200
+# longer than anything is listened to
+_LONG_S = 3600.0
 PEOPLE = (USER, ADMIN, OPERATOR, NOBODY)
 
 
@@ -118,6 +120,10 @@ class Way:
         """Ask it. `until` says of a control's answer that it has come."""
         raise NotImplementedError
 
+    def held(self, asked: Asked, until: Callable[[answers.Answer], bool] | None) -> Held | None:
+        """How long it is listened to, where it goes on by itself; a control stops when it has what it must show."""
+        return self.world.held if asked.example.live and until is None else None
+
 
 class Rpc(Way):
     """Over gRPC."""
@@ -131,6 +137,15 @@ class Rpc(Way):
             asked.body = [asked.body]
         asked.metadata = await self._metadata(example, asked.who)
         return asked
+
+    def anew(self, asked: Asked) -> Asked:
+        """The same under another request id, and from another address, where it says one: whoever fails too often is not heard any more."""
+        found = super().anew(asked)
+        if not getattr(found.body[0], "client_address", ""):
+            return found
+        body = copy.deepcopy(found.body)
+        body[0].client_address = ways.a_client()["X-Forwarded-For"]
+        return Asked(found.example, found.who, body, found.metadata)
 
     async def _metadata(self, example: Example, who: Party) -> answers.Metadata:
         if example.by == NOBODY:
@@ -158,8 +173,9 @@ class Rpc(Way):
             return example.until(found) or (until is not None and bool(example.shows) and until(answers.Answer(answers.OK, "", said)))
 
         patience_s = answers.PATIENCE_S if until is None else answers.PATIENT_S
+        metadata, held = (*asked.metadata, *extra), self.held(asked, until)
         for _ in range(_TRIES):
-            answer = await answers.rpc(channel, METHODS[example.name], asked.body, (*asked.metadata, *extra), patience_s, enough)
+            answer = await answers.rpc(channel, METHODS[example.name], asked.body, metadata, patience_s, enough, held)
             if answer.code != "INTERNAL" or "from Core" not in answer.told:
                 break
         return answer
@@ -225,7 +241,8 @@ class Route(Way):
         body |= {"data": wanted.form} if wanted.form is not None else {}
         body |= {"content": wanted.content} if wanted.content is not None else {}
         more = [*headers.items(), *wanted.headers.items(), *extra]
-        return await answers.http(self.world.http, method, path, params=wanted.query, headers=more, **body)
+        held = self.held(asked, until)
+        return await answers.http(self.world.http, method, path, held=held, params=wanted.query, headers=more, **body)
 
 
 class Frames(Way):
@@ -243,7 +260,7 @@ class Frames(Way):
         self, asked: Asked, extra: answers.Metadata = (), until: Callable[[answers.Answer], bool] | None = None
     ) -> answers.Answer:
         body = dict(asked.body)
-        kind = asked.example.name.partition(" ")[0]
+        kind = asked.example.name.partition(" ")[0].partition("#")[0]
         async with _socket(self.world, asked.who) as socket:
             if prepare := body.pop("before", None):
                 before = await socket.ask(prepare["type"], prepare["payload"])
@@ -251,9 +268,10 @@ class Frames(Way):
                     return answers.frame(before, socket.frames)
                 body["payload"] = {**body["payload"], body.pop("needs"): before["data"][body.pop("gives")]}
             answer = await socket.ask(kind, body.pop("payload", None), **body)
-            goes_on = kind in ("STREAM", "RESUME") and answer["type"] == "ack"
-            more = await _streamed(socket, answer, until) if goes_on else []
-            return answers.frame(answer, [*more, *socket.frames[:-1]])
+            held = self.held(asked, until)
+            if answer["type"] == "ack" and (kind in ("STREAM", "RESUME") or held is not None):
+                await _streamed(socket, answer, until, held, says=kind in ("STREAM", "RESUME"))
+            return answers.frame(answer, [frame for frame in socket.frames if frame is not answer])
 
 
 @contextlib.asynccontextmanager
@@ -265,17 +283,22 @@ async def _socket(world: World, who: Party) -> AsyncIterator[sockets.Socket]:
         raise OSError(f"no socket: {refused.response.status_code}") from None
 
 
-async def _streamed(socket: sockets.Socket, ack: dict[str, Any], until: Callable[[answers.Answer], bool] | None) -> list[dict[str, Any]]:
-    """What follows; of a stream only what is its own, whatever else the socket hears meanwhile."""
+async def _streamed(
+    socket: sockets.Socket, ack: dict[str, Any], until: Callable[[answers.Answer], bool] | None, held: Held | None, *, says: bool
+) -> None:
+    """Take what follows. Of a stream only what is its own counts, whatever else the socket hears meanwhile; what is not one `says`
+    nothing that would be waited for."""
     found: list[dict[str, Any]] = []
-    stream_id, loop = ack["data"].get("stream_id"), asyncio.get_running_loop()
-    with contextlib.suppress(TimeoutError):
-        while len(found) < _FRAMES and not (found and found[-1]["type"] == "stream_end"):
-            patience_s = answers.PATIENT_S if until is not None else answers.PATIENCE_S if found else answers.FIRST_S
-            until_at = loop.time() + patience_s
-            while (frame := await socket.next(max(until_at - loop.time(), 0.001))).get("stream_id") != stream_id:
-                pass
-            found.append(frame)
-            if until is not None and until(answers.frame(ack, found)):
-                break
-    return found
+    stream_id = ack["data"].get("stream_id")
+
+    async def read() -> Heard:
+        while (frame := await socket.next(_LONG_S)).get("stream_id") != stream_id:
+            pass
+        found.append(frame)
+        if frame["type"] == "stream_end":
+            return Heard.ENDED
+        enough = len(found) >= _FRAMES or (until is not None and until(answers.frame(ack, found)))
+        return Heard.ENOUGH if enough else Heard.MORE
+
+    first_s, then_s = (answers.FIRST_S, answers.PATIENCE_S) if until is None else (answers.PATIENT_S, answers.PATIENT_S)
+    await listen(read, first_s if says else 0, then_s if says else 0, held)

@@ -13,6 +13,8 @@ from tests.prove.isolation.people import Party
 from tests.prove.isolation.world import World
 
 USER, ADMIN, OPERATOR, NOBODY = "user", "admin", "operator", "nobody"
+# among what is `legit`: anything in any place
+ANY = ("*", "*")
 Works = Callable[[Answer], bool]
 
 
@@ -35,7 +37,8 @@ class Example:
     `shows` are kinds of things that the owner's own answer must contain: else nothing is proved by their absence. `reads` is a kind that
     names what is read: it must take as long to be told that it is foreign as that it is unknown. `spare`: it costs whoever asks their
     session or more, and `signed_in` that it must be a real one. `once`: it is over when it was tried. `long`: one page does not hold all.
-    `echoes`: it tells whoever asks what they have named themselves.
+    `echoes`: it tells whoever asks what they have named themselves. `live`: it goes on telling what happens, so who asks in another's
+    name listens until the owner has heard something.
     `rulers`: administrators may ask it of users of their tenant. `told`: kinds of which the contract says that their existence shows.
     """
 
@@ -50,6 +53,7 @@ class Example:
     once: bool = False
     long: bool = False
     echoes: bool = False
+    live: bool = False
     context: bool = False
     told: frozenset[str] = frozenset()
     # in which place the contract lets others of the tenant, or a service, name which kinds

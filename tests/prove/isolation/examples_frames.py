@@ -35,18 +35,29 @@ async def _(world: World, who: Party) -> Any:
     return {"payload": {"run_id": who.things["run_id"]}, "id": who.once()}
 
 
-@frames("RESUME", USER, shows="canary")
+@frames("RESUME", USER, shows="canary", live=True)
 async def _(world: World, who: Party) -> Any:
     return {"payload": {"after": 0}, "id": who.once(), "thread_id": who.things["thread_id"]}
 
 
-# one's own choice of one's own events: what is chosen may be nothing
+# one's own choice of one's own events: what is chosen may be nothing. That everything which is named must hold would hide what one of
+# them lets in: each is asked alone, too
 
 
-@frames("SUBSCRIBE", USER)
+@frames("SUBSCRIBE", USER, live=True)
 async def _(world: World, who: Party) -> Any:
-    payload = {"thread_id": who.things["thread_id"], "run_id": who.things["run_id"], "types": ["agent_started"]}
+    payload = {"thread_id": who.things["thread_id"], "run_id": who.things["run_id"], "types": ["agent_started", "note"]}
     return {"payload": payload, "id": who.once()}
+
+
+@frames("SUBSCRIBE#thread", USER, live=True)
+async def _(world: World, who: Party) -> Any:
+    return {"payload": {"thread_id": who.things["thread_id"]}, "id": who.once()}
+
+
+@frames("SUBSCRIBE#run", USER, live=True)
+async def _(world: World, who: Party) -> Any:
+    return {"payload": {"run_id": who.things["run_id"]}, "id": who.once()}
 
 
 @frames("UNSUBSCRIBE", USER)
@@ -61,7 +72,7 @@ async def _(world: World, who: Party) -> Any:
     return {"payload": {}, "id": who.once(), "before": before, "needs": "stream_id", "gives": "stream_id"}
 
 
-@frames("AUTH", USER)
+@frames("AUTH", USER, live=True)
 async def _(world: World, who: Party) -> Any:
     return {"payload": {"access_token": who.token}, "id": who.once()}
 
@@ -83,4 +94,4 @@ def _stream(rpc: Example, wire: str) -> Example:
         told = json_format.MessageToDict(request, preserving_proto_field_name=True)
         return {"payload": {"method": wire, "request": told}, "id": who.once()}
 
-    return Example(f"STREAM {rpc.name}", rpc.by, make, shows=rpc.shows, spare=rpc.spare)
+    return Example(f"STREAM {rpc.name}", rpc.by, make, shows=rpc.shows, spare=rpc.spare, live=rpc.live)

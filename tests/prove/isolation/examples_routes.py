@@ -96,7 +96,7 @@ async def _(world: World, who: Party) -> Any:
 
 
 # the same address answers with a stream
-@routes("GET /v1/runs/{run_id}/events#stream", USER, shows="run_id event_id canary")
+@routes("GET /v1/runs/{run_id}/events#stream", USER, shows="run_id event_id canary", live=True)
 async def _(world: World, who: Party) -> Any:
     return Wanted(path={"run_id": who.things["run_id"]}, headers={"Accept": "text/event-stream", "Last-Event-ID": "0"})
 

@@ -91,15 +91,24 @@ def _joined(found: Any) -> bool:
 
 
 # live: what comes depends on what happens just then
-@rpcs("events.Tail", "gateway", told="*", until=_joined, works=lambda answer: answer.messages[-1].positions[0].joined, shows="user_id")
+@rpcs(
+    "events.Tail",
+    "gateway",
+    told="*",
+    until=_joined,
+    works=lambda answer: answer.messages[-1].positions[0].joined,
+    shows="user_id",
+    live=True,
+)
 async def _(world: World, who: Party) -> Any:
+    # in this order: whoever has left hears nothing
     return [
-        events_pb2.TailRequest(join=events_pb2.JoinUser(access_token=who.token, join_id="one")),
         events_pb2.TailRequest(leave=events_pb2.LeaveUser(user_id=who.things["user_id"])),
+        events_pb2.TailRequest(join=events_pb2.JoinUser(access_token=who.token, join_id="one")),
     ]
 
 
-@rpcs("events.Subscribe", USER, shows="run_id event_id canary")
+@rpcs("events.Subscribe", USER, shows="run_id event_id canary", live=True)
 async def _(world: World, who: Party) -> Any:
     return events_pb2.SubscribeRequest(run_id=who.things["run_id"])
 
@@ -110,7 +119,14 @@ async def _(world: World, who: Party) -> Any:
 
 
 # how far somebody has seen is a place in time: there is before and after, whoever has a run of that id
-@rpcs("events.FollowThread", USER, told="*", shows="run_id event_id canary", until=lambda found: any(one.caught_up for one in found))
+@rpcs(
+    "events.FollowThread",
+    USER,
+    told="*",
+    shows="run_id event_id canary",
+    until=lambda found: any(one.caught_up for one in found),
+    live=True,
+)
 async def _(world: World, who: Party) -> Any:
     return events_pb2.FollowThreadRequest(grant_token=await granted(world, who))
 

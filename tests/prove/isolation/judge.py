@@ -11,6 +11,11 @@ from tests.prove.isolation.answers import AWAY, OK, Answer
 from tests.prove.isolation.people import ID_FIELDS, Party, forms
 
 _FAULTY = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "500"})
+# who is asked too much says nothing of what was asked
+TOO_MUCH = frozenset({"RATE_LIMITED", "QUOTA_EXCEEDED"})
+# what is refused for its form, or for who asks, before anybody looks whose it is
+_FORM = frozenset("INVALID_PAYLOAD UNAUTHENTICATED TOO_LARGE FRAME_TOO_LARGE BAD_JSON UNKNOWN_TYPE 400 401 413 415 422".split())
+BEFORE = TOO_MUCH | AWAY | _FORM
 # where in a text something is depends on what was sent
 _WHERE = re.compile(r"is not valid JSON: .*?\(char \d+\)")
 # how many of each kind are told
@@ -24,6 +29,11 @@ class Findings:
     probes: int = 0
     # frames that sockets got by themselves
     heard: int = 0
+    # streams that were listened to until their owner's had heard something
+    held: int = 0
+    # examples of which a probe got as far as to be asked whose it is, and whether one did that names such a thing in its place
+    past: set[str] = field(default_factory=set)
+    named: dict[str, bool] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
     leaks: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -70,8 +80,22 @@ class Judge:
         # a stream that breaks is no fault of whoever answers
         if answer.code in _FAULTY and (quiet or "upport code" in answer.told):
             self.findings.wrong.append(f"{what}: {answer.code} {answer.told}")
-        if quiet and answer.code in AWAY:
+        if quiet and answer.code in AWAY | TOO_MUCH:
             self.findings.wrong.append(f"{what}: {answer.code} {answer.told}")
+
+    def weigh(self, name: str, answer: Answer, *, named: bool, before: frozenset[str] = BEFORE) -> None:
+        """Note whether a probe of an example was answered by what looks whose a thing is; `named`: it named one where it belongs."""
+        past = answer.code not in before
+        if past:
+            self.findings.past.add(name)
+        if named:
+            self.findings.named[name] = past or self.findings.named.get(name, False)
+
+    def shallow(self, names: Iterable[str]) -> None:
+        """Of these examples, those are wrong of which no probe got past validation: they have shown nothing."""
+        for name in names:
+            if name not in self.findings.past or not self.findings.named.get(name, True):
+                self.findings.wrong.append(f"{name}: every probe was refused before anybody looked whose it is")
 
     def search(self, what: str, who: Party, answer: Answer, known: Iterable[str] = ()) -> None:
         """Whether an answer has something of somebody else in it; to see ids that are known says nothing."""

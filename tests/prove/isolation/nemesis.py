@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 from collections.abc import Callable
 from typing import Any
-
-import grpc
-import httpx
-import websockets
 
 from tests.fixtures import sockets
 from tests.prove import faults
@@ -19,6 +16,7 @@ from tests.prove.isolation.answers import frame
 from tests.prove.isolation.judge import Judge
 from tests.prove.isolation.people import Party
 from tests.prove.isolation.place import Place
+from tests.prove.isolation.pulse import BROKEN
 from tests.prove.isolation.world import World
 
 FAULTS: dict[str, faults.Fault[Place]] = {
@@ -34,14 +32,16 @@ FAULTS: dict[str, faults.Fault[Place]] = {
     "SIGSTOP postgres": faults.stopped("postgres"),
     "wipe valkey": faults.wiped,
 }
-BROKEN = (OSError, httpx.HTTPError, websockets.WebSocketException, grpc.aio.AioRpcError, TimeoutError, EOFError)
 
 
 async def act(world: World, who: Party, judge: Judge, over: asyncio.Event, chance: random.Random) -> None:
-    """Start runs and keep files, again and again: what others must not hear of."""
-    while not over.is_set():
+    """Start runs and keep files, again and again: what others must not hear of. Every other run is in the thread that they name."""
+    named = ("", who.things["thread_id"])
+    for at in itertools.count():
+        if over.is_set():
+            return
         with contextlib.suppress(*BROKEN):
-            run = await world.started(who)
+            run = await world.started(who, thread_id=named[at % len(named)])
             await world.ended(who, run.run_id)
             await world.kept(who)
         await asyncio.sleep(chance.uniform(0, 0.3))

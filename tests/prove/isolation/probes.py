@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import grpc
 import httpx
 import websockets
 
 from tests.prove.isolation import leaves
 from tests.prove.isolation.answers import OK, Answer, Metadata
 from tests.prove.isolation.asking import PEOPLE, Asked, Rpc, Way
-from tests.prove.isolation.example import ADMIN, OPERATOR, Example
-from tests.prove.isolation.judge import Judge
+from tests.prove.isolation.example import ADMIN, ANY, NOBODY, OPERATOR, Example
+from tests.prove.isolation.judge import BEFORE, TOO_MUCH, Judge
 from tests.prove.isolation.people import Party, twin
+from tests.prove.isolation.pulse import BROKEN, LIVE
 from tests.prove.isolation.settle import granted
 from tests.prove.isolation.world import World
 
 # what names something; elsewhere some of the values do
 _NAMING, _OF_TEXT = ("_id", "token", "email", "state", "code", "Event-ID"), 2
 _TRIES = 3
+# until who has asked too much may ask again
+_PAUSE_S = 2.0
 _ONCE = ("request_id", "Idempotency-Key")
-_BROKEN = (OSError, httpx.HTTPError, websockets.WebSocketException, grpc.aio.AioRpcError, TimeoutError, EOFError)
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class Prober:
             await course.whole()
             await course.places()
             await course.beside()
-        except (*_BROKEN, LookupError, AttributeError) as error:
+        except (*BROKEN, LookupError, AttributeError) as error:
             if self.quiet:
                 self.judge.findings.wrong.append(f"{course.what}: {type(error).__name__} {error}"[:300])
 
@@ -80,6 +82,11 @@ class _Course:
         """For the report."""
         return f"{self.name} as {self.attacker.name}"
 
+    @property
+    def may(self) -> bool:
+        """Whether the attacker may ask it at all, of what is their own."""
+        return self.example.by != OPERATOR and (self.example.by != ADMIN or self.attacker.rules)
+
     async def _base(self) -> Asked:
         if self.base is None:
             self.base = await self._ready()
@@ -102,23 +109,36 @@ class _Course:
         return answer
 
     async def _answered(self, asked: Asked, extra: Metadata) -> Answer:
-        """The answer. A connection that was kept may just be closed by the other end: it is asked again."""
+        """The answer. A connection that was kept may just be closed by the other end: it is asked again, as where it was asked too much."""
         for at in range(_TRIES):
             try:
-                return await self.way.ask(asked, extra)
+                answer = await self.way.ask(asked, extra)
             except (OSError, httpx.HTTPError, websockets.WebSocketException, TimeoutError, EOFError) as error:
                 if not self.prober.quiet:
                     return Answer("UNAVAILABLE", str(error))
                 if at + 1 == _TRIES:
                     raise
+            else:
+                if not self.prober.quiet or answer.code not in TOO_MUCH or at + 1 == _TRIES:
+                    return answer
+                await asyncio.sleep(_PAUSE_S)
         raise TimeoutError
+
+    def _weigh(self, answer: Answer, *, named: bool) -> None:
+        """Note whether somebody looked whose it is. Who is nobody yet, and who may not ask at all, is refused as who they are."""
+        if self.prober.quiet and (self.may or self.example.by == OPERATOR):
+            before = BEFORE - {"UNAUTHENTICATED", "401"} if self.example.by == NOBODY else BEFORE
+            self.prober.judge.weigh(self.name, answer, named=named, before=before)
 
     async def whole(self) -> None:
         """What the owner would ask, asked by another, who also asks what is not for them at all."""
         # where a service may name what is anybody's, there is nothing to find in all of it at once
         if not (self.example.legit and self.example.by not in PEOPLE):
             asked = await self._ready(self.victim)
-            await self._ask(f"{self.what}: all of A's", asked, {self.victim.user_id})
+            self._weigh(await self._ask(f"{self.what}: all of A's", asked, {self.victim.user_id}), named=False)
+            if self.example.live and LIVE in self.victim.things.ids:
+                asked = await self._ready(_with(self.victim, run_id=self.victim.things[LIVE]))
+                await self._ask(f"{self.what}: all of A's that goes on", asked, {self.victim.user_id})
         if self.example.by not in PEOPLE and isinstance(self.way, Rpc):
             base = await self._base()
             asked = Asked(self.example, base.who, base.body, self.attacker.bearer)
@@ -127,7 +147,16 @@ class _Course:
                 self.prober.judge.findings.wrong.append(f"{self.what}: a user for a service: {answer.code}")
 
     async def places(self) -> None:
-        """Each value of the owner's in each place."""
+        """Each value of the owner's in each place; all of it again when what it was written into does not work any more."""
+        works = ""
+        for _ in range(_TRIES):
+            await self._places()
+            if not self.prober.quiet or not (works := await self._fails()):
+                return
+            self.base, self.unknown = None, {}
+        self.prober.judge.findings.wrong.append(f"{self.what}: the places show nothing, for as it is, it is not answered well: {works}")
+
+    async def _places(self) -> None:
         places = list(self.way.places(await self._base()))
         if any("grant_token" in place for place in places):
             # they do not last
@@ -136,6 +165,22 @@ class _Course:
             if self.prober.chance.random() < self.prober.share:
                 for kind, value in self._values(place):
                     await self._one(place, kind, value)
+
+    async def _fails(self) -> str:
+        """Why what was last asked with something foreign in it does not work without, or nothing. Whoever may not ask is told so."""
+        asked, missing = self.way.anew(await self._base()), _missing(self.example, self.attacker)
+        for _ in range(_TRIES):
+            answer = await self.way.ask(asked, until=lambda found: not missing(found))
+            self.prober.judge.search(f"{self.what}: as it is", self.attacker, answer)
+            self.base = None if answer.code == OK or self.example.once else self.base
+            if self.may and answer.code == OK and (not isinstance(self.way, Rpc) or self.example.works(answer)):
+                return ""
+            if not self.may and answer.code == "PERMISSION_DENIED":
+                return ""
+            if answer.code not in TOO_MUCH:
+                break
+            await asyncio.sleep(_PAUSE_S)
+        return f"{answer.code} {answer.told}"
 
     def _values(self, place: leaves.Path) -> Iterator[tuple[str, str]]:
         last = next((str(part) for part in reversed(place) if isinstance(part, str) and part != "{}"), "")
@@ -151,22 +196,24 @@ class _Course:
             # whatever is there counts once for whoever sends it
             names = ["request_id"]
         else:
-            # that which belongs there, if there is one, and some of the others
+            # those which belong there, if there are some, and some of the others
             most = self.prober.values or (self.way.most if last.endswith(_NAMING) else min(_OF_TEXT, self.way.most))
-            names = sorted(names, key=lambda name: (name != last, self.prober.chance.random()))[:most]
+            most = max(most, sum(_kind(name) == last for name in names))
+            names = sorted(names, key=lambda name: (_kind(name) != last, self.prober.chance.random()))[:most]
         yield from ((name, found[name]) for name in names)
 
     def _may(self, last: str, kind: str) -> bool:
         """Whether the contract lets this one name that there: who is of the tenant, or a service."""
         near = self.attacker.boss is self.victim.boss or self.example.by not in PEOPLE
-        return ("*", "*") in self.example.legit or (near and bool({(last, kind), (last, "*")} & self.example.legit))
+        return ANY in self.example.legit or (near and bool({(last, _kind(kind)), (last, "*")} & self.example.legit))
 
     async def _one(self, place: leaves.Path, kind: str, value: str) -> None:
         where = ".".join(map(str, place))
         what = f"{self.what}: {kind} in {where}"
         asked = self.way.written(self.way.anew(await self._base()), place, value)
         answer = await self._ask(what, asked, {value})
-        if self.prober.quiet and not {kind, "*"} & self.example.told and kind != "grant":
+        self._weigh(answer, named=_kind(kind) == place[-1])
+        if self.prober.quiet and not {_kind(kind), "*"} & self.example.told and kind != "grant":
             other, unknown = await self._unknown(place, kind, value)
             # a page begins where its token says, whoever has what is there
             if not (kind.startswith("page:") and answer.code == unknown.code == OK):
@@ -183,7 +230,7 @@ class _Course:
 
     async def beside(self) -> None:
         """The owner's name beside a request that says nothing of them: in metadata and headers."""
-        if self.way.kind == "frame" or ("*", "*") in self.example.legit:
+        if self.way.kind == "frame" or ANY in self.example.legit:
             return
         things, token = self.victim.things, self.victim.token
         extras: dict[str, Metadata] = {
@@ -220,6 +267,18 @@ class _Course:
         return answer.code == code or (not self.prober.quiet and answer.code != OK)
 
 
+def _kind(name: str) -> str:
+    """Of what kind a thing is, of which somebody has several."""
+    return name.partition("#")[0]
+
+
+def _with(party: Party, **ids_: str) -> Party:
+    """Somebody with others of their things in the place of these."""
+    found = party.with_things_of(party)
+    found.things = dataclasses.replace(party.things, ids={**party.things.ids, **ids_})
+    return found
+
+
 def controls_of(world: World, example: Example) -> list[Party]:
     """Whose own calls must succeed."""
     if example.by == OPERATOR:
@@ -234,15 +293,15 @@ async def control(world: World, judge: Judge, way: Way, example: Example, name: 
     for _ in range(tries):
         try:
             failure = await _own(way, example, name, who)
-        except (*_BROKEN, LookupError, AttributeError) as error:
+        except (*BROKEN, LookupError, AttributeError) as error:
             failure = f"{type(error).__name__} {error}"[:300]
         if not failure:
             break
     judge.control(f"{name} as {who.name}", failure)
 
 
-async def _own(way: Way, example: Example, name: str, who: Party) -> str:
-    """Why it failed, or nothing."""
+def _missing(example: Example, who: Party) -> Callable[[Answer], list[str]]:
+    """What an answer does not show of what it must."""
     # those who try everything have more in the end than one page holds
     shows = () if example.long and who.name in ("B", "C", "F") else example.shows
 
@@ -250,6 +309,12 @@ async def _own(way: Way, example: Example, name: str, who: Party) -> str:
         found = [kind for kind in shows if kind != "canary" and who.things[kind].encode() not in answer.raw]
         return found + (["canary"] if "canary" in shows and who.canary.encode() not in answer.raw else [])
 
+    return missing
+
+
+async def _own(way: Way, example: Example, name: str, who: Party) -> str:
+    """Why it failed, or nothing."""
+    missing = _missing(example, who)
     asked = await way.ready(example, who)
     if request_id := way.request_id(asked):
         who.request_ids[name] = request_id

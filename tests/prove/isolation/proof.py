@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.prove.isolation import asking, nemesis, place, probes, sharing, tables, timing, universe
+from tests.prove.isolation import asking, nemesis, place, probes, pulse, sharing, tables, timing, universe
 from tests.prove.isolation.asking import Way
-from tests.prove.isolation.example import OPERATOR, Example
+from tests.prove.isolation.example import ANY, OPERATOR, Example
 from tests.prove.isolation.judge import Findings, Judge
 from tests.prove.isolation.world import World
 
-# what can be made up: a leak, an answer that tells, a control that fails, an example that is missing
-FORGERIES = ("leak", "difference", "control", "missing")
+# what can be made up: a leak, an answer that tells, a control that fails, an example that is missing, an answer that takes longer
+FORGERIES = ("leak", "difference", "control", "missing", "oracle")
 _AT_ONCE = 64
 _QUIET = 8
 _PROGRESS_S = 15
@@ -41,38 +41,86 @@ class Wanted:
     forged: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What must have been done at least, so that nothing found means something."""
+
+    probes: int = 3_000
+    pairs: int = 1
+    faults: int = 1
+    share: float = 1.0
+    # streams that were listened to until their owner's had heard something
+    held: int = 1
+
+    def short(self, found: Findings, wanted: Wanted, report: Mapping[str, Any]) -> list[str]:
+        """Why it is no proof."""
+        struck = sum(report.get("faults", {}).values())
+        done = {
+            "probes": (found.probes, self.probes), "pairs": (wanted.pairs, self.pairs), "faults": (struck, max(wanted.faults, self.faults)),
+            "share": (wanted.share, self.share), "held": (found.held, self.held),
+        }  # fmt: skip
+        return [f"{name}: {much}, {least} are a proof" for name, (much, least) in done.items() if much < least]
+
+
+# of all that is asked
+WHOLE = Floor()
+
+
 async def prove(wanted: Wanted, tell: Tell) -> dict[str, Any]:
     """The report; `ok` says whether nothing is off."""
     began, chance = time.monotonic(), random.Random(wanted.seed)
     tell("starting a system, and its people ...")
     async with place.running() as where:
-        world, report = where.world, dict[str, Any]()
+        world, report = where.world, dict[str, Any](share=wanted.share)
         findings = Findings(forged=set(wanted.forged))
         judge = Judge(findings, [world[name] for name in ("A", "B", "C")])
         known, missing, figures = await coverage(world, wanted.forged)
         tell(f"controls of {len(known)} examples ...")
         await controls(world, judge, known)
+        live = pulse.Pulse(world, world["A"], judge)
+        await live.open()
         before = await _still(world)
-        tell("everything asked in the names of others ...")
-        prober = probes.Prober(world, judge, chance, wanted.share, room=asyncio.Semaphore(_QUIET))
-        async with asyncio.TaskGroup() as group:
-            telling = group.create_task(_progress(findings, tell))
-            await asked(prober, known)
-            telling.cancel()
-        report["changed"] = tables.changed(before, await tables.digests(world, world["A"].user_id), more=False)
+        report["changed"] = await _quietly(world, judge, known, wanted, chance, before, live, tell)
         tell(f"{findings.probes} probes, {len(findings.leaks)} leaks; the tables, in the names of others ...")
         report["tables"] = await tables.probe(world, where.system, judge)
-        report["timing"] = await _timed(world, known, wanted.pairs, tell)
         tell("a thread, and everybody who may stand to it in some way ...")
-        report["sharing"] = await sharing.probe(world, judge)
-        report["faults"] = await _meanwhile(where, judge, known, wanted, chance, tell)
+        shared = await sharing.probe(world, judge)
+        # meanwhile its tokens end
+        report["timing"] = await _timed(world, known, wanted, tell)
+        report["sharing"] = await sharing.over(shared)
+        async with live.beating(quiet=False):
+            report["faults"] = await _meanwhile(where, judge, known, wanted, chance, tell)
+        report["marks"] = live.recorded
         await nemesis.recovered(world)
         tell("controls once more ...")
         await controls(world, judge, known, _AFTERWARDS)
         lost = tables.changed(before, await tables.digests(world, world["A"].user_id), more=True)
         report["changed"] += [one for one in lost if one not in report["changed"]]
     report["seconds"] = round(time.monotonic() - began, 1)
-    return verdict(findings, missing, figures, report)
+    return verdict(findings, missing, figures, report, wanted)
+
+
+async def _quietly(
+    world: World,
+    judge: Judge,
+    known: All,
+    wanted: Wanted,
+    chance: random.Random,
+    before: dict[str, set[str]],
+    live: pulse.Pulse,
+    tell: Tell,
+) -> list[str]:
+    """Everything by everybody while nothing but the owner's run goes on; what of the owner's has changed that should not."""
+    recorded = live.recorded
+    tell("everything asked in the names of others ...")
+    prober = probes.Prober(world, judge, chance, wanted.share, room=asyncio.Semaphore(_QUIET))
+    async with live.beating(), asyncio.TaskGroup() as group:
+        telling = group.create_task(_progress(judge.findings, tell))
+        await asked(prober, known)
+        telling.cancel()
+    if wanted.share >= 1:
+        judge.shallow(name for name, (_, example) in known.items() if ANY not in example.legit)
+    return pulse.changed(before, await tables.digests(world, world["A"].user_id), live.recorded - recorded)
 
 
 async def coverage(world: World, forged: frozenset[str] = frozenset()) -> tuple[All, list[str], dict[str, list[int]]]:
@@ -135,15 +183,16 @@ async def _still(world: World) -> dict[str, set[str]]:
             before = after
 
 
-async def _timed(world: World, known: All, pairs: int, tell: Tell) -> dict[str, Any]:
+async def _timed(world: World, known: All, wanted: Wanted, tell: Tell) -> dict[str, Any]:
+    pairs, found = wanted.pairs, dict[str, dict[str, Any]]()
     # an RPC over /rpc takes as long as over gRPC, and what the gateway does beside
     reading = {name: one for name, one in known.items() if one[1].reads and pairs and not isinstance(one[0], asking.Edge)}
     tell(f"the time that {len(reading)} answers take ...")
-    found = {
-        name: await timing.measured(world, way, example, pairs if isinstance(way, asking.Rpc) else max(pairs // 4, 1))
-        for name, (way, example) in reading.items()
-    }
-    return {"pairs": pairs, "told": [name for name, one in found.items() if timing.tells(one)], "medians": found}
+    for name, (way, example) in reading.items():
+        oracle_ms = timing.SEEN_MS if "oracle" in wanted.forged and not found else 0.0
+        found[name] = await timing.measured(world, way, example, pairs if isinstance(way, asking.Rpc) else max(pairs // 4, 1), oracle_ms)
+    told, blind = ([name for name, one in found.items() if is_so(one)] for is_so in (timing.tells, timing.blind))
+    return {"pairs": pairs, "told": told, "blind": blind, "medians": found}
 
 
 async def _meanwhile(where: place.Place, judge: Judge, known: All, wanted: Wanted, chance: random.Random, tell: Tell) -> dict[str, int]:
@@ -178,12 +227,14 @@ async def _meanwhile(where: place.Place, judge: Judge, known: All, wanted: Wante
     return struck
 
 
-def verdict(findings: Findings, missing: list[str], figures: dict[str, list[int]], report: dict[str, Any]) -> dict[str, Any]:
-    """The report, with what was found out."""
-    told = report.get("timing", {}).get("told", [])
+def verdict(
+    findings: Findings, missing: list[str], figures: dict[str, list[int]], report: dict[str, Any], wanted: Wanted, floor: Floor = WHOLE
+) -> dict[str, Any]:
+    """The report, with what was found out; too little is no proof."""
+    told, short = report.get("timing", {}).get("told", []), floor.short(findings, wanted, report)
     return {
         "proof": "isolation",
-        "ok": findings.ok and not (missing or told or report.get("changed")),
+        "ok": findings.ok and not (missing or told or short or report.get("changed")),
         "probes": findings.probes,
         "leaks": len(findings.leaks),
         **figures,
@@ -193,6 +244,8 @@ def verdict(findings: Findings, missing: list[str], figures: dict[str, list[int]
         "differences": len(findings.differences),
         "first": findings.told("off"),
         "wrong": len(findings.wrong),
+        "short": short,
+        "held": findings.held,
         "heard": findings.heard,
         "outcomes": dict(findings.outcomes.most_common()),
         **report,

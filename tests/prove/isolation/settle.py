@@ -49,7 +49,8 @@ async def _one_of_each(world: World, who: Party, named: bool) -> dict[str, str]:
     await world.ended(who, run.run_id)
     page = await world.events.ListEvents(events_pb2.ListEventsRequest(run_id=run.run_id), metadata=who.bearer, timeout=20)
     event = json.loads(page.events[0].frame)
-    file, key = await world.kept(who), await world.key(who)
+    # one file lies in the thread, the other one in none
+    file, key = await world.kept(who, **({"thread_id": run.thread_id} if named else {})), await world.key(who)
     found = (await world.runs.GetRun(dispatcher_pb2.GetRunRequest(run_id=run.run_id), metadata=who.bearer, timeout=20)).run
     return {
         "run_id": run.run_id, "thread_id": run.thread_id, "message_id": run.message_id, "event_id": event["event_id"],

@@ -24,6 +24,7 @@ from tests.fixtures.forge import Forge
 from tests.fixtures.stack import System, gateway_url
 from tests.prove import hostile, ways
 from tests.prove.isolation import answers
+from tests.prove.isolation.listening import Held
 from tests.prove.isolation.people import Party, canary
 
 SERVICES = ("auth", "context", "dispatcher", "events")
@@ -42,6 +43,8 @@ class World:
     database_url: str = ""
     provider: oidc.Provider | None = None
     parties: dict[str, Party] = field(default_factory=dict)
+    # how long whoever asks for a stream in another's name listens, while its owner's go on
+    held: Held | None = None
 
     def __getitem__(self, name: str) -> Party:
         return self.parties[name]
@@ -135,9 +138,9 @@ class World:
         )  # fmt: skip
         return await self.context.OpenContext(request, metadata=self.service("dispatcher"), timeout=20)
 
-    async def run_opened(self, who: Party, epoch: int = 1) -> context_pb2.OpenContextResponse:
+    async def run_opened(self, who: Party, epoch: int = 1, **more: Any) -> context_pb2.OpenContextResponse:
         """A context whose run the dispatcher has opened in the record."""
-        found = await self.opened(who)
+        found = await self.opened(who, **more)
         wanted = events_pb2.OpenRunRequest(run_id=found.context.run_id, epoch=epoch, context_token=found.context_token)
         await self.events.OpenRun(wanted, metadata=self.service("dispatcher"), timeout=20)
         return found

@@ -111,9 +111,10 @@ class Record:
         return not self.fenced
 
     async def ended(
-        self, _run_id: ids.RunId, _epoch: int, state: runs.RunState, _outcome: bytes, passed: Mapping[str, datetime]
-    ) -> None:  # fmt: skip
+        self, _run_id: ids.RunId, _epoch: int, state: runs.RunState, _outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
+    ) -> None:
         """The end of a run."""
+        assert not context_open
         self.ends.append((state, [stage for stage, _ in stages.in_order(passed)]))
 
     async def append_message(self, *_: object) -> ids.MessageId:

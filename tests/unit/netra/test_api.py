@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
-from netra import api, credentials, errors
+from netra import api, client, credentials, errors, transfers
 
 ENDED = {"ended_at": "2026-11-21T00:00:00Z"}
 
@@ -92,3 +94,22 @@ async def test_a_thread_is_erased_under_the_same_key_whenever_it_is_asked_for() 
             await gate.erase_thread(thread_id)
     assert keys[0] == keys[1] == keys[2] != keys[3]
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize("thread_id", ["", "0192f0c1-2b6a-7c3d-8e4f-0a1b2c3d4e5f"])
+async def test_a_file_goes_into_a_thread_when_one_is_named(thread_id: str, tmp_path: Path) -> None:
+    asked: list[dict[str, str]] = []
+
+    def gateway(request: httpx.Request) -> httpx.Response:
+        asked.append(dict(request.url.params))
+        body = request.read()
+        return httpx.Response(201, json={"artifact_id": "a", "name": "x.csv", "bytes": 1, "sha256": hashlib.sha256(body).hexdigest()})
+
+    (tmp_path / "x.csv").write_text("1")
+    async with answered_by(gateway) as gate:
+        kept = [
+            await client.Client(gate, 1.0).upload(tmp_path / "x.csv", thread_id=thread_id),
+            {"artifact_id": await transfers.upload(gate, tmp_path / "x.csv", Console(quiet=True), thread_id)},
+        ]
+    assert [one["artifact_id"] for one in kept] == ["a", "a"]
+    assert asked == [{"name": "x.csv"} | ({"thread_id": thread_id} if thread_id else {})] * 2

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from websockets.asyncio import client as socket_
 
-from netra import api, client, console, errors
+from netra import api, client, console, errors, incoming
 
 CONNECTED = {"type": "connected", "user_id": "u", "cursor": 0, "epoch": "e", "limits": {"max_frame_bytes": 1024}}
 
@@ -139,6 +139,84 @@ async def test_a_stream_gives_its_data_and_then_says_how_it_ended() -> None:
         assert json.loads(got[-1])["payload"] == {"stream_id": "endless"}
         assert json.loads(got[-1])["type"] == "STREAM_CANCEL"
         assert connected._streams == {}
+
+
+@pytest.mark.parametrize(("frames", "size"), [(3, 2**20), (1000, 330)])
+async def test_what_nobody_reads_of_a_stream_is_bounded_and_holds_up_nothing_else(
+    frames: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming, "_FRAMES", frames)
+    monkeypatch.setattr(incoming, "_BYTES", size)
+    cancelled: asyncio.Queue[str] = asyncio.Queue()
+
+    async def pouring(socket: Socket, frame: dict[str, Any]) -> None:
+        if frame["type"] == "STREAM":
+            socket.say({"type": "ack", "id": frame["id"], "data": {"stream_id": "s"}})
+            for number in range(1, 9):
+                data = {"n": f"{number:030}"}
+                socket.say({"type": "stream_data", "stream_id": "s", "seq": number, "data": data})
+        elif frame["type"] == "STREAM_CANCEL":
+            cancelled.put_nowait(frame["payload"]["stream_id"])
+        else:
+            await accept(socket, frame)
+
+    async with gateway(pouring) as (url, _), client.connect(url, "t") as connected, asyncio.timeout(5):
+        stream = connected.stream("a/B", {})
+        found = [int((await anext(stream))["n"])]
+        assert await cancelled.get() == "s"
+        assert (await connected.start(user_request="x"))["run_id"] == "r"
+        with pytest.raises(errors.Unavailable, match="as fast as it came"):
+            await _rest(stream, found)
+        # what was kept comes first; whoever reads took none, or one, before the rest came
+        assert found in ([1, 2, 3], [1, 2, 3, 4])
+        assert (connected._streams, cancelled.empty()) == ({}, True)
+
+
+async def _rest(stream: AsyncIterator[dict[str, Any]], found: list[int]) -> None:
+    async for data in stream:
+        found.append(int(data["n"]))  # noqa: PERF401 - what comes before it fails counts
+
+
+async def test_the_end_of_a_stream_always_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "_FRAMES", 2)
+    stream = incoming.Stream()
+    for frame in ({"type": "stream_data", "data": 1}, {"type": "stream_data", "data": 2}, {"type": "stream_end", "code": "OK"}):
+        stream.put(frame, 10)
+    assert [(await stream.take())["type"] for _ in range(3)] == ["stream_data", "stream_data", "stream_end"]
+    assert not stream.overrun
+    for size in (2**30, 1):
+        stream.put({"type": "stream_data", "data": 3}, size)
+    assert (await stream.take())["data"] == 3
+    with pytest.raises(errors.Unavailable):
+        await stream.take()
+
+
+@pytest.mark.parametrize("passes", range(8))
+async def test_a_stream_that_is_given_up_while_it_opens_leaves_nothing_behind(passes: int) -> None:
+    asked: asyncio.Queue[tuple[Socket, str]] = asyncio.Queue()
+    cancelled: asyncio.Queue[str] = asyncio.Queue()
+
+    async def slow(socket: Socket, frame: dict[str, Any]) -> None:
+        if frame["type"] == "STREAM":
+            asked.put_nowait((socket, frame["id"]))
+        elif frame["type"] == "STREAM_CANCEL":
+            cancelled.put_nowait(frame["payload"]["stream_id"])
+
+    async with gateway(slow) as (url, _), client.connect(url, "t") as connected, asyncio.timeout(5):
+        async with asyncio.TaskGroup() as group:
+            opening = group.create_task(_first(connected.stream("a/B", {})))
+            socket, frame_id = await asked.get()
+            socket.say({"type": "ack", "id": frame_id, "data": {"stream_id": "s"}})
+            # before, while and after the answer is taken
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            opening.cancel()
+        assert await cancelled.get() == "s"
+        assert (connected._streams, connected._pending, cancelled.empty()) == ({}, {}, True)
+
+
+async def _first(stream: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    return await anext(stream)
 
 
 async def test_nesting_is_refused_where_the_gateway_refuses_it() -> None:

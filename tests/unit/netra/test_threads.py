@@ -119,6 +119,25 @@ async def test_it_pauses_after_a_stream_that_answered_nothing_and_gives_up_after
         await anext(threads.follow(silent, "t"))
 
 
+async def test_the_time_that_whoever_reads_takes_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class _Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = _Clock()
+    monkeypatch.setattr(threads, "time", clock)
+    monkeypatch.setattr(threads, "_PAUSE_S", 0.0)
+    gateway, found = _Gateway({ids.uuid7(): 40}), 0
+    gateway.breaks = [errors.Unavailable()] * 100
+    async for _ in threads.follow(gateway, "t", live=False):
+        found += 1
+        clock.now += 100 * gateway.patience_s
+    assert found == 40
+    assert len(gateway.asked) > 5
+
+
 async def test_it_ends_with_the_grant_and_when_nobody_is_signed_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_PAUSE_S", 0.0)
     gateway = _Gateway({ids.uuid7(): 9})
