@@ -2,12 +2,14 @@
 
 python bench/rls.py [rounds] [seconds per round]
 
-  plain       BEGIN, the read, COMMIT on a connection that no wall holds for: the driver's own transaction
+  plain       the driver's own pool and transaction (BEGIN, the read, COMMIT) for a role that no wall holds for
+  bare        the same transaction on one connection, without a pool
   walled      the same read as the role of a service, in the transaction that every read of a user is in
   unwalled    that transaction without a user, where no wall holds: what it costs beside the wall
 
-Each for one row, for a page of 20 messages of a thread of one's own, and (walled) of a thread that was granted. One connection each, one
-read after the other; PostgreSQL is a process of its own on this machine. 2,000 threads of 100 users with 20,000 messages.
+Ids come as text in all of them. Each for one row, for a page of 20 messages of a thread of one's own, and (walled) of a thread that was
+granted. One connection each, one read after the other; PostgreSQL is a process of its own on this machine. 2,000 threads of 100 users with
+20,000 messages.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import asyncpg
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -56,10 +59,20 @@ _PAGE = (
 Read = Callable[[], Awaitable[None]]
 
 
-async def _plainly(connection: postgres.Transaction, query: str, rows: int) -> None:
-    async with connection.savepoint():
+async def _plainly(pool: asyncpg.Pool, query: str, rows: int) -> None:
+    async with pool.acquire() as connection, connection.transaction():
         found = await connection.fetch(query, _USER, _OWN_THREAD)
     assert len(found) == rows
+
+
+async def _barely(connection: asyncpg.Connection, query: str, rows: int) -> None:
+    async with connection.transaction():
+        found = await connection.fetch(query, _USER, _OWN_THREAD)
+    assert len(found) == rows
+
+
+async def _ids_as_text(connection: asyncpg.Connection) -> None:
+    await connection.set_type_codec("uuid", schema="pg_catalog", encoder=str, decoder=str, format="text")
 
 
 async def _within(pool: postgres.DatabaseManager, user_id: str | None, query: str, rows: int) -> None:
@@ -81,19 +94,24 @@ async def _timed(read: Read, seconds: float) -> float:
 async def _reads(stack: supervise.Stack) -> AsyncIterator[dict[str, Read]]:
     admin = prepare.on_database(stack.backend.postgres_admin_url, "netra")
     async with contextlib.AsyncExitStack() as opened:
-        plain = await opened.enter_async_context(postgres.connection(admin))
+        plain = await opened.enter_async_context(asyncpg.create_pool(admin, min_size=1, max_size=1, init=_ids_as_text))
         for statement in _ROWS.split(";\n"):
             if statement.strip():
                 await plain.execute(statement)
+        bare = await asyncpg.connect(admin)
+        opened.push_async_callback(bare.close)
+        await _ids_as_text(bare)
         walled = await postgres.open_pool(stores.dsn(stack, "context"), "bench", size=1, options=postgres.BY_KEY)
         unwalled = await postgres.open_pool(admin, "bench", size=1)
         opened.push_async_callback(walled.close)
         opened.push_async_callback(unwalled.close)
         yield {
             "plain one": functools.partial(_plainly, plain, _ONE, 1),
+            "bare one": functools.partial(_barely, bare, _ONE, 1),
             "walled one": functools.partial(_within, walled, _USER, _ONE, 1),
             "unwalled one": functools.partial(_within, unwalled, None, _ONE, 1),
             "plain page": functools.partial(_plainly, plain, _PAGE, 20),
+            "bare page": functools.partial(_barely, bare, _PAGE, 20),
             "walled page": functools.partial(_within, walled, _USER, _PAGE, 20),
             "unwalled page": functools.partial(_within, unwalled, None, _PAGE, 20),
             "granted page": functools.partial(_within, walled, _GRANTEE, _PAGE, 20),
@@ -113,7 +131,7 @@ def main(rounds: int = ROUNDS, seconds: float = SECONDS) -> int:
     # how much longer, so the plain rate stands above
     times = {
         name: round(report.ratio(found[f"plain {name.rpartition(' ')[2]}"], found[name]), 2)
-        for name in ("walled one", "walled page", "granted page", "unwalled one", "unwalled page")
+        for name in ("walled one", "walled page", "granted page", "unwalled one", "unwalled page", "bare one", "bare page")
     }
     worst = max(times["walled one"], times["walled page"])
     beside = {name.replace(" ", "_"): value for name, value in times.items()}

@@ -236,15 +236,18 @@ class DatabaseManager:
             await self._pool.release(connection, timeout=_UNDO_S)
 
     async def _begin(self, limit: asyncio.Timeout, set_: str) -> Any:
-        """Begin, in one round trip. On a connection that died unseen nothing was done: another one takes its place, once."""
-        for last in (False, True):
+        """Begin, in one round trip. On a connection that died unseen nothing was done: another one takes its place.
+
+        When the server went away all of the pool may have died so; a new one that cannot be made is an error at once.
+        """
+        for more in range(self._size, -1, -1):
             connection = await self._acquired()
             try:
                 await connection.execute(_beginning(limit, set_))
             except BaseException as error:
                 await _undone(connection, "ROLLBACK")
                 await self._released(connection)
-                if last or not isinstance(error, _DEAD):
+                if not more or not isinstance(error, _DEAD):
                     raise
             else:
                 break
