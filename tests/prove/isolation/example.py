@@ -40,6 +40,7 @@ class Example:
     `echoes`: it tells whoever asks what they have named themselves. `live`: it goes on telling what happens, so who asks in another's
     name listens until the owner has heard something.
     `rulers`: administrators may ask it of users of their tenant. `told`: kinds of which the contract says that their existence shows.
+    `tells`: kinds that it tells of everybody, whoever asks.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Example:
     live: bool = False
     context: bool = False
     told: frozenset[str] = frozenset()
+    tells: frozenset[str] = frozenset()
     # in which place the contract lets others of the tenant, or a service, name which kinds
     legit: frozenset[tuple[str, str]] = frozenset()
     works: Works = lambda answer: answer.code == OK
@@ -69,15 +71,24 @@ class Examples:
         self.known: dict[str, Example] = {}
 
     def __call__(
-        self, name: str, by: str = USER, *, shows: str = "", told: str = "", legit: Sequence[tuple[str, str]] = (), **more: Any
+        self,
+        name: str,
+        by: str = USER,
+        *,
+        shows: str = "",
+        told: str = "",
+        tells: str = "",
+        legit: Sequence[tuple[str, str]] = (),
+        **more: Any,
     ) -> Callable[[Callable[[World, Party], Awaitable[Any]]], Callable[[World, Party], Awaitable[Any]]]:
         """Decorates the factory of one."""
 
         def keep(make: Callable[[World, Party], Awaitable[Any]]) -> Callable[[World, Party], Awaitable[Any]]:
             assert name not in self.known, name
             self.known[name] = Example(
-                name, by, make, shows=tuple(shows.split()), told=frozenset(told.split()), legit=frozenset(legit), **more
-            )
+                name, by, make, shows=tuple(shows.split()), told=frozenset(told.split()), tells=frozenset(tells.split()),
+                legit=frozenset(legit), **more,
+            )  # fmt: skip
             return make
 
         return keep

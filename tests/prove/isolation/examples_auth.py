@@ -63,7 +63,7 @@ async def _(world: World, who: Party) -> Any:
     return auth_pb2.ResolveUserRequest(tenant_id=who.things["tenant_id"], user_id=who.things["user_id"])
 
 
-@rpcs("auth.WatchTrust", "context", until=lambda found: bool(found), live=True)
+@rpcs("auth.WatchTrust", "context", tells="session_id user_id", until=lambda found: bool(found), live=True)
 async def _(world: World, who: Party) -> Any:
     return auth_pb2.WatchTrustRequest()
 

@@ -75,7 +75,7 @@ async def _(world: World, who: Party) -> Any:
     return Wanted(json=body, headers={"Idempotency-Key": who.once()})
 
 
-@routes("GET /v1/runs", USER, shows="run_id", reads="thread_id")
+@routes("GET /v1/runs", USER, long=True, shows="run_id", reads="thread_id")
 async def _(world: World, who: Party) -> Any:
     return Wanted(query={"page_size": "200", "thread_id": who.things["thread_id"]})
 

@@ -27,7 +27,7 @@ async def _(world: World, who: Party) -> Any:
     return dispatcher_pb2.GetRunRequest(run_id=who.things["run_id"])
 
 
-@rpcs("dispatcher.ListRuns", USER, shows="run_id request_id", reads="thread_id")
+@rpcs("dispatcher.ListRuns", USER, long=True, shows="run_id request_id", reads="thread_id")
 async def _(world: World, who: Party) -> Any:
     return dispatcher_pb2.ListRunsRequest(page_size=200, thread_id=who.things["thread_id"])
 

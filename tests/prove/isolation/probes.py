@@ -102,11 +102,17 @@ class _Course:
         answer = await self._answered(asked, extra)
         if answer.code == OK or self.example.once:
             self.base = None  # what works once may not work again
+        known = self._told_of_all()
         if judged:
-            self.prober.judge.look(what, self.attacker, sent if self.example.echoes else (), answer, self.prober.quiet)
+            self.prober.judge.look(what, self.attacker, {*known, *sent} if self.example.echoes else known, answer, self.prober.quiet)
         else:
-            self.prober.judge.search(what, self.attacker, answer)
+            self.prober.judge.search(what, self.attacker, answer, known)
         return answer
+
+    def _told_of_all(self) -> set[str]:
+        """What of others the contract has this answer tell."""
+        everybody = [self.prober.world[name] for name in ("A", "B", "C")]
+        return {one.things.ids[kind] for one in everybody for kind in self.example.tells if kind in one.things.ids}
 
     async def _answered(self, asked: Asked, extra: Metadata) -> Answer:
         """The answer. A connection that was kept may just be closed by the other end: it is asked again, as where it was asked too much."""
@@ -171,7 +177,7 @@ class _Course:
         asked, missing = self.way.anew(await self._base()), _missing(self.example, self.attacker)
         for _ in range(_TRIES):
             answer = await self.way.ask(asked, until=lambda found: not missing(found))
-            self.prober.judge.search(f"{self.what}: as it is", self.attacker, answer)
+            self.prober.judge.search(f"{self.what}: as it is", self.attacker, answer, self._told_of_all())
             self.base = None if answer.code == OK or self.example.once else self.base
             if self.may and answer.code == OK and (not isinstance(self.way, Rpc) or self.example.works(answer)):
                 return ""
@@ -292,7 +298,7 @@ async def control(world: World, judge: Judge, way: Way, example: Example, name: 
     """The owner's own call: it succeeds, and shows what it must."""
     for _ in range(tries):
         try:
-            failure = await _own(way, example, name, who)
+            failure = await _own(way, example, name, who, later=tries > 1)
         except (*BROKEN, LookupError, AttributeError) as error:
             failure = f"{type(error).__name__} {error}"[:300]
         if not failure:
@@ -300,10 +306,10 @@ async def control(world: World, judge: Judge, way: Way, example: Example, name: 
     judge.control(f"{name} as {who.name}", failure)
 
 
-def _missing(example: Example, who: Party) -> Callable[[Answer], list[str]]:
+def _missing(example: Example, who: Party, *, later: bool = False) -> Callable[[Answer], list[str]]:
     """What an answer does not show of what it must."""
-    # those who try everything have more in the end than one page holds
-    shows = () if example.long and who.name in ("B", "C", "F") else example.shows
+    # those who try everything have more in the end than one page holds, and so has everybody
+    shows = () if example.long and (later or who.name in ("B", "C", "F")) else example.shows
 
     def missing(answer: Answer) -> list[str]:
         found = [kind for kind in shows if kind != "canary" and who.things[kind].encode() not in answer.raw]
@@ -312,9 +318,9 @@ def _missing(example: Example, who: Party) -> Callable[[Answer], list[str]]:
     return missing
 
 
-async def _own(way: Way, example: Example, name: str, who: Party) -> str:
+async def _own(way: Way, example: Example, name: str, who: Party, *, later: bool) -> str:
     """Why it failed, or nothing."""
-    missing = _missing(example, who)
+    missing = _missing(example, who, later=later)
     asked = await way.ready(example, who)
     if request_id := way.request_id(asked):
         who.request_ids[name] = request_id

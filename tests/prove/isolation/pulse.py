@@ -104,7 +104,8 @@ class Pulse:
     async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
         """Through outages."""
         while not self._over.is_set():
-            with contextlib.suppress(*BROKEN, ValueError):
+            # the last one is what grpc says to who writes to a call that has ended
+            with contextlib.suppress(*BROKEN, ValueError, asyncio.InvalidStateError):
                 await work()
             await asyncio.sleep(_RETRY_S)
 
