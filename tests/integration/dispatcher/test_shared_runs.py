@@ -83,6 +83,14 @@ class Shared(Runs):
         request = pb.GetRunRequest(run_id=run_id, grant_token=token)
         return (await self.dispatcher.GetRun(request, metadata=user.bearer, timeout=20)).run
 
+    async def is_over(self, user: User, run_id: str, state: int) -> None:
+        """Returns when a run is in its final state: the row follows the terminal event."""
+        async with asyncio.timeout(20):
+            while True:
+                if (await self.got(user, run_id)).state == state:
+                    return
+                await asyncio.sleep(0.01)
+
     async def cancel(self, user: User, run_id: str, token: str = "") -> pb.CancelRunResponse:
         """Ask a run to stop."""
         request = pb.CancelRunRequest(run_id=run_id, grant_token=token)
@@ -219,9 +227,10 @@ async def test_a_thread_is_busy_with_anybodys_run_and_only_those_of_the_thread_a
     RELEASED[mark].set()
     await shared.ended(shared.writer, run_id)
     await shared.ended(shared.owner, waiting_run.run_id)
+    await shared.is_over(shared.writer, run_id, pb.RUN_STATE_COMPLETED)
+    await shared.is_over(shared.owner, waiting_run.run_id, pb.RUN_STATE_COMPLETED)
     runs = {run.run_id: run for run in await shared.listed(shared.owner, await shared.token(shared.owner))}
     ended, began = runs[run_id].ended_at, runs[waiting_run.run_id].started_at
-    assert runs[run_id].state == runs[waiting_run.run_id].state == pb.RUN_STATE_COMPLETED
     assert ended.ToNanoseconds() > 0 < began.ToNanoseconds()
     # the same request again, now that it is free
     again = await shared.start(shared.owner, request_id=request_id, **wanted)
@@ -258,7 +267,7 @@ async def test_a_withdrawn_grant_ends_the_answer_of_a_run_and_nothing_else_of_it
     wanted: dict[str, Any] = {"agent": "text-analyst", "thread_id": shared.thread_id}
     assert await _codes(shared.token(shared.writer), shared.start(shared.writer, **wanted)) == ["NOT_FOUND"] * 2
     # it was theirs and stays theirs; the owner sees it in the thread
-    assert (await shared.got(shared.writer, run_id)).state == pb.RUN_STATE_FAILED
+    await shared.is_over(shared.writer, run_id, pb.RUN_STATE_FAILED)
     assert (await shared.got(shared.owner, run_id, await shared.token(shared.owner))).user_id == shared.writer.user_id
     roles = [role for role, _ in await shared.sharing.said(shared.owner, shared.thread_id)]
     assert roles == ["user", "assistant", "user"]
