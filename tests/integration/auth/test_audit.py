@@ -239,3 +239,19 @@ class TestAppend:
         await refusals.flush()
         found = [entry.told.detail async for part in kept.record.export(4, READER) for entry in part]
         assert found[:2] == ["auth: 1 entries are not in the record", "auth: Runs/Start: permission_denied"]
+
+
+async def test_a_user_of_another_tenant_is_looked_for_as_one_that_there_is_not(kept: Kept) -> None:
+    mine, theirs, user, nobody = (str(ids.UserId.new()) for _ in range(4))
+    for tenant, who, many in ((theirs, user, 500), (mine, str(ids.UserId.new()), 150)):
+        line = f"auth.append_audit('{tenant}', '{who}', 'user:x', 'deny', 'refused', '', '')"
+        await kept.as_role("netra_auth_system", f"SELECT {line} FROM generate_series(1, {many})")  # noqa: S608 - of ids
+    await kept.as_role("netra_owner", "ANALYZE auth.audit")
+    asked = f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF) {store_audit._FIND}"
+    found = []
+    async with postgres.connection(kept.dsn("netra_auth_system", "auth/postgres_system")) as connection:
+        for who in (user, nobody):
+            rows = await connection.fetch(asked, mine, who, "", "", None, None, 0, 51)
+            found.append("\n".join(row[0] for row in rows).replace(who, "who"))
+    assert found[0] == found[1]
+    assert "Removed by Filter" not in found[0]

@@ -49,7 +49,7 @@ async def test_rows_of_the_first_migration_survive_those_that_follow(stores: Sta
             await admin.execute(_ENTRIES, user if number % 2 else None, f"entry {number}")
         # as a transaction that was rolled back leaves it
         await admin.execute("DELETE FROM auth.audit WHERE audit_id = 2")
-        assert await migrations.apply(owner, "auth", _AUTH) == ["auth/0002_identity", "auth/0003_rights"]
+        assert await migrations.apply(owner, "auth", _AUTH) == ["auth/0002_identity", "auth/0003_rights", "auth/0004_audit"]
         assert await admin.value("SELECT idle_until <= expires_at AND idle_until > now() FROM auth.sessions") is True
         assert await admin.value("SELECT security FROM auth.revocations WHERE session_id = $1", session) is False
         rows = await admin.fetch(
