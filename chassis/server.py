@@ -54,10 +54,16 @@ class _Suspect:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    method: str
+class _Method:
+    """What is the same for all calls of one method."""
+
+    # as the path of its calls says it, with a slash first
+    path: str
     rule: access_pb2.Rule
-    metadata: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.path[1:]
 
 
 def rules(descriptor: ServiceDescriptor) -> dict[str, access_pb2.Rule]:
@@ -84,20 +90,29 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         self._refusals = refusals
         self._certified = certified
         self._calls = calls.Calls(authenticator.verifier.trust)
+        # a method's handler, and the one that stands in its place: made once, not for each call
+        self._wrappings: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
-        rule = self._rules.get(details.method)
-        if handler is None or (rule is None and details.method.rpartition("/")[0][1:] in _OPEN):
+        path = details.method
+        known, wrapped = self._wrappings.get(path, (None, None))
+        if known is not None and known is handler:
+            return wrapped
+        rule = self._rules.get(path)
+        if handler is None or (rule is None and path.rpartition("/")[0][1:] in _OPEN):
             return handler
         # a method without a rule cannot be here; an empty rule admits nobody all the same
-        call = _Call(details.method, rule or access_pb2.Rule(), _text(details.invocation_metadata))
-        return self._wrapped(handler, call)
+        wrapped = self._wrapped(handler, _Method(path, rule or access_pb2.Rule()))
+        if rule is not None:
+            # those that are not ours are as many as callers can think of
+            self._wrappings[path] = handler, wrapped
+        return wrapped
 
-    def _wrapped(self, handler: Any, call: _Call) -> Any:
+    def _wrapped(self, handler: Any, method: _Method) -> Any:
         kind = ("stream" if handler.request_streaming else "unary") + "_" + ("stream" if handler.response_streaming else "unary")
         behaviour = getattr(handler, kind)
-        around = self._streaming(behaviour, call) if handler.response_streaming else self._single(behaviour, call)
+        around = self._streaming(behaviour, method) if handler.response_streaming else self._single(behaviour, method)
         make: Callable[..., Any] = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(
             around,
@@ -105,61 +120,67 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
 
-    def _single(self, behaviour: Any, call: _Call) -> Any:
+    def _single(self, behaviour: Any, method: _Method) -> Any:
+        name, measured = method.name, {"method": method.path, "code": "OK"}
+
         async def around(request: Any, context: Any) -> Any:
             deadline.bind(context.time_remaining())
-            with telemetry.span(call.method[1:], call.metadata, "SERVER") as span:
+            metadata = _text(context.invocation_metadata())
+            with telemetry.span(name, metadata, "SERVER") as span:
                 began = time.perf_counter()
-                code = "OK"
+                attributes = measured
                 try:
-                    request = await self._admit(call, request, context)
+                    request = await self._admit(method, metadata, request, context)
                     with self._calls.under_way(identity.current().principal):
                         return await behaviour(request, context)
                 except Exception as error:
                     known = status.as_netra(error)
-                    code = known.code
-                    telemetry.failed(span, code)
-                    self._note(call, request, known)
+                    attributes = {**measured, "code": known.code}
+                    telemetry.failed(span, known.code)
+                    self._note(method, metadata, request, known)
                     await status.abort(context, known)
                 finally:
-                    _seconds.record(time.perf_counter() - began, {"method": call.method, "code": code})
+                    _seconds.record(time.perf_counter() - began, attributes)
 
         return around
 
-    def _streaming(self, behaviour: Any, call: _Call) -> Any:
+    def _streaming(self, behaviour: Any, method: _Method) -> Any:
+        name, measured = method.name, {"method": method.path, "code": "OK"}
+
         async def around(request: Any, context: Any) -> AsyncIterator[Any]:
             deadline.bind(context.time_remaining())
-            with telemetry.span(call.method[1:], call.metadata, "SERVER") as span:
+            metadata = _text(context.invocation_metadata())
+            with telemetry.span(name, metadata, "SERVER") as span:
                 began = time.perf_counter()
-                code = "OK"
+                attributes = measured
                 try:
-                    request = await self._admit(call, request, context)
+                    request = await self._admit(method, metadata, request, context)
                     async with contextlib.aclosing(behaviour(request, context)) as responses:
                         async for response in responses:
                             self._calls.check(identity.current().principal)
                             yield response
                 except Exception as error:
                     known = status.as_netra(error)
-                    code = known.code
-                    telemetry.failed(span, code)
-                    self._note(call, request, known)
+                    attributes = {**measured, "code": known.code}
+                    telemetry.failed(span, known.code)
+                    self._note(method, metadata, request, known)
                     await status.abort(context, known)
                 finally:
-                    _seconds.record(time.perf_counter() - began, {"method": call.method, "code": code})
+                    _seconds.record(time.perf_counter() - began, attributes)
 
         return around
 
-    def _note(self, call: _Call, request: Any, error: errors.NetraError) -> None:
+    def _note(self, method: _Method, metadata: dict[str, str], request: Any, error: errors.NetraError) -> None:
         if self._refusals is not None:
             # where anybody may call, what is refused came in the message
-            with_credential = call.rule.public or "authorization" in call.metadata
-            self._refusals.note(_what(call, request), error, identity.current(), with_credential=with_credential)
+            with_credential = method.rule.public or "authorization" in metadata
+            self._refusals.note(_what(method, request), error, identity.current(), with_credential=with_credential)
 
-    async def _admit(self, call: _Call, request: Any, context: Any) -> Any:
+    async def _admit(self, method: _Method, metadata: dict[str, str], request: Any, context: Any) -> Any:
         # nobody yet: who is refused must not be taken for whoever started this process
         identity.bind(identity.Caller())
         peer = tls.peer_names(context.auth_context()) if self._certified else None
-        caller = await self._authenticator.admit(call.rule, call.metadata, peer)
+        caller = await self._authenticator.admit(method.rule, metadata, peer)
         identity.bind(caller)
         if caller.principal is not None or caller.context is not None:
             log.bind(user_id=caller.user_id)
@@ -169,10 +190,10 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         return _checked(request.message) if isinstance(request, _Suspect) else request
 
 
-def _what(call: _Call, request: Any) -> str:
+def _what(method: _Method, request: Any) -> str:
     """The method, and which of several things it was asked for."""
     chosen = [request.WhichOneof(one.name) for one in request.DESCRIPTOR.oneofs] if isinstance(request, Message) else []
-    return " ".join([call.method[1:], *filter(None, chosen)])
+    return " ".join([method.name, *filter(None, chosen)])
 
 
 def _text(metadata: Any) -> dict[str, str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 from pathlib import Path
+from types import TracebackType
 
+from opentelemetry import context as contexts
 from opentelemetry import metrics, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.exporter.otlp.json.file.trace_exporter import FileSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.propagators.composite import CompositePropagator
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -25,7 +27,8 @@ from netra import ids
 
 CORRELATION_HEADER = "x-correlation-id"
 _correlation: ContextVar[str] = ContextVar("correlation_id", default="")
-_propagator = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
+_incoming = TraceContextTextMapPropagator()
+_outgoing = CompositePropagator([_incoming, W3CBaggagePropagator()])
 tracer = trace.get_tracer("netra")
 meter = metrics.get_meter("netra")
 
@@ -55,7 +58,8 @@ def set_up(service: str, settings: settings_.ProcessSettings) -> TracerProvider:
     """
     provider = _exporting(service, settings)
     trace.set_tracer_provider(provider)
-    metrics.set_meter_provider(MeterProvider(metric_readers=[PrometheusMetricReader()]))
+    # exemplars would be gathered for each measurement and shown by none of the exporters
+    metrics.set_meter_provider(MeterProvider(metric_readers=[PrometheusMetricReader()], exemplar_filter=AlwaysOffExemplarFilter()))
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr=settings.host)
     return provider
@@ -71,19 +75,10 @@ def trace_id() -> str:
     return f"{trace.get_current_span().get_span_context().trace_id:032x}"
 
 
-def correlate(value: str) -> str:
-    """Take over a correlation id, or make one when there is none or it is malformed; returns the one in force."""
-    chosen = value if ids.is_correlation_id(value) else ids.CorrelationId.new()
-    _correlation.set(chosen)
-    log.bind(correlation_id=chosen)
-    trace.get_current_span().set_attribute("netra.correlation_id", chosen)
-    return chosen
-
-
 def carrier() -> dict[str, str]:
     """What travels with a call: traceparent, baggage, correlation id."""
     headers: dict[str, str] = {}
-    _propagator.inject(headers)
+    _outgoing.inject(headers)
     if _correlation.get():
         headers[CORRELATION_HEADER] = _correlation.get()
     return headers
@@ -94,25 +89,43 @@ def annotate(name: str, value: str) -> None:
     trace.get_current_span().set_attribute(name, value)
 
 
-@contextlib.contextmanager
-def span(name: str, headers: Mapping[str, str] | None = None, kind: str = "INTERNAL") -> Iterator[trace.Span]:
+def span(name: str, headers: Mapping[str, str] | None = None, kind: str = "INTERNAL") -> AbstractContextManager[trace.Span]:
     """A span, joined to the trace in `headers` when given (as a server does), else to the current one.
 
-    Sets the correlation id from the headers for the time of the span.
+    Takes over the correlation id from the headers, or makes one when there is none or it is malformed.
     """
-    parent = None if headers is None else _propagator.extract(dict(headers))
-    with tracer.start_as_current_span(
-        name, context=parent, kind=trace.SpanKind[kind], record_exception=False, set_status_on_exception=False
-    ) as current:
+    return _Work(name, headers, kind)
+
+
+class _Work(AbstractContextManager[trace.Span]):
+    """The time of a span. No generator, and nothing of the SDK's own around it: every call of every service goes through here."""
+
+    __slots__ = ("_headers", "_kind", "_name", "_span", "_token")
+    _span: trace.Span
+    _token: Token[contexts.Context]
+
+    def __init__(self, name: str, headers: Mapping[str, str] | None, kind: str) -> None:
+        self._name, self._headers, self._kind = name, headers, kind
+
+    def __enter__(self) -> trace.Span:
+        headers, parent, correlation = self._headers, None, _correlation.get()
         if headers is not None:
-            correlate(headers.get(CORRELATION_HEADER, ""))
-        elif _correlation.get():
-            current.set_attribute("netra.correlation_id", _correlation.get())
-        try:
-            yield current
-        except Exception as error:
-            failed(current, type(error).__name__)
-            raise
+            parent, told = _incoming.extract(headers), headers.get(CORRELATION_HEADER, "")
+            correlation = told if ids.is_correlation_id(told) else ids.CorrelationId.new()
+            _correlation.set(correlation)
+            log.bind(correlation_id=correlation)
+        self._span = tracer.start_span(
+            self._name, parent, trace.SpanKind[self._kind], {"netra.correlation_id": correlation} if correlation else None,
+            record_exception=False, set_status_on_exception=False,
+        )  # fmt: skip
+        self._token = contexts.attach(trace.set_span_in_context(self._span))
+        return self._span
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _where: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            failed(self._span, type(error).__name__)
+        contexts.detach(self._token)
+        self._span.end()
 
 
 def failed(current: trace.Span, code: str) -> None:

@@ -146,6 +146,13 @@ def stamped(name: str, stamp: Any) -> datetime:
         raise errors.InvalidContext(f"{name} is out of range", field=name) from None
 
 
+def stamp(message: Any, time: datetime) -> None:
+    """Set a protobuf timestamp to a time with a time zone."""
+    # in whole numbers: `FromDatetime` goes by way of the calendar
+    message.seconds, micros = divmod(microseconds(time), 1_000_000)
+    message.nanos = micros * 1000
+
+
 def moment(name: str, value: object) -> datetime:
     """The time in a claim, microseconds since 1970. Raises `InvalidContext`."""
     if type(value) is not int:

@@ -248,9 +248,9 @@ class UserExecutionContext(attachments.Attached):
             correlation_id=self.correlation_id, agent_context=self.canonical_agent_context,
             audit_metadata=self.canonical_audit_metadata,
         )  # fmt: skip
-        message.created_at.FromDatetime(self.created_at)
+        checks.stamp(message.created_at, self.created_at)
         if self.deadline is not None:
-            message.deadline.FromDatetime(self.deadline)
+            checks.stamp(message.deadline, self.deadline)
         return message
 
     @property
@@ -325,13 +325,19 @@ def _payload(name: str, value: Mapping[str, Any] | bytes | None, limit: int) -> 
 
 def _content(payload: Payload, name: str) -> Mapping[str, Any]:
     if payload.content is None:
-        raise errors.FailedPrecondition(f"The token carries {name} as a digest only; GetContext returns it.")
+        raise _digest_only(name)
     return payload.content
 
 
 def _bytes(payload: Payload, name: str) -> bytes:
-    _content(payload, name)
-    return payload.canonical or b""
+    # not by way of the content, which would be read for that
+    if payload.canonical is None:
+        raise _digest_only(name)
+    return payload.canonical
+
+
+def _digest_only(name: str) -> errors.FailedPrecondition:
+    return errors.FailedPrecondition(f"The token carries {name} as a digest only; GetContext returns it.")
 
 
 def _of_bytes(message: bytes) -> UserExecutionContext:

@@ -77,7 +77,7 @@ class Payload:
         if len(raw) > limit:
             raise errors.TooLarge(f"{name} has {len(raw)} bytes; at most {limit} are allowed", field=name)
         try:
-            value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+            value = _decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
         except (ValueError, RecursionError) as error:
             raise errors.InvalidContext(f"{name} is not valid JSON: {error}", field=name) from None
         return cls.of(name, value, limit)
@@ -161,3 +161,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")
+
+
+# one for all, as the encoder is
+_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant).decode

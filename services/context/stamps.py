@@ -9,6 +9,7 @@ from google.protobuf import timestamp_pb2
 from netra import errors
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def moment(name: str, stamp: timestamp_pb2.Timestamp) -> datetime:
@@ -21,6 +22,6 @@ def moment(name: str, stamp: timestamp_pb2.Timestamp) -> datetime:
 
 def stamp(at: datetime) -> timestamp_pb2.Timestamp:
     """The timestamp of a moment."""
-    made = timestamp_pb2.Timestamp()
-    made.FromDatetime(at)
-    return made
+    # in whole numbers: a time of ours is of UTC, which `FromDatetime` would find out by the calendar
+    seconds, micros = divmod((at - _EPOCH) // _MICROSECOND, 1_000_000)
+    return timestamp_pb2.Timestamp(seconds=seconds, nanos=micros * 1000)

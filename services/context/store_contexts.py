@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 
-from chassis.postgres import DatabaseManager, Transaction
-from netra import ids
+from chassis.postgres import Conflict, DatabaseManager, Locked, Transaction, Unfit, Victim
+from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context import changes, store_rows
+from services.context import changes, store_openings, store_rows
 from services.context.contexts import About, Entry, Filter, Line, Stored
+from services.context.gathering import Gathering
+from services.context.store_openings import Opening, Outcome
+
+# how many contexts are opened at once, and how long they wait for locks that others hold; who has to wait longer does so alone
+_TOGETHER, _PATIENCE = 64, "100ms"
+# one of them is unfit, or in the way of another transaction: it is known by each being tried alone
+_ONE_OF_THEM = (Locked, Victim, Conflict, Unfit, errors.PermissionDenied)
 
 # $1 to $20 are the context, $21 to $23 the line; `place` says whose thread it is, or is empty
 _STORE = (
@@ -20,25 +28,12 @@ _STORE = (
     " INSERT INTO context.audit (user_id, context_id, thread_id, actor, action, correlation_id, detail)"
     "  SELECT user_id, context_id, thread_id, $21::text, $22::text, correlation_id, $23::jsonb FROM made"
 )
-_IN_NEW = (
-    "WITH place AS (INSERT INTO context.threads (thread_id, user_id, tenant_id) VALUES ($5::uuid, $2::uuid, $3::uuid)"
-    f" RETURNING user_id AS owner_id),{_STORE}"
-)
-# the lock is that of the foreign key: whoever erases the thread meanwhile is seen
-_IN_KNOWN = (
-    "WITH place AS (SELECT t.user_id AS owner_id FROM context.threads AS t"
-    f" WHERE t.thread_id = $5::uuid AND {store_rows.writable('$2::uuid', 't')} FOR KEY SHARE OF t),{_STORE}"
-)
 # what goes on in a thread that its owner deleted may end there; nobody closes the parent meanwhile
 _BELOW = (
     "WITH place AS (SELECT p.owner_id FROM context.contexts AS p JOIN context.threads AS t USING (thread_id)"
     " WHERE p.user_id = $2::uuid AND p.context_id = $24::uuid AND p.closed_at IS NULL"
     f" AND (t.user_id = $2::uuid AND t.erased_at IS NULL OR {store_rows.writable('$2::uuid', 't')})"
     f" FOR KEY SHARE OF t FOR SHARE OF p),{_STORE}"
-)
-_SEEN = (
-    "SELECT EXISTS (SELECT FROM context.threads AS t WHERE t.thread_id = $1 AND t.deleted_at IS NULL AND t.erased_at IS NULL"
-    f" AND t.user_id <> $2 AND {store_rows.reader('$2', 't')})"
 )
 _RENEW = "UPDATE context.contexts SET token_until = greatest(token_until, $3) WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL"
 # back to where it began, by which the sweep knows it
@@ -60,6 +55,7 @@ class ContextStore:
 
     def __init__(self, database: DatabaseManager) -> None:
         self._database = database
+        self._openings: Gathering[Opening, Outcome | None] = Gathering(self._opened, _TOGETHER)
 
     async def by_id(self, user_id: ids.UserId, context_id: ids.ContextId, within: ids.ContextId | None = None) -> Stored | None:
         """The user's context with this id; None, too, when it is asked for within another one that is closed."""
@@ -95,15 +91,26 @@ class ContextStore:
         `PermissionDenied` when it was granted to them for reading only.
         """
 
-        async def work(transaction: Transaction) -> None:
-            if await _store(transaction, _IN_NEW if new_thread else _IN_KNOWN, frame, asked, line, until):
-                return
-            # seen are threads that were granted; those of the user were written to, or are deleted
-            if await transaction.value(_SEEN, frame.thread_id, frame.user_id):
-                raise changes.only_read()
-            raise changes.no_thread()
+        opening = Opening(frame, asked, line, until, new_thread)
+        outcome = await self._openings.ask(opening)
+        if outcome is None:
+            outcome = (await self._database.retried(frame.user_id, lambda alone: store_openings.store(alone, [opening])))[0]
+        if outcome == "taken":
+            raise Conflict("contexts_request")
+        if outcome != "made":
+            raise changes.only_read() if outcome == "read" else changes.no_thread()
 
-        await self._database.retried(frame.user_id, work)
+    async def open_gathered(self) -> None:
+        """Open what `open` is asked for, for ever: what comes while others are being stored is stored together, next."""
+        await self._openings.run()
+
+    async def _opened(self, openings: Sequence[Opening]) -> Sequence[Outcome | None]:
+        """What became of each; None when it must be tried alone."""
+        try:
+            async with self._database.transaction() as transaction:
+                return await store_openings.store(transaction, openings, _PATIENCE)
+        except _ONE_OF_THEM:
+            return [None] * len(openings)
 
     async def derive(self, frame: UserExecutionContext, parent_id: ids.ContextId, asked: bytes, line: Line, until: datetime) -> bool:
         """Store a child; False when its parent is closed, or its thread not there for writing any more. Raises `Conflict`."""

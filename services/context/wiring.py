@@ -95,6 +95,7 @@ async def build(settings: ContextSettings) -> AsyncIterator[Service]:
         left_over = asyncio.Event()
         removal = privacy.Removal(LeftOverStore(removing), timedelta(days=settings.thread_keep_days))
         stores = _Stores(ContextStore(users), ThreadStore(users), SharingStore(users), PrivacyStore(users), ArtifactStore(files), crossing)
+        tasks.spawn(stores.contexts.open_gathered(), "openings")
         server = _server(settings, trust, auth, stores, _Background(tasks, left_over, removal), key, _Record(refusals, audit.Acts(told)))
         await server.start()
         stack.push_async_callback(server.drain)

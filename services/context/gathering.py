@@ -1,0 +1,79 @@
+"""What several ask while an answer is under way is asked together, next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from chassis import log
+from netra import deadline, errors
+
+_log = log.get(__name__)
+_TIMEOUT_S = 10.0
+_One = TypeVar("_One")
+_Answer = TypeVar("_Answer")
+
+
+class Gathering(Generic[_One, _Answer]):
+    """Asks for many at once: whoever comes while that is under way waits for the next time. `run` asks; it must run.
+
+    `put` answers all that it is given, in their order. An outage that it raises is the answer of all.
+    """
+
+    def __init__(self, put: Callable[[Sequence[_One]], Awaitable[Sequence[_Answer]]], most: int) -> None:
+        self._put, self._most = put, most
+        self._waiting: deque[tuple[_One, asyncio.Future[_Answer]]] = deque()
+        self._wake = asyncio.Event()
+
+    async def ask(self, one: _One) -> _Answer:
+        """Its answer. Raises `Unavailable`; `DeadlineExceeded` when the caller's time is over, then it may have been done all the same.
+
+        Of a caller who goes away before it is put, it is not put.
+        """
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((one, answer))
+        self._wake.set()
+        try:
+            async with asyncio.timeout(deadline.timeout(_TIMEOUT_S)):
+                return await answer
+        except TimeoutError:
+            raise errors.DeadlineExceeded("The database did not answer in time.") from None
+
+    async def run(self) -> None:
+        """Ask for those who wait, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while batch := self._batch():
+                await self._answer(batch)
+
+    def _batch(self) -> list[tuple[_One, asyncio.Future[_Answer]]]:
+        batch: list[tuple[_One, asyncio.Future[_Answer]]] = []
+        while self._waiting and len(batch) < self._most:
+            one, answer = self._waiting.popleft()
+            if not answer.done():
+                batch.append((one, answer))
+        return batch
+
+    async def _answer(self, batch: Sequence[tuple[_One, asyncio.Future[_Answer]]]) -> None:
+        try:
+            answers = await self._put([one for one, _ in batch])
+        except Exception as error:
+            for _, answer in batch:
+                if not answer.done():
+                    # one of its own for each: where an error was raised is written into it
+                    answer.set_exception(_same(error))
+            return
+        for (_, answer), found in zip(batch, answers, strict=True):
+            # who is gone by now is told nothing
+            if not answer.done():
+                answer.set_result(found)
+
+
+def _same(error: Exception) -> errors.NetraError:
+    if isinstance(error, errors.Unavailable | errors.DeadlineExceeded):
+        return type(error)(error.message)
+    _log.error("what several asked could not be answered", exc_info=error)
+    return errors.Internal()
