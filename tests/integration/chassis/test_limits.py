@@ -154,7 +154,7 @@ async def test_a_valkey_that_hangs_delays_a_call_by_no_more_than_its_patience(se
 
 async def test_a_connection_that_takes_its_leave_too_slowly_is_no_error(server: Server) -> None:
     client = valkey.connect(server.url, 0.05)
-    connection = await client.connection_pool.get_connection()
+    connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
     server.tell(signal.SIGSTOP)
     # more than the system takes for a server that does not read
     connection._writer.write(bytes(64 << 20))
