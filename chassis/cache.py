@@ -11,14 +11,11 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import redis.asyncio as redis
 from opentelemetry import metrics
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from chassis import lifecycle, log
+from chassis import lifecycle, log, valkey
 from netra import errors
 
 _log = log.get(__name__)
@@ -107,11 +104,7 @@ class Cache:
         self._prefix = f"{service}:{namespace}:" if namespace else f"{service}:"
         self._patience_s = patience_s
         self._ask_again_at = 0.0
-        pool = redis.BlockingConnectionPool.from_url(
-            dsn, max_connections=16, timeout=patience_s, socket_timeout=patience_s, socket_connect_timeout=patience_s,
-            retry=Retry(NoBackoff(), 0),
-        )  # fmt: skip
-        self._redis = redis.Redis(connection_pool=pool)
+        self._redis = valkey.connect(dsn, patience_s)
 
     def of(self, user_id: str) -> UserCache:
         """The values of one user. Raises `ValueError` for what is no user id."""
@@ -122,7 +115,7 @@ class Cache:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose(close_connection_pool=True)
+        await valkey.close(self._redis)
 
     @property
     def resting(self) -> bool:

@@ -13,12 +13,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from chassis import log, telemetry
+from chassis import log, telemetry, valkey
 from netra import errors
 
 _log = log.get(__name__)
@@ -101,7 +98,7 @@ class Limits:
     def __init__(self, dsn: str, service: str, namespace: str = "", *, patience_s: float = 0.25) -> None:
         self._prefix = f"{service}:{namespace}:limit:" if namespace else f"{service}:limit:"
         self._patience_s = patience_s
-        self._redis = _connected(dsn, patience_s)
+        self._redis = valkey.connect(dsn, patience_s)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._away = False
         self._era = 1
@@ -138,7 +135,7 @@ class Limits:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose(close_connection_pool=True)
+        await valkey.close(self._redis)
 
     def _name(self, kind: str, key: str) -> str:
         known = key if len(key) <= _MAX_KEY else hashlib.sha256(key.encode()).hexdigest()
@@ -219,14 +216,6 @@ class Limits:
             _log.info("limits are counted for all processes again")
 
 
-def _connected(dsn: str, patience_s: float) -> redis.Redis:
-    pool = redis.BlockingConnectionPool.from_url(
-        dsn, max_connections=16, timeout=patience_s, socket_timeout=patience_s, socket_connect_timeout=patience_s,
-        retry=Retry(NoBackoff(), 0),
-    )  # fmt: skip
-    return redis.Redis(connection_pool=pool)
-
-
 def _checked(kind: str, per_minute: float, burst: int | None, cost: int) -> _Rate:
     words = kind.replace("_", " ")
     if per_minute <= 0:
@@ -295,7 +284,7 @@ class Leases:
     def __init__(self, dsn: str, service: str, namespace: str = "", *, lasts_s: float = 8.0, patience_s: float = 0.25) -> None:
         self._prefix = f"{service}:{namespace}:lease:" if namespace else f"{service}:lease:"
         self._lasts_ms, self._patience_s = math.ceil(lasts_s * 1000), patience_s
-        self._redis = _connected(dsn, patience_s)
+        self._redis = valkey.connect(dsn, patience_s)
         self._ask_again_at = 0.0
 
     async def take(self, key: str, holder: str, most: int, group: str = "") -> list[str] | None:
@@ -320,7 +309,7 @@ class Leases:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose(close_connection_pool=True)
+        await valkey.close(self._redis)
 
     async def _patiently(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """One that fails is not followed by others that would, for a while."""

@@ -11,7 +11,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from chassis import lifecycle, log
+from chassis import lifecycle, log, valkey
 from netra import errors
 
 _log = log.get(__name__)
@@ -112,7 +112,7 @@ class Streams:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose(close_connection_pool=True)
+        await valkey.close(self._redis)
 
 
 def _flat(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -14,7 +14,8 @@ _APPEND = (
     " WITH ORDINALITY AS told (tenant, about, actor, action, outcome, detail, correlation, place) ORDER BY place) AS told"
 )
 _FIND = (
-    f"SELECT {_COLUMNS} FROM auth.audit WHERE tenant_id = $1::uuid AND ($2 = '' OR user_id = NULLIF($2, '')::uuid)"
+    f"SELECT {_COLUMNS} FROM auth.audit WHERE tenant_id = $1::uuid"
+    " AND ($2 = '' OR tenant_id::text || user_id::text = $1::uuid::text || NULLIF($2, '')::uuid::text)"
     " AND ($3 = '' OR action = $3) AND ($4 = '' OR outcome = $4) AND ($5::timestamptz IS NULL OR at >= $5)"
     " AND ($6::timestamptz IS NULL OR at < $6) AND ($7::bigint = 0 OR position < $7) ORDER BY position DESC LIMIT $8"
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio as redis
 
-from chassis import limits, settings
+from chassis import limits, settings, valkey
 from netra import errors, ids
 from standalone import processes
 from tests.fixtures.own_valkey import Server
@@ -150,6 +150,16 @@ async def test_a_valkey_that_hangs_delays_a_call_by_no_more_than_its_patience(se
     assert time.monotonic() - began < 1.0
     await _shared_again(one)
     await one.close()
+
+
+async def test_a_connection_that_takes_its_leave_too_slowly_is_no_error(server: Server) -> None:
+    client = valkey.connect(server.url, 0.05)
+    connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+    server.tell(signal.SIGSTOP)
+    # more than the system takes for a server that does not read
+    connection._writer.write(bytes(64 << 20))
+    await valkey.close(client)
+    assert not connection.is_connected
 
 
 async def test_a_valkey_that_was_never_there_is_no_reason_to_refuse_or_to_let_all_through(tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""How the process connects to Valkey; an importer of redis."""
+
+from __future__ import annotations
+
+import contextlib
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+
+def connect(dsn: str, patience_s: float) -> redis.Redis:
+    """A client that waits this long for a connection, for a place in its pool and for an answer, and asks once."""
+    pool = redis.BlockingConnectionPool.from_url(
+        dsn, max_connections=16, timeout=patience_s, socket_timeout=patience_s, socket_connect_timeout=patience_s,
+        retry=Retry(NoBackoff(), 0),
+    )  # fmt: skip
+    return redis.Redis(connection_pool=pool)
+
+
+async def close(client: redis.Redis) -> None:
+    """Close all connections. One that takes its leave too slowly is closed all the same, and is no error: redis-py raises it at the end."""
+    with contextlib.suppress(RedisError, OSError, TimeoutError):
+        await client.aclose(close_connection_pool=True)
