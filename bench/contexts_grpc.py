@@ -7,7 +7,9 @@ python bench/contexts_grpc.py [rounds] [seconds per round]
   hop     as many calls of grpc.health.v1, which answers at once: what gRPC and the caller cost on this machine
 
 The service, auth and PostgreSQL (with fsync) are processes of their own, as `make run` starts them; the caller is this process, and takes
-its part of the processor. The CPU of the service alone is told beside.
+its part of the processor. How many are opened a second depends on the machine: the goal is 1,000/s where a bare hop costs the server
+170 us of CPU under load, and there one core opens as many when an open costs the service no more than 5.9 hops. That is what is judged;
+calls per second on this machine are told beside.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from standalone import processes, supervise
 
-GOAL = 1000
+GOAL_PER_S = 1000
+# of the server's CPU under load: measured on the machine that the goal was set for
+HOP_US = 170
+GOAL = 1e6 / GOAL_PER_S / HOP_US
 ROUNDS, SECONDS = 5, 2.0
 USERS, AT_ONCE = 16, 64
 _TIMEOUT_S = 10.0
@@ -131,19 +136,21 @@ async def _measured(rounds: int, seconds: float) -> dict[str, list[tuple[float, 
 
 
 def main(rounds: int = ROUNDS, seconds: float = SECONDS) -> int:
-    """Returns the exit code: 1 when fewer are opened than the goal."""
+    """Returns the exit code: 1 when an open costs more than the goal allows."""
     stores.set_up()
     found = uvloop.run(_measured(rounds, seconds))
     rates = {name: [rate for rate, _ in each] for name, each in found.items()}
-    cpu = {name: statistics.median(spent for _, spent in each) for name, each in found.items()}
+    cpu = {name: [spent for _, spent in each] for name, each in found.items()}
     report.table(
         ("way", "calls_per_s_median", "lowest", "highest", "service_cpu_us_per_call_median"),
-        ((name, *report.spread(each, 0), f"{cpu[name]:.0f}") for name, each in rates.items()),
+        ((name, *report.spread(each, 0), f"{statistics.median(cpu[name]):.0f}") for name, each in rates.items()),
     )
-    median = statistics.median(rates["open"])
+    hops = report.ratio(cpu["open"], cpu["hop"])
     return report.verdict(
-        "contexts_grpc", median >= GOAL, f">= {GOAL}/s", f"{median:.0f}/s", best=round(max(rates["open"])),
-        again=round(statistics.median(rates["again"])), hop=round(statistics.median(rates["hop"])), service_cpu_us=round(cpu["open"]),
+        "contexts_grpc", hops <= GOAL, f"<= {GOAL:.1f} hops ({GOAL_PER_S}/s a core where a hop costs {HOP_US} us)", f"{hops:.1f} hops",
+        there_per_s=round(1e6 / hops / HOP_US), here_per_s=round(statistics.median(rates["open"])),
+        again_per_s=round(statistics.median(rates["again"])), hop_per_s=round(statistics.median(rates["hop"])),
+        service_cpu_us=round(statistics.median(cpu["open"])), hop_cpu_us=round(statistics.median(cpu["hop"])),
         at_once=AT_ONCE, rounds=rounds,
     )  # fmt: skip
 
