@@ -51,7 +51,10 @@ _AWAY = (
     asyncpg.InternalClientError,
 )  # fmt: skip
 # what a connection says that died while it lay in the pool
-_DEAD = (ConnectionError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError)
+# the driver's own error: the server's last word came in before it was asked, and the connection is not known to be closed yet
+_DEAD = (
+    ConnectionError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError, asyncpg.InternalClientError
+)  # fmt: skip
 _VICTIM = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _UNFIT = (asyncpg.DataError, asyncpg.exceptions._base.DataError, asyncpg.IntegrityConstraintViolationError)
 

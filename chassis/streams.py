@@ -39,7 +39,7 @@ class Streams:
     def __init__(self, dsn: str, service: str, namespace: str = "") -> None:
         self._prefix = f"{service}:{namespace}:" if namespace else f"{service}:"
         # reads block, so they have connections of their own
-        pool = redis.BlockingConnectionPool.from_url(
+        pool = valkey.Pool.from_url(
             dsn, max_connections=32, timeout=5, socket_timeout=10, socket_connect_timeout=2, health_check_interval=15
         )
         self._redis = redis.Redis(connection_pool=pool)

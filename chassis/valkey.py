@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -10,9 +11,26 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 
+class Pool(redis.BlockingConnectionPool):
+    """Connections that may still be in use when all are closed, as by a call that is being cancelled: they are closed when given back."""
+
+    _closed = False
+
+    async def release(self, connection: Any) -> None:
+        """Take one back."""
+        await super().release(connection)
+        if self._closed:
+            await connection.disconnect(nowait=True)
+
+    async def aclose(self) -> None:
+        """Close all, and what is given back from now on."""
+        self._closed = True
+        await super().aclose()
+
+
 def connect(dsn: str, patience_s: float) -> redis.Redis:
     """A client that waits this long for a connection, for a place in its pool and for an answer, and asks once."""
-    pool = redis.BlockingConnectionPool.from_url(
+    pool = Pool.from_url(
         dsn, max_connections=16, timeout=patience_s, socket_timeout=patience_s, socket_connect_timeout=patience_s,
         retry=Retry(NoBackoff(), 0),
     )  # fmt: skip

@@ -187,7 +187,8 @@ def _sizes() -> Iterator[Case]:
     yield Case("sizes", f"{LIMIT + 1} bytes, then a message", (frame(half), frame(ask("b"))), ("error FRAME_TOO_LARGE", "answer b"))
     yield Case("sizes", "a mebibyte is announced", (frame(b"x" * 16, length=b"\x7f" + struct.pack("!Q", 1 << 20)),), ("close 1009",))
     yield Case("sizes", "an exbibyte is announced", (frame(b"x" * 16, length=b"\x7f" + struct.pack("!Q", 1 << 60)),), ("close 1009",))
-    parts = [frame(b"x" * 60_000, CONTINUATION if place else TEXT, fin=False) for place in range(12)]
+    # a byte more than is read: what the server does not read makes a reset of its close, and the answer may be lost with it
+    parts = [frame(b"x" * size, CONTINUATION if place else TEXT, fin=False) for place, size in enumerate([LIMIT] * 4 + [1])]
     yield Case("sizes", "fragments without end", tuple(parts), ("close 1009",))
 
 

@@ -162,6 +162,16 @@ async def test_a_connection_that_takes_its_leave_too_slowly_is_no_error(server: 
     assert not connection.is_connected
 
 
+async def test_a_connection_that_is_given_back_late_is_closed(server: Server) -> None:
+    client = valkey.connect(server.url, 5.0)
+    connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+    await valkey.close(client)
+    # whoever had it was in the middle of something, and connects again
+    await connection.connect()
+    await client.connection_pool.release(connection)
+    assert not connection.is_connected
+
+
 async def test_a_valkey_that_was_never_there_is_no_reason_to_refuse_or_to_let_all_through(tmp_path: Path) -> None:
     one = limits.Limits(Server(tmp_path).url, "gateway")
     assert await _given(one, 60) == 10
