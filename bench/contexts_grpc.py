@@ -7,9 +7,7 @@ python bench/contexts_grpc.py [rounds] [seconds per round]
   hop     as many calls of grpc.health.v1, which answers at once: what gRPC and the caller cost on this machine
 
 The service, auth and PostgreSQL (with fsync) are processes of their own, as `make run` starts them; the caller is this process, and takes
-its part of the processor. How many are opened a second depends on the machine: the goal is 1,000/s where a bare hop costs the server
-170 us of CPU under load, and there one core opens as many when an open costs the service no more than 5.9 hops. That is what is judged;
-calls per second on this machine are told beside.
+its part of the processor. The CPU of the service alone is told beside, and how many hops of the same run that is: the machine is in both.
 """
 
 from __future__ import annotations
@@ -39,10 +37,7 @@ from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from standalone import processes, supervise
 
-GOAL_PER_S = 1000
-# of the server's CPU under load: measured on the machine that the goal was set for
-HOP_US = 170
-GOAL = 1e6 / GOAL_PER_S / HOP_US
+GOAL = 1000
 ROUNDS, SECONDS = 5, 2.0
 USERS, AT_ONCE = 16, 64
 _TIMEOUT_S = 10.0
@@ -136,7 +131,7 @@ async def _measured(rounds: int, seconds: float) -> dict[str, list[tuple[float, 
 
 
 def main(rounds: int = ROUNDS, seconds: float = SECONDS) -> int:
-    """Returns the exit code: 1 when an open costs more than the goal allows."""
+    """Returns the exit code: 1 when fewer are opened than the goal."""
     stores.set_up()
     found = uvloop.run(_measured(rounds, seconds))
     rates = {name: [rate for rate, _ in each] for name, each in found.items()}
@@ -146,11 +141,11 @@ def main(rounds: int = ROUNDS, seconds: float = SECONDS) -> int:
         ((name, *report.spread(each, 0), f"{statistics.median(cpu[name]):.0f}") for name, each in rates.items()),
     )
     hops = report.ratio(cpu["open"], cpu["hop"])
+    median = statistics.median(rates["open"])
     return report.verdict(
-        "contexts_grpc", hops <= GOAL, f"<= {GOAL:.1f} hops ({GOAL_PER_S}/s a core where a hop costs {HOP_US} us)", f"{hops:.1f} hops",
-        there_per_s=round(1e6 / hops / HOP_US), here_per_s=round(statistics.median(rates["open"])),
-        again_per_s=round(statistics.median(rates["again"])), hop_per_s=round(statistics.median(rates["hop"])),
-        service_cpu_us=round(statistics.median(cpu["open"])), hop_cpu_us=round(statistics.median(cpu["hop"])),
+        "contexts_grpc", median >= GOAL, f">= {GOAL}/s", f"{median:.0f}/s", best=round(max(rates["open"])),
+        again=round(statistics.median(rates["again"])), hop=round(statistics.median(rates["hop"])),
+        service_cpu_us=round(statistics.median(cpu["open"])), hop_cpu_us=round(statistics.median(cpu["hop"])), cpu_in_hops=round(hops, 1),
         at_once=AT_ONCE, rounds=rounds,
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ from services.auth.settings import AuthSettings
 
 _log = log.get(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_POLL_S = 0.5
+_POLL_S = 0.25
 # attempts to sign in elsewhere lie there for ten minutes
 _SWEEP_S = 600.0
 _CHANGED = "changed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Awaitable, Iterable
 from typing import Any
@@ -229,5 +228,4 @@ async def test_a_change_is_in_force_in_every_process_within_a_second(services: S
         await admin.stub.RevertPolicy(request, metadata=admin.bearer)
         took.append(await every.until(names, time.monotonic()))
     print("in force after, s:", [round(each, 3) for each in took])
-    # of the six: a machine that pauses once says nothing of how a change gets about
-    assert statistics.median(took) < 1.0
+    assert max(took) < 1.0

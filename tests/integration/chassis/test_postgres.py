@@ -487,7 +487,7 @@ async def test_a_connection_that_died_in_the_pool_is_replaced(walled: Walled) ->
         await walled.asked("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tests'")
         for _ in range(heard):
             await asyncio.sleep(0)
-        await database.check(timeout_s=10)
+        await database.check()
 
 
 async def test_a_connection_cut_in_the_middle_undoes_its_transaction(walled: Walled, proxied: proxy.Proxy) -> None:
