@@ -6,6 +6,9 @@ ENV PIP_CACHE_DIR=/var/cache/pip PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PI
 # a new volume takes owner and mode from the folder it is mounted on
 RUN groupadd --system --gid 999 netra && useradd --system --uid 999 --gid netra --no-create-home --home-dir /tmp netra \
     && install -d -o netra -g netra -m 0700 /secrets /state && install -d -o netra -g netra -m 0755 /traces
+# commands that tools start are contained by bubblewrap, where the container may make user namespaces; where not, they are refused
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap mount util-linux libseccomp2 >/dev/null \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY requirements/runtime.txt requirements/runtime.txt
 # the servers among the packages are for `make run`; here they have containers of their own

@@ -4,7 +4,7 @@ PY := .venv/bin/python
 IMAGE ?= netra:local
 WORKERS ?= 2
 
-.PHONY: help bootstrap run demo up down test prove-tokens prove-record prove-isolation wire check protos bench image clean reset doctor
+.PHONY: help bootstrap run demo up down test prove-tokens prove-record prove-isolation prove-sandbox wire check protos bench image clean reset doctor
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ prove-record: bootstrap ## the record under load and faults, MINUTES=1 of them (
 
 prove-isolation: bootstrap ## every RPC, route, frame and stream with the ids of another user, quiet and during faults (MINUTES, FAULTS); the last line is JSON
 	@$(PY) -m tests.prove.isolation
+
+prove-sandbox: bootstrap ## all attacks on all tiers of enforcement, as root and as a normal user, and calls ended (TIERS, ENDINGS); the last line is JSON
+	@$(PY) -m tests.prove.sandbox
 
 wire: bootstrap ## the gateway against RFC 6455, case by case, as a table
 	@$(PY) -m tests.wire

@@ -30,12 +30,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.harness import child, report, stores
+from bench.harness import child, report, stores, users
 from chassis import channel
 from netra import ids
-from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.context.v1 import context_pb2, context_pb2_grpc
-from standalone import processes, supervise
 
 GOAL = 1000
 ROUNDS, SECONDS = 5, 2.0
@@ -86,33 +84,10 @@ async def _timed(caller: Caller, seconds: float, call: Callable[[int], Awaitable
     return done / (time.perf_counter() - began), (child.cpu_s(caller.pid) - cpu) / done * 1e6
 
 
-async def _signed_in(running: supervise.Stack, address: str) -> tuple[channel.Metadata, list[str]]:
-    """The dispatcher's metadata, and access tokens of users."""
-    async with grpc.aio.insecure_channel(address) as to:
-        auth: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(to)
-
-        async def tokens(**grant: Any) -> str:
-            answer = await auth.IssueToken(auth_pb2.IssueTokenRequest(**grant), wait_for_ready=True)
-            return answer.tokens.access_token
-
-        def secret(service: str, name: str) -> str:
-            return (running.place.secrets / service / name).read_text().strip()
-
-        first = auth_pb2.PasswordGrant(email=processes.BOOTSTRAP_ADMIN, password=secret("auth", "bootstrap_admin"))
-        admin, people = channel.bearer(await tokens(password=first)), []
-        for number in range(USERS):
-            email, password = f"{number}@bench.example", "a good password of a bench"
-            wanted = auth_pb2.CreateUserRequest(email=email, password=password, roles=["user"], tier="internal")
-            await auth.CreateUser(wanted, metadata=admin)
-            people.append(await tokens(password=auth_pb2.PasswordGrant(email=email, password=password)))
-        mine = auth_pb2.ClientCredentialsGrant(client_id="dispatcher", client_secret=secret("dispatcher", "service"))
-        return channel.bearer(await tokens(client_credentials=mine)), people
-
-
 @contextlib.asynccontextmanager
 async def _ways(seconds: float) -> AsyncIterator[dict[str, Callable[[], Awaitable[tuple[float, float]]]]]:
     async with stores.stack("auth", "context") as running:
-        metadata, tokens = await _signed_in(running, f"127.0.0.1:{running.ports['auth']}")
+        metadata, tokens = await users.signed_in(running, USERS)
         # without the interceptors of our own channels: what a caller does before its call leaves is not asked here
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports['context']}") as to:
             stub, health = context_pb2_grpc.ContextServiceStub(to), health_pb2_grpc.HealthStub(to)

@@ -21,7 +21,7 @@ _AT_ONCE = 500
 _MOST_TEXT = 1_000
 # different entries within a second, and entries that wait while auth is away
 _MOST_DIFFERENT, _MOST_WAITING = 1_000, 10_000
-_TOLD = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
+_TOLD = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "SECURITY_VIOLATION"})
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded, errors.RateLimited, errors.Unauthenticated)
 Send = Callable[[Sequence[auth_pb2.AuditEntry]], Awaitable[None]]
 
@@ -75,6 +75,12 @@ class Refusals:
     def issued(self, to: str, detail: str, *, user_id: str = "") -> None:
         """Take note of a token that an actor was given; they do not wait until that is on record."""
         self._count(_Told(to, user_id, "", "issue_token", "ok", _clean(detail)))
+
+    def done(self, action: str, detail: str, caller: identity.Caller) -> None:
+        """Take note of what somebody changed for all; they do not wait until that is on record."""
+        subject = caller.principal
+        user_id, tenant_id = (subject.user_id, subject.tenant_id) if subject is not None else ("", "")
+        self._count(_Told(actor(caller), user_id, tenant_id, action, "ok", _clean(detail)))
 
     def _count(self, told: _Told) -> None:
         known = self._now.get(told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
 import re
@@ -144,8 +145,13 @@ def sign(private_key: Ed25519PrivateKey, kid: str, typ: str, claims: dict[str, A
     now = int(time.time())
     full = {"iss": ISSUER, "aud": AUDIENCE, "jti": ids.uuid7(), "iat": now, "nbf": now, "exp": now + lifetime_s, **claims}
     # by hand: jwt.encode costs more than the signature does, and every context is signed
-    signed = b".".join((_part({"alg": "EdDSA", "kid": kid, "typ": typ}), _part(full)))
+    signed = b".".join((_header(kid, typ), _part(full)))
     return b".".join((signed, _unpadded(private_key.sign(signed)))).decode()
+
+
+@functools.lru_cache(maxsize=64)
+def _header(kid: str, typ: str) -> bytes:
+    return _part({"alg": "EdDSA", "kid": kid, "typ": typ})
 
 
 def _part(content: dict[str, Any]) -> bytes:

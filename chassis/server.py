@@ -1,11 +1,11 @@
-"""A gRPC server with interceptors, health and reflection in one fixed order."""
+"""A gRPC server: what is around each call, health and reflection."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from chassis import audit, calls, identity, log, status, telemetry, tls
+from chassis import audit, calls, identity, log, status, tally, telemetry, tls
 from netra import deadline, errors
 from netra.access.v1 import access_pb2
 
@@ -35,7 +35,8 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 2_500),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-_seconds = telemetry.meter.create_histogram("netra.rpc.server.duration", unit="s", description="Calls by method and code.")
+_ended = tally.Tally("netra.rpc.server.calls", "Calls that ended, by method and code.", "method", "code")
+_seconds = tally.Durations("netra_rpc_server_duration_seconds", "How long calls took, by method.", "method")
 
 
 class MissingAccessRule(Exception):
@@ -79,35 +80,53 @@ def rules(descriptor: ServiceDescriptor) -> dict[str, access_pb2.Rule]:
     return found
 
 
-class _Interceptor(grpc.aio.ServerInterceptor):
-    """Around every call, from outside in: deadline, correlation and trace, errors, identity and access rule, metrics."""
+@dataclass(frozen=True, slots=True)
+class _Asked(grpc.HandlerCallDetails):
+    """For the handler of which method is asked."""
+
+    method: str
+    invocation_metadata: tuple[tuple[str, str], ...] = ()
+
+
+class _Mounted(grpc.GenericRpcHandler):
+    """Handlers by the paths of their methods."""
+
+    def __init__(self, handlers: Mapping[str, Any]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler; None when the method is not one of these."""
+        return self._handlers.get(handler_call_details.method)
+
+
+class _Around:
+    """Around every call, from outside in: deadline, correlation and trace, errors, identity and access rule, metrics.
+
+    To servicers it is the server. An interceptor of gRPC's would be asked anew for each call, health checks included.
+    """
 
     def __init__(
-        self, known: dict[str, access_pb2.Rule], authenticator: identity.Authenticator, refusals: audit.Refusals | None, *, certified: bool
-    ) -> None:
+        self, server: grpc.aio.Server, known: dict[str, access_pb2.Rule], authenticator: identity.Authenticator,
+        refusals: audit.Refusals | None, *, certified: bool,
+    ) -> None:  # fmt: skip
+        self._server = server
         self._rules = known
         self._authenticator = authenticator
         self._refusals = refusals
         self._certified = certified
         self._calls = calls.Calls(authenticator.verifier.trust)
-        # a method's handler, and the one that stands in its place: made once, not for each call
-        self._wrappings: dict[str, tuple[Any, Any]] = {}
 
-    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        handler = await continuation(details)
-        path = details.method
-        known, wrapped = self._wrappings.get(path, (None, None))
-        if known is not None and known is handler:
-            return wrapped
-        rule = self._rules.get(path)
-        if handler is None or (rule is None and path.rpartition("/")[0][1:] in _OPEN):
-            return handler
-        # a method without a rule cannot be here; an empty rule admits nobody all the same
-        wrapped = self._wrapped(handler, _Method(path, rule or access_pb2.Rule()))
-        if rule is not None:
-            # those that are not ours are as many as callers can think of
-            self._wrappings[path] = handler, wrapped
-        return wrapped
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Mount what stands in the place of each handler of a method that has a rule; others are not there."""
+        mounted = {}
+        for path, rule in self._rules.items():
+            found = [found for each in handlers if (found := each.service(_Asked(path))) is not None]
+            if found:
+                mounted[path] = self._wrapped(found[0], _Method(path, rule))
+        self._server.add_generic_rpc_handlers((_Mounted(mounted),))
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Nothing: see `_Unregistered`."""
 
     def _wrapped(self, handler: Any, method: _Method) -> Any:
         kind = ("stream" if handler.request_streaming else "unary") + "_" + ("stream" if handler.response_streaming else "unary")
@@ -121,38 +140,39 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         )
 
     def _single(self, behaviour: Any, method: _Method) -> Any:
-        name, measured = method.name, {"method": method.path, "code": "OK"}
+        name = method.name
 
         async def around(request: Any, context: Any) -> Any:
             deadline.bind(context.time_remaining())
             metadata = _text(context.invocation_metadata())
             with telemetry.span(name, metadata, "SERVER") as span:
                 began = time.perf_counter()
-                attributes = measured
+                code = "OK"
                 try:
                     request = await self._admit(method, metadata, request, context)
                     with self._calls.under_way(identity.current().principal):
                         return await behaviour(request, context)
                 except Exception as error:
                     known = status.as_netra(error)
-                    attributes = {**measured, "code": known.code}
-                    telemetry.failed(span, known.code)
+                    code = known.code
+                    telemetry.failed(span, code)
                     self._note(method, metadata, request, known)
                     await status.abort(context, known)
                 finally:
-                    _seconds.record(time.perf_counter() - began, attributes)
+                    _seconds.add(time.perf_counter() - began, method.path)
+                    _ended.add(1, method.path, code)
 
         return around
 
     def _streaming(self, behaviour: Any, method: _Method) -> Any:
-        name, measured = method.name, {"method": method.path, "code": "OK"}
+        name = method.name
 
         async def around(request: Any, context: Any) -> AsyncIterator[Any]:
             deadline.bind(context.time_remaining())
             metadata = _text(context.invocation_metadata())
             with telemetry.span(name, metadata, "SERVER") as span:
                 began = time.perf_counter()
-                attributes = measured
+                code = "OK"
                 try:
                     request = await self._admit(method, metadata, request, context)
                     async with contextlib.aclosing(behaviour(request, context)) as responses:
@@ -161,12 +181,13 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                             yield response
                 except Exception as error:
                     known = status.as_netra(error)
-                    attributes = {**measured, "code": known.code}
-                    telemetry.failed(span, known.code)
+                    code = known.code
+                    telemetry.failed(span, code)
                     self._note(method, metadata, request, known)
                     await status.abort(context, known)
                 finally:
-                    _seconds.record(time.perf_counter() - began, attributes)
+                    _seconds.add(time.perf_counter() - began, method.path)
+                    _ended.add(1, method.path, code)
 
         return around
 
@@ -240,6 +261,20 @@ def _place_of_nul(message: Message, within: str = "") -> str:
     return ""
 
 
+class _Unregistered:
+    """To the servicers of gRPC's own services it is the server, which finds methods by name.
+
+    Of methods that are registered it waits for the next call of each, of all of them anew with every call of any: with the methods of a
+    service that is a tenth of what a call costs.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
 class Server:
     """One listening gRPC server. It is NOT_SERVING until `serving(True)`."""
 
@@ -254,7 +289,7 @@ class Server:
         self._drain_s = drain_s
         self._health = health.aio.HealthServicer()
         self._known: dict[str, access_pb2.Rule] = {}
-        self._adders: list[Callable[[grpc.aio.Server], None]] = []
+        self._adders: list[Callable[[_Around], None]] = []
         self._server: grpc.aio.Server | None = None
         self.draining = asyncio.Event()
         self.port = port
@@ -262,17 +297,19 @@ class Server:
     def add(self, descriptor: ServiceDescriptor, adder: Callable[[Any, Any], None], servicer: object) -> None:
         """Mount a servicer. Raises `MissingAccessRule` when one of its methods has no rule."""
         self._known |= rules(descriptor)
-        self._adders.append(lambda server: adder(servicer, server))
+        self._adders.append(lambda around: adder(servicer, around))
 
     async def start(self) -> None:
         """Listen. Raises `OSError` when the address is taken."""
-        interceptor = _Interceptor(self._known, self._authenticator, self._refusals, certified=self._certificates is not None)
-        server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
+        server = grpc.aio.server(options=_OPTIONS)
+        around = _Around(server, self._known, self._authenticator, self._refusals, certified=self._certificates is not None)
         for adder in self._adders:
-            adder(server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            adder(around)
+        by_name: Any = _Unregistered(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, by_name)
         names = {name.rpartition("/")[0][1:] for name in self._known}
-        reflection.enable_server_reflection((*sorted(names), *sorted(_OPEN)), server)
+        describe: Callable[..., None] = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        describe(reflection.aio.ReflectionServicer((*sorted(names), *sorted(_OPEN))), by_name)
         await self.serving(False)
         try:
             if self._certificates is None:

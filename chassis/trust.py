@@ -94,6 +94,11 @@ class Trust:
             return None
         return self.key(issuer, kid)
 
+    @property
+    def rules(self) -> rules.Rules:
+        """The policy in force: another object after each change of it."""
+        return self._rules
+
     def permissions(self, roles: Iterable[str], tier: str) -> frozenset[str]:
         """What the roles allow in the tier; nothing for unknown ones."""
         return self._rules.permissions(roles, tier)

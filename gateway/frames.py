@@ -283,13 +283,18 @@ def error(frame_id: str | None, problem: errors.NetraError, correlation_id: str)
     return dump({"type": "error", "id": frame_id, **described(problem, correlation_id)})
 
 
+def passes(problem: errors.NetraError) -> bool:
+    """Whether the same may succeed later: want of room passes, what one call took too much of does not."""
+    return problem.retryable or (isinstance(problem, errors.ResourceExhausted) and problem.retry_after_ms is not None)
+
+
 def described(problem: errors.NetraError, correlation_id: str) -> dict[str, Any]:
     """What a user reads about an error, the same in frames and problem+json."""
     return {
         "code": problem.code,
         "message": problem.message,
         "details": problem.details,
-        "retryable": problem.retryable,
+        "retryable": passes(problem),
         "retry_after_ms": problem.retry_after_ms,
         "correlation_id": correlation_id,
     }

@@ -224,12 +224,13 @@ class Api:
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
     async def list_tools(self, request: Request) -> Response:
-        """The tools the caller may call."""
+        """The tools the caller may call, by name."""
         who, query = await self._caller(request), request.query_params
-        wanted = dispatcher_pb2.ListToolsRequest(text=query.get("text", ""), tag=query.get("tag", ""))
+        filters = {name: query.get(name, "") for name in views.TOOL_FILTERS}
+        wanted = dispatcher_pb2.ListToolsRequest(**requests.page(query), **filters)
         with status.translated():
             found = await self._services.dispatcher.ListTools(wanted, metadata=channel.bearer(who.token))
-        return _answer({"tools": [views.tool(one) for one in found.tools]})
+        return _answer({"tools": [views.tool(one) for one in found.tools], "next_page_token": found.next_page_token})
 
     async def list_agents(self, request: Request) -> Response:
         """The agents the caller may start."""

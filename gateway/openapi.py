@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from gateway import rpc
+from gateway import rpc, views
 
 _Schema = dict[str, Any]
 _TEXT, _WHOLE, _FLAG = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
@@ -87,6 +87,16 @@ _WITH_GRANT = {"X-Netra-Grant": _TEXT}
 _ONCE = {"Idempotency-Key": _TEXT}
 _ANYTHING: _Schema = {"type": "object"}
 _LIST: _Schema = {"type": "array", "items": _ANYTHING}
+_WHOLE_OR_NONE: _Schema = {"type": ["integer", "null"]}
+_TOOL = _of(
+    "name version description input_schema output_schema tags permission side_effects timeout_s category min_role min_tier enforcement"
+    " retries idempotent reconciles concurrency fallback deprecated digest",
+    name=_TEXT, version=_TEXT, description=_TEXT, input_schema=_ANYTHING, output_schema={"type": ["object", "null"]},
+    tags={"type": "array", "items": _TEXT},
+    permission=_TEXT, side_effects=_FLAG, timeout_s={"type": ["number", "null"]}, category=_TEXT, min_role=_MAYBE, min_tier=_MAYBE,
+    enforcement=_TEXT, retries=_WHOLE, idempotent=_FLAG, reconciles=_FLAG, concurrency=_WHOLE_OR_NONE, fallback=_MAYBE, deprecated=_MAYBE,
+    digest=_TEXT,
+)  # fmt: skip
 _PAGE: dict[str, _Schema] = {"page_size": {"type": "integer", "minimum": 1, "maximum": 200}, "page_token": _TEXT}
 
 
@@ -190,7 +200,7 @@ _DETAILS = {
         headers={"Range": _TEXT, "If-Range": _TEXT}, answers={"200": {"*/*": {}}, "206": {"*/*": {}}}
     ),
     "DELETE /v1/artifacts/{artifact_id}": _Details(answers={"204": {}}),
-    "GET /v1/tools": _Details(query={"text": _TEXT, "tag": _TEXT}, answers={"200": _json(_of("tools", tools=_LIST))}),
+    "GET /v1/tools": _Details(query={**_PAGE, **dict.fromkeys(views.TOOL_FILTERS, _TEXT)}, answers={"200": _paged("tools", _TOOL)}),
     "GET /v1/agents": _Details(answers={"200": _json(_of("agents", agents=_LIST))}),
 }  # fmt: skip
 

@@ -30,6 +30,8 @@ _STATUS = {
     "DEADLINE_EXCEEDED": 504,
     "UNAVAILABLE": 503,
     "SANDBOX_UNAVAILABLE": 503,
+    "RESOURCE_EXHAUSTED": 422,
+    "SECURITY_VIOLATION": 403,
     "OWNER_LOST": 503,
 }
 # how long a body may take that is read whole
@@ -43,6 +45,8 @@ def status_of(error: errors.NetraError) -> int:
     """The HTTP status for an error."""
     if isinstance(error, errors.InvalidPayload) and error.code not in _STATUS:
         return 400
+    if isinstance(error, errors.ResourceExhausted) and frames.passes(error):
+        return 429
     return _STATUS.get(error.code, 500)
 
 

@@ -13,6 +13,8 @@ from netra.context.v1 import context_pb2
 from netra.dispatcher.v1 import dispatcher_pb2
 
 _IDS = ("context_id", "user_id", "tenant_id", "session_id", "thread_id", "run_id", "request_id")
+# what a list of tools can be narrowed by
+TOOL_FILTERS = ("text", "tag", "category", "permission", "tier", "enforcement", "parameter")
 _PREFIX, _ACCESS, _SELECTION = "RUN_STATE_", "ACCESS_", "THREAD_SELECTION_"
 
 
@@ -245,6 +247,17 @@ def tool(found: dispatcher_pb2.Tool) -> dict[str, Any]:
         "permission": found.permission,
         "side_effects": found.side_effects,
         "timeout_s": found.timeout.ToNanoseconds() / 1e9 if found.HasField("timeout") else None,
+        "category": found.category,
+        "min_role": found.min_role or None,
+        "min_tier": found.min_tier or None,
+        "enforcement": found.enforcement,
+        "retries": found.retries,
+        "idempotent": found.idempotent,
+        "reconciles": found.reconciles,
+        "concurrency": found.concurrency or None,
+        "fallback": found.fallback or None,
+        "deprecated": found.deprecated or None,
+        "digest": found.digest,
     }
 
 

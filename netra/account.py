@@ -21,6 +21,8 @@ REMEDIES = {
     "QUOTA_EXCEEDED": "Wait until the quota is renewed, or have your tier raised.",
     "DEADLINE_EXCEEDED": "Give it more time with --deadline, or less to do.",
     "SANDBOX_UNAVAILABLE": "An operator must make the sandbox available; nothing runs without it.",
+    "RESOURCE_EXHAUSTED": "Have the tool do less at a time; an operator may raise the limits of a call.",
+    "SECURITY_VIOLATION": "The tool tried what its sandbox forbids; an operator finds what in the audit trail.",
     "TOOL_FAILED": "Look where it failed: netra trace {correlation}; the dispatcher's log has the cause under that id.",
     "AGENT_FAILED": "Look where it failed: netra trace {correlation}; the dispatcher's log has the cause under that id.",
     "OWNER_LOST": "The process that ran it died. Start the run again.",

@@ -40,7 +40,7 @@ class Turn(Protocol):
         """Show text as it is produced to those who watch just now. It is not kept and may be dropped: put its sum into a step."""
         ...
 
-    async def tool(self, name: str, **arguments: object) -> Any:
+    async def tool(self, name: str, /, **arguments: object) -> Any:
         """Call a tool and return its result. Raises `netra.errors.NetraError` when the call does not succeed."""
         ...
 

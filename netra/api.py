@@ -122,8 +122,16 @@ class Api:
         return list(page["runs"])
 
     async def tools(self, **filters: str) -> list[dict[str, Any]]:
-        """The tools I may call; filters: text, tag."""
-        return list((await self._call("GET", "/v1/tools", filters))["tools"])
+        """All tools I may call; filters: text, tag, category, permission, tier, enforcement, parameter."""
+        found: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            page = await self._call("GET", "/v1/tools", {**filters, **({"page_token": token} if token else {})})
+            found += page["tools"]
+            # a gateway of an earlier release has no pages
+            token = page.get("next_page_token", "")
+            if not token:
+                return found
 
     async def agents(self) -> list[dict[str, Any]]:
         """The agents I may start."""

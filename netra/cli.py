@@ -178,13 +178,25 @@ def runs(
 @app.command()
 def tools(
     text: Annotated[str, typer.Option(help="Only tools that mention this.")] = "",
+    tag: Annotated[str, typer.Option(help="Only tools with this tag.")] = "",
+    category: Annotated[str, typer.Option(help="Only tools of this category.")] = "",
+    permission: Annotated[str, typer.Option(help="Only tools that take this permission.")] = "",
+    tier: Annotated[str, typer.Option(help="Only tools that come with this tier of users.")] = "",
+    enforcement: Annotated[str, typer.Option(help="Only tools contained by this: trusted, script, python, command, remote.")] = "",
+    parameter: Annotated[str, typer.Option(help="Only tools that take an argument of this name.")] = "",
     as_json: AsJson = False,
     url: Url = "",
     token: Credential = "",
 ) -> None:
     """List the tools you may call."""
-    filters = {"text": text} if text else {}
-    console.table(console.asked(url, token, lambda api: api.tools(**filters)), ("name", "version", "description"), as_json)
+    asked = {
+        "text": text, "tag": tag, "category": category, "permission": permission, "tier": tier, "enforcement": enforcement,
+        "parameter": parameter,
+    }  # fmt: skip
+    filters = {name: value for name, value in asked.items() if value}
+    rows = console.asked(url, token, lambda api: api.tools(**filters))
+    columns = ("name", "version", "description", *(("deprecated",) if any(row.get("deprecated") for row in rows) else ()))
+    console.table(rows, columns, as_json)
 
 
 @app.command()

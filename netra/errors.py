@@ -24,6 +24,8 @@ NetraError
 │   └── NonDeterministicAgent  a replay asked for another step than the record has
 ├── Fenced                     a newer owner has the run
 ├── SandboxUnavailable         the wall a tool demands is not here
+├── SecurityViolation          a tool's code tried what its sandbox forbids
+├── ResourceExhausted          a call took more than it may; names the limit
 ├── DeadlineExceeded           out of time
 ├── Cancelled                  stopped by its owner
 ├── ToolFailed                 a tool failed in its own way
@@ -177,6 +179,18 @@ class SandboxUnavailable(NetraError):
     """The enforcement tier the tool demands is not available here."""
 
     code = "SANDBOX_UNAVAILABLE"
+
+
+class SecurityViolation(NetraError):
+    """The tool's code tried what its sandbox forbids."""
+
+    code = "SECURITY_VIOLATION"
+
+
+class ResourceExhausted(NetraError):
+    """The call took more than it may."""
+
+    code = "RESOURCE_EXHAUSTED"
 
 
 class DeadlineExceeded(NetraError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from chassis import log, settings, telemetry
@@ -12,13 +13,20 @@ from standalone import ports, prepare, processes, supervise
 
 
 @contextlib.asynccontextmanager
-async def stack(*services: str) -> AsyncIterator[supervise.Stack]:
-    """The stores and some of the services, as `make run` starts them, in a folder that is gone afterwards."""
-    table = tuple(row for row in processes.TABLE if row.name in (*processes.STORES, *services))
+async def stack(
+    *services: str, commands: Mapping[str, tuple[str, ...]] | None = None, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[supervise.Stack]:
+    """The stores and some of the services, as `make run` starts them, in a folder that is gone afterwards.
+
+    `commands` start some of them in another way, `environment` is what all of them are told besides.
+    """
+    others = commands or {}
+    wanted = [row for row in processes.TABLE if row.name in (*processes.STORES, *services)]
+    table = tuple(dataclasses.replace(row, command=others.get(row.name, row.command)) for row in wanted)
     with tempfile.TemporaryDirectory() as folder:
         # services that are not run are told ports at which nobody answers
         free = ports.free([row.name for row in processes.TABLE])
-        async with supervise.Stack(Path(folder), free, table=table, backend="embedded") as running:
+        async with supervise.Stack(Path(folder), free, table=table, backend="embedded", environment=environment) as running:
             yield running
 
 

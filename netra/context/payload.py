@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+import orjson
+
 from netra import errors
 
 MAX_NESTING = 32
@@ -17,6 +19,7 @@ _set = object.__setattr__
 _EMPTY = b"{}"
 _EMPTY_DIGEST = hashlib.sha256(_EMPTY).hexdigest()
 _SIMPLE = frozenset({str, int, float, bool, type(None)})
+_ALIKE = _SIMPLE - {float}
 # one for all: json.dumps makes a new encoder for each call with options
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _RESERVED = frozenset(
@@ -76,6 +79,9 @@ class Payload:
             return cls(_EMPTY_DIGEST, _EMPTY)
         if len(raw) > limit:
             raise errors.TooLarge(f"{name} has {len(raw)} bytes; at most {limit} are allowed", field=name)
+        if keys := _canonical(raw):
+            _refuse_reserved(name, keys)
+            return cls(hashlib.sha256(raw).hexdigest(), raw)
         try:
             value = _decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
         except (ValueError, RecursionError) as error:
@@ -135,6 +141,24 @@ def _thawed(name: str, value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple):
         return [item if depth and type(item) in _SIMPLE else _thawed(name, item, depth - 1) for item in value]
     return value
+
+
+def _canonical(raw: bytes) -> dict[str, Any] | None:
+    """The object, if this is just what we would write for it, as it is when one of ours sent it; None when that is to be seen."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    canonical = type(value) is dict and _alike(value, MAX_NESTING) and orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == raw
+    return value if canonical else None
+
+
+def _alike(value: Any, depth: int) -> bool:
+    """Whether it is of what orjson writes as we do, which numbers with a fraction are not, and not too deep."""
+    for item in value.values() if type(value) is dict else value:
+        if type(item) not in _ALIKE and (type(item) is float or not _alike(item, depth - 1)):
+            return False
+    return depth > 0
 
 
 def _frozen(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # counts up whenever the tables below change: installations that never changed their policy then get the new tables
-VERSION = 3
+VERSION = 4
 ROLES = ("admin", "user", "readonly")
 TIERS = ("free", "early", "business", "enterprise", "internal")
 
@@ -19,7 +19,7 @@ _OWN = frozenset({"data:export", "session:write"})
 _USE = frozenset({"api_keys:write", "artifacts:write", "data:erase", "events:erase", "runs:write", "threads:write", "tools:execute"})
 _ADMINISTER = frozenset({"audit:read", "contexts:audit", "policy:read", "users:read", "users:write"})
 # what concerns the users of all tenants is left to those who run the installation
-_OPERATE = frozenset({"audit:export", "policy:write"})
+_OPERATE = frozenset({"audit:export", "policy:write", "tools:register"})
 ALL = _READ | _OWN | _USE | _ADMINISTER | _OPERATE
 
 OF_ROLE: dict[str, frozenset[str]] = {"readonly": _READ | _OWN, "user": _READ | _OWN | _USE, "admin": ALL}

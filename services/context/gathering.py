@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -12,6 +13,8 @@ from netra import deadline, errors
 
 _log = log.get(__name__)
 _TIMEOUT_S = 10.0
+# whose time is over within the same one of these is told at its end: a timer for each would cost as much as the rest of `ask`
+_TICK_S = 0.05
 _One = TypeVar("_One")
 _Answer = TypeVar("_Answer")
 
@@ -26,6 +29,7 @@ class Gathering(Generic[_One, _Answer]):
         self._put, self._most = put, most
         self._waiting: deque[tuple[_One, asyncio.Future[_Answer]]] = deque()
         self._wake = asyncio.Event()
+        self._ends: dict[int, set[asyncio.Future[_Answer]]] = {}
 
     async def ask(self, one: _One) -> _Answer:
         """Its answer. Raises `Unavailable`; `DeadlineExceeded` when the caller's time is over, then it may have been done all the same.
@@ -35,11 +39,27 @@ class Gathering(Generic[_One, _Answer]):
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((one, answer))
         self._wake.set()
+        ending = self._ending(deadline.timeout(_TIMEOUT_S) or _TIMEOUT_S)
+        ending.add(answer)
         try:
-            async with asyncio.timeout(deadline.timeout(_TIMEOUT_S)):
-                return await answer
-        except TimeoutError:
-            raise errors.DeadlineExceeded("The database did not answer in time.") from None
+            return await answer
+        finally:
+            ending.discard(answer)
+
+    def _ending(self, seconds: float) -> set[asyncio.Future[_Answer]]:
+        """Those who wait until the tick after so many seconds."""
+        loop = asyncio.get_running_loop()
+        tick = math.ceil((loop.time() + seconds) / _TICK_S)
+        found = self._ends.get(tick)
+        if found is None:
+            found = self._ends[tick] = set()
+            loop.call_at(tick * _TICK_S, self._over, tick)
+        return found
+
+    def _over(self, tick: int) -> None:
+        for answer in self._ends.pop(tick):
+            if not answer.done():
+                answer.set_exception(errors.DeadlineExceeded("The database did not answer in time."))
 
     async def run(self) -> None:
         """Ask for those who wait, for ever."""

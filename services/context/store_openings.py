@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
+
+import orjson
 
 from chassis.postgres import Transaction
+from netra import errors
 from netra.context import UserExecutionContext
 from services.context.contexts import Line
 
 # `made`; `taken`: the request id is; `none`: no such thread for the user; `read`: one that they may only read
 Outcome = Literal["made", "taken", "none", "read"]
-_OPEN = f"SELECT context.open_contexts({', '.join(f'${number}' for number in range(1, 23))})"
+# texts go as one, with this in between, which ids and names have not and JSON writes as a number: an array takes the driver longer
+_BETWEEN = "\x1f"
+# the places in a row of what may be missing or empty, or is no text: arrays
+_ARRAYS = frozenset({5, 8, 11, 12, 13, 15, 16, 17, 18})
+_COLUMNS = 21
+_GIVEN = (f"${place + 2}" if place in _ARRAYS else f"string_to_array(${place + 2}, '{_BETWEEN}')" for place in range(_COLUMNS))
+_OPEN = f"SELECT context.open_contexts($1, {', '.join(_GIVEN)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +38,25 @@ class Opening:
 
 async def store(transaction: Transaction, openings: Sequence[Opening], patience: str = "") -> list[Outcome]:
     """What became of each. It waits for others no longer than `patience`, when that is told."""
-    outcomes: list[Outcome] = await transaction.value(_OPEN, patience, *map(list, zip(*map(_row, openings), strict=True)))
+    columns = zip(*map(_row, openings), strict=True)
+    given = [list(column) if place in _ARRAYS else _together(column) for place, column in enumerate(columns)]
+    outcomes: list[Outcome] = await transaction.value(_OPEN, patience, *given)
     return outcomes
 
 
-def _row(opening: Opening) -> tuple[object, ...]:
+def _together(texts: Sequence[str]) -> str:
+    joined = _BETWEEN.join(texts)
+    if joined.count(_BETWEEN) != len(texts) - 1:
+        # else what is one user's would stand beside another's name
+        raise errors.Internal("A text of a context holds what separates them.")
+    return joined
+
+
+def _row(opening: Opening) -> tuple[Any, ...]:
     frame, line = opening.frame, opening.line
     return (
         frame.context_id, frame.user_id, frame.tenant_id, frame.session_id, frame.thread_id, opening.new_thread, frame.run_id,
         frame.request_id, frame.connection_id, " ".join(frame.roles), frame.tier, " ".join(sorted(frame.scope or ())), frame.created_at,
         frame.deadline, frame.correlation_id, frame.canonical_agent_context, frame.canonical_audit_metadata, opening.asked, opening.until,
-        line.actor, json.dumps(line.detail),
+        line.actor, orjson.dumps(line.detail).decode(),
     )  # fmt: skip

@@ -8,7 +8,7 @@ import functools
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -23,10 +23,9 @@ from netra.auth.v1 import auth_pb2
 from netra.context import UserExecutionContext
 from netra.context.v1 import context_pb2
 from netra.events.v1 import events_pb2
-from services.dispatcher import appender, entitlements, journal, outbox, runs, stages, turn, upstreams
+from services.dispatcher import answers, appender, entitlements, journal, ledger, outbox, runs, settlement, stages, turn, upstreams
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, permits, results, workspace
-from services.dispatcher.tools import registry as tools_
 
 _log = log.get(__name__)
 _T = TypeVar("_T")
@@ -36,8 +35,8 @@ _MOST_OWNERS = 10
 _PATIENCE_S = 30.0
 # what a message of a thread may have, in bytes; a longer answer is in the artifact of its result
 _MAX_MESSAGE = 256 * 1024
-_CALL_STATE = {"success": runs.RunState.COMPLETED, "cancelled": runs.RunState.CANCELLED, "timeout": runs.RunState.TIMED_OUT}
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
+_ADMIN = "admin"
 # what is said of a context that is closed for good, or gone
 _ENDED = (errors.NotFound, errors.FailedPrecondition)
 
@@ -53,6 +52,10 @@ class Ends(Protocol):
         self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
     ) -> None:
         """The run's final state; it has passed these stages. A context that is `context_open` is still to be closed."""
+        ...
+
+    async def context_closed(self, run_id: ids.RunId) -> None:
+        """The context of a run that has ended is closed, or has ended as well."""
         ...
 
 
@@ -73,6 +76,8 @@ class Running:
     passed: stages.Passed = field(default_factory=stages.Passed)
     # the record was away for longer than the run may take
     overdue: bool = False
+    # by `time.monotonic`; of an interactive call, whose lease begins longer than those that are renewed
+    leased_until: float = 0.0
 
     def ask_to_stop(self, by: str = "user") -> None:
         """Cancel the run, once."""
@@ -112,10 +117,11 @@ class ExecutionEngine:
 
     def __init__(
         self, contexts: upstreams.Contexts, records: upstreams.Records, appends: appender.Appender, store: Ends,
-        agents: agents_.AgentRegistry, tools: tools_.ToolRegistry, entitled: entitlements.Entitlements, workspaces: workspace.Workspaces,
+        agents: agents_.AgentRegistry, dispatchers: dispatch.Dispatchers, entitled: entitlements.Entitlements,
+        workspaces: workspace.Workspaces,
     ) -> None:  # fmt: skip
         self._contexts, self._records, self._appends, self._store = contexts, records, appends, store
-        self._agents, self.tools, self._entitled, self._workspaces = agents, tools, entitled, workspaces
+        self._agents, self._dispatchers, self._entitled, self._workspaces = agents, dispatchers, entitled, workspaces
         self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("an agent's task failed", exc_info=error))
 
     async def run(self, running: Running) -> None:
@@ -140,13 +146,16 @@ class ExecutionEngine:
         if record is None:
             await self._close(running, runs.RunState.FAILED)
             return
+        if order.kind == "tool":
+            await self._take_up(running, context, record)
+            return
         if record.ended:
             await self._close(running, runs.state_after(record.terminal_type))
             return
-        spec = self._agents.get(order.agent) if order.kind == "agent" else None
+        spec = self._agents.get(order.agent)
         async with self._bridge(running, context, record, spec) as bridge:
-            if record.next_seq > 1 or spec is None:
-                ending = _lost(record, bridge, is_tool=order.kind == "tool")
+            if record.next_seq > 1:
+                ending = await self._lost(running, context, record, bridge)
             elif running.stop.is_set():
                 ending = _cancelled(running, [])
             elif running.claim.finishing or running.claim.epoch > _MOST_OWNERS:
@@ -200,12 +209,11 @@ class ExecutionEngine:
         self, running: Running, context: UserExecutionContext, spec: AgentSpec, bridge: journal.AgentWebSocketBridge
     ) -> _Ending:
         order, began = running.claim.order, time.perf_counter()
-        files = self._files(running)
         permitted = self._entitled.of_context(context, lambda: running.rights)
-        async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permitted, bridge, files) as tools:
+        async with self._dispatcher(running, context, permitted, bridge) as tools:
             agents = functools.partial(self._part, permitted)
             mine = turn.Turn(order.request, orjson.loads(order.inputs), context, bridge, tools, agents)
-            finished = await self._until(running, _guarded(spec, mine, files), order.deadline_s)
+            finished = await self._until(running, bridge, _guarded(spec, mine, self._files(running)), order.deadline_s)
             if finished is None and running.stop.is_set():
                 return _cancelled(running, tools.stopped)
             if finished is None:
@@ -217,6 +225,20 @@ class ExecutionEngine:
             usage = {"steps": mine.steps, "tools": tools.calls, "tokens": 0, "cost": 0.0}
         elapsed = round((time.perf_counter() - began) * 1000, 3)
         return _Ending(runs.RunState.COMPLETED, lambda bridge: bridge.completed(finished, elapsed, usage), _answer(finished))
+
+    def _dispatcher(
+        self, running: Running, context: UserExecutionContext, permitted: permits.Permits, bridge: journal.AgentWebSocketBridge
+    ) -> contextlib.AbstractAsyncContextManager[dispatch.UnifiedToolDispatcher]:
+        order = running.claim.order
+        is_agent = order.kind == "agent"
+        # what an admin's agent calls, an admin calls: nobody else has the role
+        strategy: dispatch.Strategy = "admin" if _ADMIN in context.roles else "default"
+        # the end of the run stops its calls, as what it is; should it not come, they end soon after
+        deadline_s = order.deadline_s + _GRACE_S if is_agent else None
+        return self._dispatchers.for_context(
+            context, permitted, bridge, self._files(running), strategy=strategy, deadline_s=deadline_s,
+            held=is_agent or running.claim.epoch > 1, most=permitted.concurrent(),
+        )  # fmt: skip
 
     def _files(self, running: Running) -> workspace.Workspace:
         return self._workspaces.of(running.claim.order.run_id, lambda: running.token)
@@ -234,24 +256,30 @@ class ExecutionEngine:
             return refused
         return None
 
-    async def _until(self, running: Running, work: Awaitable[_T], deadline_s: float | None) -> _T | None:
+    async def _until(
+        self, running: Running, bridge: journal.AgentWebSocketBridge, work: Awaitable[_T], deadline_s: float | None
+    ) -> _T | None:
         """What the work came to; None when it was stopped before, by a cancel or its deadline."""
         agent: asyncio.Task[_T] = self._tasks.spawn(_awaited(work), name="agent")
         stop = self._tasks.spawn(running.stop.wait(), name="stop")
         try:
             await asyncio.wait({agent, stop}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
             return agent.result() if agent.done() else None
+        except asyncio.CancelledError:
+            # this process lets go of the run: that its tools are stopped for it is not how they ended
+            bridge.leave()
+            raise
         finally:
             stop.cancel()
             agent.cancel()
             await asyncio.wait({agent}, timeout=_GRACE_S)
 
-    async def _end(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: _Ending) -> None:
+    async def _end(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: _Ending, outcome: bytes = b"") -> None:
         if ending.answer:
             ending = await self._answered(running, bridge, ending)
         if not await self._finishing(running):
             raise errors.Fenced
-        await self._close(running, await self._told(bridge, ending))
+        await self._close(running, await self._told(bridge, ending), outcome)
 
     async def _finishing(self, running: Running) -> bool:
         return await _patient(lambda: self._store.finishing(running.claim.order.run_id, running.claim.epoch, running.passed.times))
@@ -305,8 +333,8 @@ class ExecutionEngine:
             return False
         return True
 
-    async def call(self, running: Running, arguments: dict[str, Any], answer: Callable[[dispatch.Outcome], bytes]) -> bytes:
-        """Take an interactive tool call to its end; returns and keeps what `answer` makes of its outcome."""
+    async def call(self, running: Running, arguments: dict[str, Any]) -> bytes:
+        """Take an interactive tool call to its end; returns and keeps the answer that its outcome means."""
         order, context = running.claim.order, _context(running.claim.order)
         record = await self._opened(running)
         if record is None:
@@ -318,16 +346,113 @@ class ExecutionEngine:
                 raise errors.DeadlineExceeded(
                     f"{order.agent} was not called: the record could not be reached within {order.deadline_s:g} s."
                 )
-            async with dispatch.UnifiedToolDispatcher.for_context(context, self.tools, permitted, bridge, self._files(running)) as tools:
-                # the tool has a deadline of its own; a cancel leaves its outcome as the last one
-                outcome = await self._until(running, tools.execute(order.agent, arguments), None) or tools.last
+            try:
+                async with self._dispatcher(running, context, permitted, bridge) as tools:
+                    calling = tools.execute(order.agent, arguments, step_key=ledger.INTERACTIVE)
+                    # the tool has a deadline of its own; a cancel leaves its outcome as the last one
+                    outcome = await self._until(running, bridge, calling, None) or tools.last
+            except errors.QuotaExceeded as refused:
+                answer = answers.of({"status": "error", "error": journal.error_data(refused)}, "", 0.0)
+                await self._end(running, bridge, _failed(refused), answer)
+                raise
             if outcome is None:
                 raise errors.Cancelled
-            await bridge.barrier()
-            running.passed.now(stages.RESPONSE_PERSISTED)
-        kept = answer(outcome)
-        await self._close(running, _CALL_STATE.get(outcome.status, runs.RunState.FAILED), kept)
+            return await self._called(running, bridge, outcome)
+
+    async def _called(self, running: Running, bridge: journal.AgentWebSocketBridge, outcome: dispatch.Outcome) -> bytes:
+        """The call is over: once that is in the record, its answer is kept."""
+        await bridge.barrier()
+        running.passed.now(stages.RESPONSE_PERSISTED)
+        kept = answers.of(
+            journal.kept_of(outcome), outcome.call.tool_call_id, outcome.execution_time_ms, attempts=outcome.attempts,
+            enforcement=outcome.enforcement, answered_by=outcome.degraded.answered if outcome.degraded is not None else "",
+        )  # fmt: skip
+        await self._over(running, answers.state_after(outcome.status), kept)
         return kept
+
+    async def _over(self, running: Running, state: runs.RunState, outcome: bytes) -> None:
+        """Store the end of a call, which frees no thread; its context is closed behind its caller's back."""
+        order, epoch = running.claim.order, running.claim.epoch
+        running.over = True
+        await _patient(lambda: self._store.ended(order.run_id, epoch, state, outcome, running.passed.times, context_open=True))
+        self._tasks.spawn(self._close_late(running), name="close the context of a call")
+
+    async def _close_late(self, running: Running) -> None:
+        if await self.closed(running.token):
+            # should it fail: what is still to be closed is looked for again and again
+            with contextlib.suppress(*_AWAY):
+                await self._store.context_closed(running.claim.order.run_id)
+
+    async def _take_up(self, running: Running, context: UserExecutionContext, record: events_pb2.OpenRunResponse) -> None:
+        """Bring an interactive call to its end whose owner died, by what it left in the record."""
+        left = (await self._calls(running, context)).get(ledger.INTERACTIVE)
+        if record.ended:
+            known = left.kept if left is not None else None
+            state = runs.state_after(record.terminal_type) if known is None else answers.state_after(known["status"])
+            await self._close(running, state, b"" if left is None or known is None else _answered_before(left, known))
+            return
+        async with self._bridge(running, context, record, None) as bridge:
+            if record.next_seq == 1:
+                error = errors.OwnerLost("The process that was to call the tool died before it did. Call it again.")
+                answer = answers.of({"status": "error", "error": journal.error_data(error)}, "", 0.0)
+                await self._end(running, bridge, _failed(error), answer)
+                return
+            permitted = self._entitled.of_context(context, lambda: running.rights)
+            async with self._dispatcher(running, context, permitted, bridge) as tools:
+                outcome = await self._settled(running, record, bridge, tools, left)
+            await self._called(running, bridge, outcome)
+
+    async def _settled(
+        self, running: Running, record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBridge,
+        tools: dispatch.UnifiedToolDispatcher, left: ledger.Call | None,
+    ) -> dispatch.Outcome:  # fmt: skip
+        claim = running.claim
+        again = not (running.stop.is_set() or claim.finishing)
+        settling = settlement.Settlement(tools, self._dispatchers.tools, bridge, again=again)
+        # one that so many owners did not survive is not touched any more
+        if left is not None and claim.epoch <= _MOST_OWNERS:
+            # also of a call that was cancelled its tool is asked what became of it
+            await (self._until(running, bridge, settling.settle(left), None) if again else settling.settle(left))
+        if settling.outcome is None:
+            # an older process left it, or it was cancelled while its tool was asked
+            settling.unknown(left or ledger.unlabelled(claim.order.agent, record.open_tool_calls[0]))
+        if settling.outcome is None:
+            raise errors.Internal
+        return settling.outcome
+
+    async def _lost(
+        self, running: Running, context: UserExecutionContext, record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBridge
+    ) -> _Ending:
+        """A run that cannot be carried on: what became of its open calls is told first."""
+        # a long run has any number of steps, with all that its tools returned
+        left_open = frozenset(record.open_tool_calls)
+        calls = {call.tool_call_id: call for call in (await self._calls(running, context, left_open)).values()} if left_open else {}
+        permitted = self._entitled.of_context(context, lambda: running.rights)
+        async with self._dispatcher(running, context, permitted, bridge) as tools, asyncio.TaskGroup() as group:
+            settling = settlement.Settlement(tools, self._dispatchers.tools, bridge, again=False)
+            for left in (calls.get(tool_call_id) or ledger.unlabelled("", tool_call_id) for tool_call_id in record.open_tool_calls):
+                if running.claim.epoch <= _MOST_OWNERS:
+                    group.create_task(settling.settle(left))
+                else:
+                    settling.unknown(left)
+        return _failed(errors.OwnerLost())
+
+    async def _calls(
+        self, running: Running, context: UserExecutionContext, wanted: Container[str] | None = None
+    ) -> dict[str, ledger.Call]:  # fmt: skip
+        order, epoch = running.claim.order, running.claim.epoch
+
+        async def read() -> dict[str, ledger.Call]:
+            found = ledger.Reading(wanted)
+            async for _, result in self._records.steps(order.run_id, context.user_id, epoch, running.token):
+                found.add(result)
+            return found.calls()
+
+        return await _patient(read)
+
+    def require_room(self, user_id: str, most: int) -> None:
+        """Raises `ResourceExhausted` or `QuotaExceeded` when a call of the user's would not be let in; see `Dispatchers`."""
+        self._dispatchers.require_room(user_id, most)
 
     @property
     def can_record(self) -> bool:
@@ -390,16 +515,14 @@ def _answer(result: results.Result) -> str:
     return orjson.dumps(value).decode()
 
 
+def _answered_before(call: ledger.Call, kept: Mapping[str, Any]) -> bytes:
+    return answers.of(
+        kept, call.tool_call_id, call.execution_time_ms, attempts=call.attempts, enforcement=call.enforcement, answered_by=call.answered_by
+    )
+
+
 def _failed(error: errors.NetraError) -> _Ending:
     return _Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(error))
-
-
-def _lost(record: events_pb2.OpenRunResponse, bridge: journal.AgentWebSocketBridge, *, is_tool: bool) -> _Ending:
-    for tool_call_id in record.open_tool_calls:
-        bridge.tool_unknown(tool_call_id)
-    if is_tool and record.open_tool_calls:
-        return _Ending(runs.RunState.FAILED, lambda _bridge: None)
-    return _failed(errors.OwnerLost())
 
 
 def _cancelled(running: Running, stopped: list[dispatch.Stopped]) -> _Ending:

@@ -12,8 +12,8 @@ import orjson
 
 from netra import errors, ids
 from netra.events.v1 import events_pb2
-from services.dispatcher import kinds, masks, outbox
-from services.dispatcher.tools import dispatch, results
+from services.dispatcher import kinds, ledger, masks, outbox
+from services.dispatcher.tools import calls, results
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class AgentWebSocketBridge:
     def thinking(self, reasoning: str, step_number: int, progress: float | None, step_key: str) -> None:
         """The agent considers something; a step of its own."""
         data = {"reasoning": reasoning, "step_number": step_number, "status": "thinking", **_given(progress_percentage=progress)}
-        self._emit("agent_thinking", data, step=(step_key, None))
+        self._emit("agent_thinking", data, step=(step_key, b"null"))
 
     def delta(self, text: str) -> None:
         """Text as it is produced: shown to those who watch, not recorded."""
@@ -70,16 +70,22 @@ class AgentWebSocketBridge:
         """A step without an event."""
         self._record.add(outbox.Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result))))
 
-    def tool_executing(self, call: dispatch.Call) -> None:
-        """A call begins."""
-        masked = masks.Masked()
+    def tool_executing(self, call: calls.Call, step_key: str, effects: bool) -> None:
+        """A call begins, as this step. One without `effects` waits a moment: it may be over before it is recorded."""
+        intent, masked = _intent(call, step_key)
         data = {
             "tool_name": call.tool, "tool_version": call.version, "tool_call_id": call.tool_call_id,
-            "parameters": masked.of(call.arguments, "parameters"), "status": "executing", **_paths(masked),
+            "parameters": intent.arguments, "status": "executing", **_paths(masked),
         }  # fmt: skip
-        self._emit("tool_executing", data, tool_call_id=call.tool_call_id)
+        step = intent.step() if step_key else None
+        self._emit("tool_executing", data, tool_call_id=call.tool_call_id, step=step, opens=step_key, held=not effects)
 
-    def tool_progress(self, call: dispatch.Call, progress: float | None, message: str | None, *, transient: bool = True) -> None:
+    def tool_again(self, call: calls.Call, step_key: str, attempt: int) -> None:
+        """A call that an earlier owner began is made again, by its owner of this number; it was told when it began."""
+        key, kept = _intent(call, step_key, attempt)[0].step()
+        self._record.add(outbox.Entry(None, events_pb2.Step(key=key, result=kept), opens=step_key))
+
+    def tool_progress(self, call: calls.Call, progress: float | None, message: str | None, *, transient: bool = True) -> None:
         """How far a call has come; shown to those who watch, or recorded as well."""
         data = {
             "tool_name": call.tool, "tool_call_id": call.tool_call_id, "status": "executing",
@@ -87,32 +93,27 @@ class AgentWebSocketBridge:
         }  # fmt: skip
         (self._show if transient else self._emit)("tool_progress", data)
 
-    def tool_completed(self, outcome: dispatch.Outcome, enforcement: Mapping[str, object], step_key: str) -> None:
-        """A call is over; its result is kept under the step's key, as it is."""
-        kept: dict[str, object] = {"status": outcome.status}
-        kept |= outcome.result.told() if outcome.result is not None else {}
-        kept |= {"error": error_data(outcome.error)} if outcome.error is not None else {}
+    def tool_completed(self, outcome: calls.Outcome, enforcement: Mapping[str, object], step_key: str, settled: str = "") -> None:
+        """A call is over; its result is kept under the step's key, as it is. `settled` says how one that an earlier owner left was."""
+        call, kept = outcome.call, kept_of(outcome)
         data = {
-            "tool_name": outcome.call.tool, "tool_call_id": outcome.call.tool_call_id,
-            "execution_time_ms": outcome.execution_time_ms, "attempts": 1, "enforcement": dict(enforcement),
-            **kept, **_masked(outcome.result, outcome.error),
+            "tool_name": call.tool, "tool_call_id": call.tool_call_id,
+            "execution_time_ms": outcome.execution_time_ms, "attempts": outcome.attempts, "enforcement": dict(enforcement),
+            **kept, **_masked(outcome.result, outcome.error), **_given(settled=settled or None),
+            **_given(degraded=outcome.degraded and outcome.degraded.told()),
         }  # fmt: skip
+        step = ledger.committed(
+            step_key, kept, tool=call.tool, version=call.version, tool_call_id=call.tool_call_id, attempts=outcome.attempts,
+            execution_time_ms=outcome.execution_time_ms, enforcement=enforcement,
+            answered_by=outcome.degraded.answered if outcome.degraded is not None else "",
+        )  # fmt: skip
         self._emit(
             "tool_completed",
             data,
-            tool_call_id=outcome.call.tool_call_id,
-            step=(step_key, kept) if step_key else None,
+            tool_call_id=call.tool_call_id,
+            step=(step_key, orjson.dumps(step)) if step_key else None,
             end=self._ends_with_tool,
         )
-
-    def tool_unknown(self, tool_call_id: str) -> None:
-        """Nobody knows what became of a call: its owner died."""
-        error = errors.OwnerLost("The process that ran the tool died; whether the tool finished is not known.")
-        data = {
-            "tool_name": "", "tool_call_id": tool_call_id, "status": "unknown", "error": error_data(error),
-            "execution_time_ms": 0.0, "attempts": 1, "enforcement": {"tier": "trusted", "backend": "asyncio"},
-        }  # fmt: skip
-        self._emit("tool_completed", data, tool_call_id=tool_call_id, end=self._ends_with_tool)
 
     def message_created(self, message_id: str, role: str, content: str) -> None:
         """A message was added to the thread."""
@@ -127,7 +128,7 @@ class AgentWebSocketBridge:
         """The run goes on: because of a `message`, an `approval` or a `timeout`."""
         self._emit("agent_resumed", {"status": "resumed", "reason": reason, "suspended_ms": suspended_ms})
 
-    def approval_requested(self, approval_id: str, message: str, call: dispatch.Call | None = None, expires_at: str | None = None) -> None:
+    def approval_requested(self, approval_id: str, message: str, call: calls.Call | None = None, expires_at: str | None = None) -> None:
         """A person is to decide, perhaps about a call."""
         masked = masks.Masked()
         about = {} if call is None else {"tool_name": call.tool, "parameters": masked.of(call.arguments, "parameters"), **_paths(masked)}
@@ -189,26 +190,44 @@ class AgentWebSocketBridge:
         """How far the run is ahead of its record."""
         return Health(*self._record.waiting, round(self._record.unanswered_s, 3))
 
+    def leave(self) -> None:
+        """Take nothing more: the process lets go of the run, and what it stops for that did not end."""
+        self._record.leave()
+
     async def close(self) -> None:
         """Nothing more is told."""
         await self._record.close()
 
     def _emit(
-        self, kind: str, data: Mapping[str, Any], *, tool_call_id: str = "", step: tuple[str, object] | None = None, end: bool = False,
-        beside: bool = False,
+        self, kind: str, data: Mapping[str, Any], *, tool_call_id: str = "", step: tuple[str, bytes] | None = None, end: bool = False,
+        beside: bool = False, opens: str = "", held: bool = False,
     ) -> None:  # fmt: skip
         event = events_pb2.NewEvent(event_id=ids.EventId.new(), type=kind, data=self._checked(kind, data), tool_call_id=tool_call_id)
         if beside:
             self._record.add_beside(event)
             return
-        kept = None if step is None else events_pb2.Step(key=step[0], result=orjson.dumps(step[1]))
-        self._record.add(outbox.Entry(event, kept, end))
+        kept = None if step is None else events_pb2.Step(key=step[0], result=step[1])
+        self._record.add(outbox.Entry(event, kept, end, opens=opens, held=held))
 
     def _show(self, kind: str, data: Mapping[str, Any]) -> None:
         self._record.show(kind, self._checked(kind, data))
 
     def _checked(self, kind: str, data: Mapping[str, Any]) -> bytes:
         return kinds.written(kind, {**self._agent, **data})
+
+
+def _intent(call: calls.Call, step_key: str, attempt: int = 1) -> tuple[ledger.Intent, masks.Masked]:
+    """What is kept of a call before it is made, and what of it is not: secrets are not kept."""
+    masked = masks.Masked()
+    shown = masked.of(call.arguments, "parameters")
+    return ledger.Intent(step_key, call.tool, call.version, call.tool_call_id, shown, not masked.paths, attempt), masked
+
+
+def kept_of(outcome: calls.Outcome) -> dict[str, Any]:
+    """An outcome as it is kept: status, with the result as it is, or the error."""
+    kept: dict[str, Any] = {"status": outcome.status}
+    kept |= outcome.result.told() if outcome.result is not None else {}
+    return kept | ({"error": error_data(outcome.error)} if outcome.error is not None else {})
 
 
 def _given(**fields: object) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import time
 from collections import deque
@@ -27,6 +28,8 @@ _MAX_EVENT = results.INLINE_BYTES + 32 * 1024
 # so far may an agent be ahead of its record: this many entries, for this long
 _MAX_WAITING = 64
 _LATE_S = 0.5
+# so long waits what may for what comes next, to be recorded together with it
+_HELD_S = 0.01
 _MOST_SHOWN_BYTES = 16 * 1024
 _TEXT = "text/plain; charset=utf-8"
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
@@ -61,13 +64,16 @@ class Owned:
 class Entry:
     """An event, a step, or an event with the step it belongs to: recorded together or not at all. `end` marks a run's last one.
 
-    `fits` says that what is large in it has been put elsewhere.
+    `fits` says that what is large in it has been put elsewhere, `held` that it may wait a moment for what comes next. A step that
+    `opens` the one of this key says that it begins: nobody needs it when the append has that one as well.
     """
 
     event: events_pb2.NewEvent | None
     step: events_pb2.Step | None = None
     end: bool = False
     fits: bool = False
+    held: bool = False
+    opens: str = ""
 
     @property
     def size(self) -> int:
@@ -95,6 +101,11 @@ class Outbox:
         # nothing more is recorded: the record refused something, another owns the run, or it was closed
         self._broken: BaseException | None = None
         self._ended = False
+        # something waits that must not be held, or has been for long enough
+        self._due = False
+        self._timer: asyncio.TimerHandle | None = None
+        # its owner stops what it runs, and another goes on: what is told from now on is not how it went
+        self._left = False
         self._tasks = lifecycle.Tasks(on_failure=lambda _error: None)
 
     @property
@@ -109,6 +120,7 @@ class Outbox:
 
     async def barrier(self) -> None:
         """Returns when everything told so far is in the record. Raises what it was refused with."""
+        self._release()
         while (self._entries or self._busy is not None) and self._broken is None:
             await self._moved.wait()
         for answered in tuple(self._beside):
@@ -133,19 +145,27 @@ class Outbox:
         self._bytes = 0
         self._broken, self._ended = None, False
 
+    def leave(self) -> None:
+        """Send what was told so far, and take nothing more: whoever takes the run over finds it as it is now."""
+        self._left = True
+        self._release()
+
     async def close(self) -> None:
         """Keep nothing any more."""
         self._broken = self._broken or _over()
+        if self._timer is not None:
+            self._timer.cancel()
         self._move()
         await self._tasks.close()
 
     def add(self, entry: Entry) -> None:
         """Record an entry after all that came before; nothing after the end, or after something that was refused."""
-        if self._broken is not None or self._ended:
+        if self._broken is not None or self._ended or self._left:
             return
         self._ended = entry.end
         self._entries.append(entry)
         self._bytes += entry.size
+        self._due = self._due or not entry.held
         self._send()
 
     def add_beside(self, event: events_pb2.NewEvent) -> None:
@@ -161,6 +181,7 @@ class Outbox:
         """Show something to those who watch now; dropped when it is large, or the record does not answer."""
         if len(data) > _MOST_SHOWN_BYTES or self._broken is not None or self._ended or self.unanswered_s > _LATE_S:
             return
+        self._release()
         shown = events_pb2.Transient(type=kind, data=data, after_seq=self._last_seq())
         request = events_pb2.AppendRequest(run_id=self._run.run_id, epoch=self._run.epoch, transients=[shown])
         self._appender.show(request, self._run.user_id)
@@ -178,7 +199,11 @@ class Outbox:
         if self._busy is not None or self._broken is not None:
             return
         if not self._entries:
+            self._due = False
             self._move()
+            return
+        if not self._due:
+            self._timer = self._timer or asyncio.get_running_loop().call_later(_HELD_S, self._release)
             return
         self._since = time.monotonic()
         if self._entries[0].is_large:
@@ -190,20 +215,31 @@ class Outbox:
         self._busy.add_done_callback(self._answered)
         self._move()
 
+    def _release(self) -> None:
+        """Nothing is held any longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._entries and not self._due:
+            self._due = True
+            self._send()
+
     def _next_append(self) -> events_pb2.AppendRequest:
         request = events_pb2.AppendRequest(run_id=self._run.run_id, epoch=self._run.epoch, first_seq=self._next_seq)
-        size = 0
+        size, steps = 0, list[tuple[events_pb2.Step, str]]()
         for _ in range(_MAX_ENTRIES):
             if not self._entries or self._entries[0].is_large or (size and size + self._entries[0].size > _MAX_BYTES):
                 break
             entry = self._entries.popleft()
             size += entry.size
             request.events.extend([entry.event] if entry.event is not None else [])
-            request.steps.extend([entry.step] if entry.step is not None else [])
+            steps += [(entry.step, entry.opens)] if entry.step is not None else []
             if entry.end:
                 request.end = True
                 break
         self._bytes -= size
+        keys = {step.key for step, opens in steps if not opens}
+        request.steps.extend(step for step, opens in steps if opens not in keys)
         return request
 
     def _answered(self, done: asyncio.Future[None]) -> None:
@@ -245,7 +281,7 @@ class Outbox:
         event.CopyFrom(entry.event)
         event.data = orjson.dumps(data)
         step = None if entry.step is None else events_pb2.Step(key=entry.step.key, result=orjson.dumps(kept or None))
-        return Entry(event, step, entry.end, fits=True)
+        return dataclasses.replace(entry, event=event, step=step, fits=True)
 
     async def _elsewhere(self, event: events_pb2.NewEvent, field: str, value: Any) -> Mapping[str, Any]:
         """The fields that stand for one that is kept as an artifact. Raises what stands against keeping it."""

@@ -31,7 +31,8 @@ ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunS
 LEGAL: dict[RunState, frozenset[RunState]] = {
     RunState.CREATED: frozenset({RunState.QUEUED, RunState.FAILED}),
     RunState.QUEUED: frozenset({RunState.RUNNING}),
-    RunState.RUNNING: frozenset({RunState.SUSPENDED, RunState.FINISHING}),
+    # a call of a tool has no thread to free: it goes to its end at once
+    RunState.RUNNING: frozenset({RunState.SUSPENDED, RunState.FINISHING, *ENDED}),
     RunState.SUSPENDED: frozenset({RunState.RUNNING, RunState.FINISHING}),
     RunState.FINISHING: ENDED,
     **dict.fromkeys(ENDED, frozenset()),

@@ -8,17 +8,15 @@ import datetime
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import orjson
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from chassis import identity
+from chassis import audit, identity
 from netra import errors, ids
 from netra.dispatcher.v1 import dispatcher_pb2 as pb
-from netra.dispatcher.v1 import dispatcher_pb2_grpc
-from netra.tool import ToolSpec
-from services.dispatcher import admission, entitlements, journal, runs, settings, stages, supervisor
+from services.dispatcher import admission, answers, entitlements, runs, servicer_tools, settings, stages, supervisor
 from services.dispatcher.agents import registry as agents_
-from services.dispatcher.tools import dispatch, permits
+from services.dispatcher.tools import arguments as given
+from services.dispatcher.tools import dispatch, permits, registrations
 from services.dispatcher.tools import registry as tools_
 
 _STATE = {state: pb.RunState.Value(f"RUN_STATE_{state.name}") for state in runs.RunState}
@@ -52,15 +50,17 @@ class Notices(Protocol):
         ...
 
 
-class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
+class Dispatcher(servicer_tools.ToolsServicer):
     """The RPCs."""
 
     def __init__(
         self, overseer: supervisor.Supervisor, known: Known, notices: Notices, agents: agents_.AgentRegistry, tools: tools_.ToolRegistry,
-        entitled: entitlements.Entitlements, verifier: identity.Verifier, limits: settings.DispatcherSettings,
+        registered: registrations.Registrations, entitled: entitlements.Entitlements, refusals: audit.Refusals,
+        verifier: identity.Verifier, limits: settings.DispatcherSettings,
     ) -> None:  # fmt: skip
-        self._supervisor, self._store, self._notices, self._agents, self._tools = overseer, known, notices, agents, tools
-        self._entitled, self._verifier, self._limits = entitled, verifier, limits
+        super().__init__(tools, registered, entitled, refusals)
+        self._supervisor, self._store, self._notices, self._agents = overseer, known, notices, agents
+        self._verifier, self._limits = verifier, limits
 
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
         """Accept a run."""
@@ -140,14 +140,9 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
         agents = [pb.Agent(name=spec.name, version=spec.version, description=spec.description) for spec in mine]
         return pb.ListAgentsResponse(agents=agents)
 
-    async def ListTools(self, request: pb.ListToolsRequest, context: Any) -> pb.ListToolsResponse:
-        """The tools the caller may call."""
-        found = self._tools.discover(self._permits(), text=request.text, tag=request.tag)
-        return pb.ListToolsResponse(tools=[_tool(spec) for spec in found])
-
     async def ExecuteTool(self, request: pb.ExecuteToolRequest, context: Any) -> pb.ExecuteToolResponse:
         """One interactive call."""
-        arguments = admission.json_object(request.arguments, "arguments", dispatch.MAX_ARGUMENT_BYTES)
+        arguments = admission.json_object(request.arguments, "arguments", given.MAX_BYTES)
         tool = self._tools.get(request.tool_name)
         self._permits().require(tool.spec)
         tool.check_arguments(arguments)
@@ -159,36 +154,15 @@ class Dispatcher(dispatcher_pb2_grpc.DispatcherServiceServicer):
             inputs=request.arguments or b"{}",
             thread_id=request.thread_id,
             connection_id="",
-            deadline_s=tool.spec.timeout_s,
+            deadline_s=dispatch.longest_s(self._tools, request.tool_name),
         )
-        kept = await self._supervisor.call(identity.current().user, wanted, arguments, _answer)
-        answer = pb.ExecuteToolResponse.FromString(kept) if kept else _lost()
-        run = await self._store.by_request(identity.current().user_id, request.request_id)
-        answer.run_id = run.run_id if run is not None else ""
+        run_id, kept = await self._supervisor.call(identity.current().user, wanted, arguments)
+        answer = pb.ExecuteToolResponse.FromString(kept) if kept else answers.lost()
+        answer.run_id = run_id
         return answer
 
     def _permits(self) -> permits.Permits:
         return self._entitled.of_user(identity.current().user)
-
-
-def _answer(outcome: dispatch.Outcome) -> bytes:
-    answer = pb.ExecuteToolResponse(tool_call_id=outcome.call.tool_call_id, status=outcome.status)
-    answer.execution_time.FromMicroseconds(round(outcome.execution_time_ms * 1000))
-    if outcome.result is not None:
-        told = outcome.result.told()
-        answer.result = orjson.dumps(told["result"]) if "result" in told else b""
-        answer.preview = told.get("preview", "")
-        if "result_ref" in told:
-            answer.result_ref.CopyFrom(pb.ResultRef(**told["result_ref"]))
-    if outcome.error is not None:
-        data = journal.error_data(outcome.error)
-        answer.error.CopyFrom(pb.ToolError(code=data["code"], message=data["message"], details=orjson.dumps(data["details"])))
-    return answer.SerializeToString()
-
-
-def _lost() -> pb.ExecuteToolResponse:
-    error = errors.OwnerLost("The process that ran the tool died. What it recorded of the call is in the record of the run.")
-    return pb.ExecuteToolResponse(status="unknown", error=pb.ToolError(code=error.code, message=error.message, details=b"{}"))
 
 
 def _run(run: runs.Run) -> pb.Run:
@@ -204,22 +178,6 @@ def _run(run: runs.Run) -> pb.Run:
         ended_at=_time(run.ended_at),
         correlation_id=run.correlation_id,
         user_id=run.user_id,
-    )
-
-
-def _tool(spec: ToolSpec) -> pb.Tool:
-    timeout = duration_pb2.Duration()
-    timeout.FromMilliseconds(round(spec.timeout_s * 1000))
-    return pb.Tool(
-        name=spec.name,
-        version=spec.version,
-        description=spec.description,
-        input_schema=orjson.dumps(spec.input_schema),
-        output_schema=b"" if spec.output_schema is None else orjson.dumps(spec.output_schema),
-        tags=spec.tags,
-        permission=spec.permission,
-        side_effects=spec.side_effects,
-        timeout=timeout,
     )
 
 

@@ -147,7 +147,8 @@ class SystemStore:
         """The run's final state; it has passed these stages. A context that is `context_open` is still to be closed."""
         query = (
             "UPDATE dispatcher.runs SET state = $3, outcome = $4, ended_at = now(), lease_owner = NULL, lease_until = NULL,"
-            " stages = $5::jsonb || stages, context_open = $6 WHERE run_id = $1 AND epoch = $2 AND state = 'finishing'"
+            " stages = $5::jsonb || stages, context_open = $6"
+            " WHERE run_id = $1 AND epoch = $2 AND (state = 'finishing' OR state = 'running' AND kind = 'tool')"
         )
         async with self._database.transaction() as transaction:
             await transaction.execute(query, run_id, epoch, state, outcome, stages.written(passed), context_open)

@@ -116,29 +116,33 @@ class Supervisor:
         self._tasks.spawn(self._tell(_WAKE, ""), name="wake")
         return run
 
-    async def call(self, user: identity.Principal, wanted: admission.Wanted, arguments: dict[str, Any], answer: Any) -> bytes:
-        """Execute one tool and return what `answer` makes of its outcome; the same request gets the same answer.
+    async def call(self, user: identity.Principal, wanted: admission.Wanted, arguments: dict[str, Any]) -> tuple[ids.RunId, bytes]:
+        """Execute one tool and return its run and its answer; the same request gets the same answer.
 
-        Empty when the process that executed it died before the answer was kept. Raises `Busy` while the same request executes.
+        When the process that executes it dies another settles the call; empty when nothing of it was kept. Raises `Busy` until it is over.
         """
         run = await self._admission.known(user, wanted)
         if run is None:
-            lease_s = wanted.deadline_s + _TOOL_GRACE_S
+            # before anything is stored: who is refused may send the same request again
+            self._engine.require_room(user.user_id, self._entitled.of_user(user).concurrent())
+            lease_s, began = wanted.deadline_s + _TOOL_GRACE_S, time.monotonic()
             run, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
             if run.run_id not in self._running and run.state == runs.RunState.RUNNING:
-                running = engine.Running(runs.Claim(order, 1, cancelled="", expired=False), order.context_token)
+                running = engine.Running(
+                    runs.Claim(order, 1, cancelled="", expired=False), order.context_token, leased_until=began + lease_s
+                )
                 self._running[run.run_id] = running
                 self._stop_if_withdrawn(user)
                 # the call ends in the record even when its caller has gone
-                running.task = self._tasks.spawn(self._called(running, arguments, answer), name=f"call {run.run_id}")
-                return await _outcome(running.task)
+                running.task = self._tasks.spawn(self._called(running, arguments), name=f"call {run.run_id}")
+                return run.run_id, await _outcome(running.task)
         if run.outcome or run.state in runs.ENDED:
-            return run.outcome
+            return run.run_id, run.outcome
         raise errors.Busy("The same request still executes. Ask again for its outcome.", retry_after_ms=1000)
 
-    async def _called(self, running: engine.Running, arguments: dict[str, Any], answer: Any) -> bytes:
+    async def _called(self, running: engine.Running, arguments: dict[str, Any]) -> bytes:
         try:
-            return await self._engine.call(running, arguments, answer)
+            return await self._engine.call(running, arguments)
         finally:
             self._forget(running)
 
@@ -260,10 +264,16 @@ class Supervisor:
                 self._renewed_at, pause_s = time.monotonic(), self._limits.lease_s / 3
             except (errors.Unavailable, errors.DeadlineExceeded):
                 pause_s = _RETRY_S
-                if time.monotonic() - self._renewed_at > self._limits.lease_s - 1.0:
-                    # a tool that was called directly runs once: who takes its run over only closes that
-                    agents = {run_id: running for run_id, running in leased.items() if running.claim.order.kind == "agent"}
-                    self._let_go(agents, "the lease could not be renewed")
+                self._let_go(self._run_out(leased), "the lease could not be renewed")
+
+    def _run_out(self, leased: Mapping[str, engine.Running]) -> dict[str, engine.Running]:
+        """Those that another process may take over in a moment."""
+        now, kept_s = time.monotonic(), self._limits.lease_s
+        return {
+            run_id: running
+            for run_id, running in leased.items()
+            if now > max(self._renewed_at + kept_s, running.leased_until) - 1.0
+        }  # fmt: skip
 
     async def _renew(self, leased: dict[str, engine.Running]) -> None:
         kept = await self._all.renew(self.owner, self._limits.lease_s, list(leased)) if leased else {}

@@ -89,7 +89,7 @@ class Turn:
         if text:
             self._bridge.delta(text)
 
-    async def tool(self, name: str, **arguments: object) -> Any:
+    async def tool(self, name: str, /, **arguments: object) -> Any:
         """Call a tool and return its result. Raises what went wrong."""
         key = self._key(f"tool:{name}")
         await self._bridge.room()

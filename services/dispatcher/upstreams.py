@@ -24,6 +24,7 @@ from netra.events.v1 import events_pb2, events_pb2_grpc
 from netra.tool import Artifact
 
 _EVENT_WAIT_S = replicas.SILENCE_S
+_STEPS_PAGE = 500
 _PIECE = 64 * 1024
 _BLOCK = 1024 * 1024
 # a restart of PostgreSQL or of the context service is waited for
@@ -187,6 +188,22 @@ class Records:
                 return await stub.OpenRun(request, timeout=_EVENT_WAIT_S)
 
         return await self._stubs.ask(user_id, opened)
+
+    async def steps(self, run_id: str, user_id: str, epoch: int, context_token: str) -> AsyncIterator[tuple[str, bytes]]:
+        """The steps of a run that this process owns, key and result, page by page. Raises `Fenced` when another owns it by now."""
+        request = events_pb2.ListStepsRequest(run_id=run_id, epoch=epoch, context_token=context_token, page_size=_STEPS_PAGE)
+
+        async def page(stub: events_pb2_grpc.EventsServiceAsyncStub) -> events_pb2.ListStepsResponse:
+            with status.translated():
+                return await stub.ListSteps(request, timeout=_EVENT_WAIT_S)
+
+        while True:
+            answer = await self._stubs.ask(user_id, page)
+            for step in answer.steps:
+                yield step.key, step.result
+            if not answer.next_after:
+                return
+            request.after = answer.next_after
 
 
 def _in_context(token: str) -> channel.Metadata:

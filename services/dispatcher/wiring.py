@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+import functools
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from chassis import audit, channel, identity, lifecycle, limits, migrations, postgres, replicas, server, streams, tls, trust
+from chassis.settings import MissingSecret
 from netra.agent import AgentSpec
 from netra.auth.v1 import auth_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
-from netra.tool import ToolSpec
-from services.dispatcher import admission, appender, engine, entitlements, servicer, store, store_system, supervisor, upstreams
+from netra.tool import Tier, ToolSpec
+from services.dispatcher import admission, appender, engine, entitlements, servicer, store, store_system, store_tools, supervisor, upstreams
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.settings import DispatcherSettings
+from services.dispatcher.tools import dispatch, means, registrations, workspace
 from services.dispatcher.tools import registry as tools_
-from services.dispatcher.tools import workspace
+from services.dispatcher.tools.sandbox import allowances, command, guardian, python, remote, sandboxes, script, tiers, workers
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DESCRIPTOR = dispatcher_pb2.DESCRIPTOR.services_by_name["DispatcherService"]
@@ -43,7 +46,14 @@ async def build(
     """Run the dispatcher for the time of the block; `agents` and `tools` come on top of the built-in and installed ones."""
     async with contextlib.AsyncExitStack() as stack:
         known_agents = agents_.AgentRegistry([*agents_.built_in(), *agents_.installed(), *agents])
-        known_tools = tools_.ToolRegistry([*tools_.built_in(), *tools_.installed(), *tools])
+        declared = [*tools_.built_in(), *tools_.installed(), *tools]
+        known_tools = tools_.ToolRegistry(declared)
+        spaces = await asyncio.to_thread(workspace.Workspaces, settings.workspaces(), workspace.NoArtifacts(), settings.tool_processes)
+        stack.push_async_callback(asyncio.to_thread, spaces.close)
+        # before there is anything of gRPC: what is started here must not be a copy of a process with its threads
+        contained = _sandboxes(settings, declared, spaces.folder)
+        stack.push_async_callback(contained.close)
+        await contained.start()
         tasks = lifecycle.Tasks()
         trusted = trust.Trust(settings.state_dir, settings.trust_stale_s)
         certificates = tls.of(settings)
@@ -56,13 +66,13 @@ async def build(
         authenticator = identity.Authenticator(trusted)
         listening = server.Server(settings.host, settings.port, authenticator, settings.drain_s, certificates, refusals)
         contexts = upstreams.Contexts(channel.connect(settings.context_target, authorized, certificates=certificates, name="context"))
-        files = upstreams.Artifacts(channel.connect(settings.context_target, authorized, certificates=certificates, name="context"))
+        spaces.artifacts = upstreams.Artifacts(
+            channel.connect(settings.context_target, authorized, certificates=certificates, name="context")
+        )
         replicated = replicas.Replicas(settings.events_target)
         records = upstreams.Records(
             replicated, lambda target: channel.connect(target, authorized, certificates=certificates, name="events")
         )
-        spaces = await asyncio.to_thread(workspace.Workspaces, settings.workspaces(), files, settings.tool_processes)
-        stack.push_async_callback(asyncio.to_thread, spaces.close)
         signals = streams.Streams(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
         stack.push_async_callback(signals.close)
         counted = limits.Limits(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
@@ -75,7 +85,10 @@ async def build(
         stack.push_async_callback(everyone.close)
 
         users, all_runs, appends = store.Store(mine), store_system.SystemStore(everyone), appender.Appender(records)
-        executing = engine.ExecutionEngine(contexts, records, appends, all_runs, known_agents, known_tools, entitled, spaces)
+        registered = registrations.Registrations(store_tools.ToolStore(everyone), known_tools)
+        dispatchers = dispatch.Dispatchers(known_tools, contained, _rules(settings), functools.partial(_granted, settings))
+        stack.push_async_callback(dispatchers.close)
+        executing = engine.ExecutionEngine(contexts, records, appends, all_runs, known_agents, dispatchers, entitled, spaces)
         accepted = admission.Admission(contexts, users, entitled, settings)
         overseer = supervisor.Supervisor(accepted, executing, users, all_runs, contexts, signals, known_agents, entitled, trusted, settings)
         trusted.on_revocation(overseer.revoked)
@@ -83,7 +96,9 @@ async def build(
         listening.add(
             _DESCRIPTOR,
             dispatcher_pb2_grpc.add_DispatcherServiceServicer_to_server,
-            servicer.Dispatcher(overseer, users, all_runs, known_agents, known_tools, entitled, authenticator.verifier, settings),
+            servicer.Dispatcher(
+                overseer, users, all_runs, known_agents, known_tools, registered, entitled, refusals, authenticator.verifier, settings
+            ),
         )
         await listening.start()
         stack.push_async_callback(tasks.close)
@@ -94,15 +109,66 @@ async def build(
         tasks.spawn(replicated.follow(), name="replicas of events")
         tasks.spawn(appends.run(), name="append streams")
         tasks.spawn(appends.watch(lambda reachable: listening.part("netra.record", reachable)), name="health of the record")
-        tasks.spawn(_serve(mine, trusted, listening, tasks, overseer), name="serving")
+        tasks.spawn(
+            contained.probe(lambda found: listening.part(f"netra.sandbox.{found.tier}", found.available)), name="probes of the sandboxes"
+        )
+        tasks.spawn(_serve(mine, trusted, listening, tasks, overseer, registered), name="serving")
         yield Service(listening, trusted)
+
+
+def _sandboxes(settings: DispatcherSettings, declared: Iterable[ToolSpec], folder: Path) -> sandboxes.Sandboxes:
+    """The tiers that are asked for. Raises `ValueError` naming the setting that cannot be."""
+    try:
+        limits = allowances.Allowances(settings.sandbox_limits)
+    except ValueError as error:
+        raise ValueError(f"NETRA_SANDBOX_LIMITS: {error}") from None
+    # what runs for a run has ended before another process may take the run over
+    heartbeat_s = max(settings.lease_s - 1.0, settings.lease_s / 2)
+    guard = guardian.Guardian(heartbeat_s)
+    uid, most = settings.sandbox_first_uid, settings.sandbox_calls
+    in_python = {spec.function.__module__ for spec in declared if spec.backend == "sandbox"}
+    in_workers = {spec.function.__module__ for spec in declared if spec.backend == "worker"}
+    modules = sorted({*in_python, *_names(settings.sandbox_modules), "netra"})
+    known: dict[Tier, Callable[[], tiers.Sandbox]] = {
+        "script": lambda: script.Script(guard, most=most, uids=range(uid + 10_000, uid + 20_000)),
+        "python": lambda: python.Python(folder, modules=modules, concurrency=most, heartbeat_s=heartbeat_s, first_uid=uid),
+        "command": lambda: command.Command(guard, most=most, uids=range(uid + 20_000, uid + 30_000)),
+    }
+    wanted = _names(settings.sandbox_tiers)
+    if unknown := set(wanted) - set(known):
+        raise ValueError(f"NETRA_SANDBOX_TIERS: there is no tier {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    parts: dict[Tier, tiers.Sandbox] = {name: make() for name, make in known.items() if name in wanted}
+    warm = workers.Workers(settings.tool_workers, guard, preload=sorted(in_workers), memory=settings.tool_worker_memory)
+    return sandboxes.Sandboxes({**parts, "remote": remote.Remote()}, limits=limits, guard=guard, warm=warm)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _rules(settings: DispatcherSettings) -> means.Rules:
+    return means.Rules(
+        dispatchers_per_user=settings.dispatchers_per_user, when_full=settings.dispatchers_when_full, calls=settings.tool_calls,
+        calls_per_user=settings.tool_calls_per_user, waiting=settings.tool_calls_waiting, failures=settings.breaker_failures,
+        open_s=settings.breaker_open_s, violations=settings.quarantine_violations, violations_within_s=settings.quarantine_s,
+    )  # fmt: skip
+
+
+def _granted(settings: DispatcherSettings, tool: str, name: str) -> str:
+    """A secret of a tool: the file `tools/<tool>/<name>` among the secrets. Raises `PermissionDenied` when it is not there."""
+    try:
+        return settings.secret(f"tools/{tool}/{name}").get_secret_value()
+    except MissingSecret:
+        return means.not_granted(tool, name)
 
 
 async def _serve(
     database: postgres.DatabaseManager, trusted: trust.Trust, listening: server.Server, tasks: lifecycle.Tasks,
-    overseer: supervisor.Supervisor,
+    overseer: supervisor.Supervisor, registered: registrations.Registrations,
 ) -> None:  # fmt: skip
     await migrations.awaited(database, "dispatcher", _MIGRATIONS)
     await trusted.awaited()
+    await registered.prepare()
+    tasks.spawn(registered.follow(), name="registered tools")
     tasks.spawn(overseer.run(), name="supervisor")
     await listening.serving(True)

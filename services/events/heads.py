@@ -34,10 +34,23 @@ class Opened:
     open_tool_calls: Sequence[str]
 
 
-def new(context: UserExecutionContext, run_id: ids.RunId, trace_id: str) -> NewHead:
-    """Bind a run to the user of its context. Raises `PermissionDenied` when the context is of another run."""
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Some steps of a run, key and result, by their keys; after the last of them the next page goes on, if it is not empty."""
+
+    found: Sequence[tuple[str, bytes]]
+    next_after: str
+
+
+def require(context: UserExecutionContext, run_id: ids.RunId) -> None:
+    """Raises `PermissionDenied` when the context is of another run."""
     if context.run_id != run_id:
         raise errors.PermissionDenied("The execution context belongs to another run.")
+
+
+def new(context: UserExecutionContext, run_id: ids.RunId, trace_id: str) -> NewHead:
+    """Bind a run to the user of its context. Raises `PermissionDenied` when the context is of another run."""
+    require(context, run_id)
     deadline = context.deadline.timestamp() if context.deadline is not None else None
     # what a tier keeps for how long is decided when partitions are dropped, not here
     return NewHead(

@@ -1,4 +1,4 @@
-"""EventsService: OpenRun, Append, Tail, Subscribe, ListEvents, ExportEvents, EraseEvents; the rest is of `servicer_threads`."""
+"""EventsService: OpenRun, ListSteps, Append, Tail, Subscribe, ListEvents, ExportEvents, EraseEvents; the rest is of `servicer_threads`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Record(Protocol):
     """The runs of one user's record."""
 
     async def open(self, head: heads.NewHead, epoch: int) -> heads.Opened: ...
+    async def steps(self, user_id: str, run_id: str, epoch: int, after: str, *, limit: int, max_bytes: int) -> heads.Steps: ...
     async def end_of(self, user_id: str, run_id: str) -> int: ...
 
 
@@ -58,6 +59,20 @@ class EventsServicer(servicer_threads.ThreadsServicer):
         self._opened(head.run_id, request.epoch)
         return events_pb2.OpenRunResponse(
             next_seq=opened.next_seq, ended=opened.ended, terminal_type=opened.terminal_type, open_tool_calls=opened.open_tool_calls
+        )
+
+    async def ListSteps(
+        self, request: events_pb2.ListStepsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> events_pb2.ListStepsResponse:
+        execution = await self._verifier.context(request.context_token, identity.current().service)
+        run_id = ids.RunId(request.run_id)
+        heads.require(execution, run_id)
+        if not 0 <= request.page_size <= _MAX_PAGE:
+            raise errors.InvalidPayload(f"page_size is 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}", field="page_size")
+        limit = request.page_size or _DEFAULT_PAGE
+        page = await self._record.steps(execution.user_id, run_id, request.epoch, request.after, limit=limit, max_bytes=_PAGE_BYTES)
+        return events_pb2.ListStepsResponse(
+            steps=[events_pb2.Step(key=key, result=result) for key, result in page.found], next_after=page.next_after
         )
 
     async def Append(

@@ -53,6 +53,13 @@ WHERE user_id = $2 AND run_id = $1 AND type IN ('tool_executing', 'tool_complete
   AND retention = $3 AND recorded_at >= $4 AND recorded_at <= $5
 GROUP BY tool_call_id HAVING count(*) FILTER (WHERE type = 'tool_completed') = 0 ORDER BY min(seq)
 """
+# sizes are known without reading the results
+_STEPS = """
+SELECT key, result FROM (
+    SELECT key, result, sum(octet_length(result)) OVER (ORDER BY key) - octet_length(result) AS before
+    FROM events.steps WHERE run_id = $1 AND user_id = $2 AND key > $3 ORDER BY key LIMIT $4
+) page WHERE before < $5 ORDER BY key
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,20 @@ class Record:
             await transaction.execute("UPDATE events.heads SET epoch = $3 WHERE run_id = $1 AND user_id = $2", *owner, epoch)
             calls = await transaction.fetch(_OPEN_CALLS, *owner, row["retention"], row["created_at"], row["last_at"])
         return heads.Opened(row["next_seq"], row["ended"], row["terminal_type"], [call["tool_call_id"] for call in calls])
+
+    async def steps(self, user_id: str, run_id: str, epoch: int, after: str, *, limit: int, max_bytes: int) -> heads.Steps:
+        """Steps after a key, for the owner of the run; at least one, however big, if there is one. Raises `NotFound`, `Fenced`."""
+        query = "SELECT epoch FROM events.heads WHERE run_id = $1 AND user_id = $2 AND NOT erased"
+        async with self._database.transaction(user_id) as transaction:
+            owned = await transaction.value(query, run_id, user_id)
+            if owned is None:
+                raise errors.NotFound("There is no such run.")
+            if owned != epoch:
+                raise errors.Fenced(f"The run is owned under epoch {owned}, not {epoch}.", epoch=owned)
+            rows = await transaction.fetch(_STEPS, run_id, user_id, after, limit + 1, max_bytes)
+        found = [(row["key"], row["result"]) for row in rows[:limit]]
+        more = len(rows) > limit or sum(len(result) for _, result in found) >= max_bytes
+        return heads.Steps(found, found[-1][0] if more else "")
 
     async def page(self, user_id: str, after: int, *, limit: int, max_bytes: int, run_id: str = "") -> log.Page:
         """The user's events after a cursor; at least one, however big, if there is one and no run is asked for."""

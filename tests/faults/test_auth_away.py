@@ -102,6 +102,7 @@ async def test_while_auth_dies_again_and_again_no_call_is_refused(here: Here) ->
             assert [await here.get("/v1/runs") for _ in range(20)] == [200] * 20
             await asyncio.to_thread(here.system.restarted, "auth")
             # on a slow machine three restarts are a long silence: then a tool waits a moment, and goes on
-            assert (await socket.ended(run["run_id"]))[-1]["type"] == "agent_completed"
+            ended = (await socket.ended(run["run_id"]))[-1]
+            assert ended["type"] == "agent_completed", ended["data"]
     # whoever lost it looks for it again within a second
     await here.signed_in()

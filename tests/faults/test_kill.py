@@ -45,4 +45,4 @@ async def test_a_killed_store_costs_no_event(system: System, new_user: NewUser, 
                 await asyncio.to_thread(system.kill, name)
     await asyncio.to_thread(system.restarted, name)
     assert [event["cursor"] for event in events] == list(range(1, len(events) + 1))
-    assert events[-1]["type"] == "agent_completed"
+    assert events[-1]["type"] == "agent_completed", events[-1]["data"]

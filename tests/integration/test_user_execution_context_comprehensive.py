@@ -19,7 +19,7 @@ import pytest
 import websockets
 
 from chassis import postgres
-from netra import deadline, errors, ids
+from netra import errors, ids
 from netra.context import Isolation, UserExecutionContext
 from netra.context.v1 import context_pb2
 from tests.fixtures import walled as rows
@@ -508,21 +508,6 @@ class TestUserExecutionContextResourceManagement:
             cleaning.set()
         assert task.cancelled()
         assert done == ["first", "first", "last"]
-
-    async def test_managed_context_cleans_up_when_its_caller_has_no_time_left(
-        self, realistic_user_context: UserExecutionContext, async_context_manager: Manage
-    ) -> None:
-        left: list[float | None] = []
-
-        async def call() -> None:
-            deadline.bind(0.0)
-            async with async_context_manager(realistic_user_context) as scope:
-                scope.on_close(lambda: left.append(deadline.timeout(5.0)))
-                left.append(deadline.timeout(5.0))
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(call())
-        assert left == [0.001, 5.0]
 
     async def test_managed_context_with_disabled_cleanup(
         self, realistic_user_context: UserExecutionContext, async_context_manager: Manage

@@ -102,6 +102,11 @@ class Ways:
                     events_pb2.OpenRunRequest(run_id=ids.uuid7(), epoch=1, context_token=token), metadata=self._dispatcher()
                 )
             ),
+            "in events.ListSteps": lambda token: _rpc(
+                lambda: self._events.ListSteps(
+                    events_pb2.ListStepsRequest(run_id=ids.uuid7(), epoch=1, context_token=token), metadata=self._dispatcher()
+                )
+            ),
             "grpc dispatcher.ListRuns": lambda token: _rpc(lambda: self._runs.ListRuns(_RUNS, metadata=_bearer(token))),
             "http GET /v1/me": lambda token: self._get("/v1/me", token),
             "ws header": self._socket_header,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from tests.fixtures.stack import System, gateway_url
 from tests.prove import hostile
 
 _MODULES = {"auth": auth_pb2, "context": context_pb2, "dispatcher": dispatcher_pb2, "events": events_pb2}
-_SERVICES = ("auth", "context", "dispatcher", "events", "gateway", "intruder")
+_SERVICES = ("auth", "context", "dispatcher", "events", "gateway", "worker", "intruder")
 _ROLES, _TIERS = ("readonly", "user", "admin"), ("free", "early", "business", "enterprise", "internal")
 _NARROW = frozenset({"session:read", "runs:read", "users:write"})
 _UNREADABLE = b"\xff"
@@ -113,9 +113,14 @@ class World:
     system: System
     forge: Forge
     policy: Policy
-    credentials: tuple[Credential, ...]
+    made: Callable[[], Iterator[Credential]]
     channels: dict[str, grpc.Channel]
     edge: httpx.Client
+
+    @property
+    def credentials(self) -> tuple[Credential, ...]:
+        """Everybody's, made anew: some last for no more than a minute."""
+        return tuple(self.made())
 
     @property
     def auth(self) -> auth_pb2_grpc.AuthServiceStub:
@@ -140,7 +145,7 @@ def world(system: System) -> Iterator[World]:
         stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=revoked.bearer)
         _until_known(channels, Credential("revoked", revoked.token))
         edge = stack.enter_context(httpx.Client(base_url=gateway_url(system), timeout=20))
-        yield World(system, forge, _policy(stub, forge), tuple(_credentials(forge, people, revoked)), channels, edge)
+        yield World(system, forge, _policy(stub, forge), lambda: _credentials(forge, people, revoked), channels, edge)
 
 
 def _until_known(channels: dict[str, grpc.Channel], revoked: Credential) -> None:

@@ -94,7 +94,7 @@ def _operate(secrets: Path, known: Canaries) -> None:
 
 async def _lived(did: traffic.Traffic, wrong: dict[str, dict[str, str]]) -> dict[str, bytes]:
     """Everything there is to do; meanwhile other processes are started with wrong secrets. What can only be asked while it runs."""
-    said = asyncio.gather(*(asyncio.to_thread(did.system.said, "auth", 20, **settings) for settings in wrong.values()))
+    said = asyncio.gather(*(asyncio.to_thread(did.system.said, "auth", 40, **settings) for settings in wrong.values()))
     async with did.signed_in():
         token, refresh_token = await did.passwords()
         await did.runs(token)

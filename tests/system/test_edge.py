@@ -99,6 +99,16 @@ async def test_lists_and_catalogues(system: System, new_user: NewUser) -> None:
         assert {"supervisor", "spend-analyst", "text-analyst"} <= set(agents)
         found = (await client.get("/v1/tools", params={"text": "frequent words"})).json()["tools"]
         assert found == [tools[names.index("text_keywords")]]
+        takes_text = [tool for tool in tools if "text" in tool["input_schema"].get("properties", {})]
+        paged: list[dict[str, Any]] = []
+        token = ""
+        while len(paged) < len(takes_text):
+            asked = {"parameter": "text", "page_size": "1", **({"page_token": token} if token else {})}
+            page = (await client.get("/v1/tools", params=asked)).json()
+            paged, token = paged + page["tools"], page["next_page_token"]
+        assert (paged, token, len(paged) > 1) == (takes_text, "", True)
+        assert (await client.get("/v1/tools", params={"page_size": "201"})).json()["details"]["field"] == "query.page_size"
+        assert (await client.get("/v1/tools", params={"tier": "gold"})).json()["details"]["field"] == "tier"
         assert (await client.get("/v1/runs")).json()["runs"] == []
 
 

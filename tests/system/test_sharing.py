@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from tests.fixtures.storage import Services
 from tests.fixtures.users import User
 
 CANARY = "canary-51ce"
+ENDED = ("completed", "failed", "cancelled", "timed_out")
 EVERYBODY = ("owner", "reader", "writer", "withdrawn", "stranger", "elsewhere")
 
 
@@ -48,7 +50,12 @@ class People:
         async with self.clients[who].stream("GET", url, headers={"Accept": "text/event-stream"}) as stream:
             async for _ in stream.aiter_lines():
                 pass
-        return started
+        # its state follows its last event; until then nothing of it can be erased
+        async with asyncio.timeout(20):
+            while True:
+                if (await self.told(who, "GET", f"/v1/runs/{started['run_id']}"))["state"] in ENDED:
+                    return started
+                await asyncio.sleep(0.01)
 
     async def grant(self, who: str, thread_id: str, to: str, access: str) -> Any:
         """What the owner is told of a grant."""

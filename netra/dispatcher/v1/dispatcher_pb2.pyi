@@ -546,6 +546,17 @@ class Tool(_message.Message):
     PERMISSION_FIELD_NUMBER: _builtins.int
     SIDE_EFFECTS_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    MIN_ROLE_FIELD_NUMBER: _builtins.int
+    MIN_TIER_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    RECONCILES_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
+    DEPRECATED_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     version: _builtins.str
@@ -560,6 +571,28 @@ class Tool(_message.Message):
     """The permission it takes to call it."""
     side_effects: _builtins.bool
     """True when it changes something outside."""
+    category: _builtins.str
+    """What it belongs to, one word; empty when not declared."""
+    min_role: _builtins.str
+    """The least role that may call it: `readonly`, `user` or `admin`; empty means any."""
+    min_tier: _builtins.str
+    """The least tier that has it: `free`, `early`, `business`, `enterprise` or `internal`; empty means any."""
+    enforcement: _builtins.str
+    """What contains it: `trusted`, `script`, `python`, `command` or `remote`."""
+    retries: _builtins.int
+    """How often a call that failed in a way that may pass is made again, 0 to 10; idempotent tools only."""
+    idempotent: _builtins.bool
+    """True when calling it twice does what calling it once does."""
+    reconciles: _builtins.bool
+    """True when it can tell what became of a call that was cut off."""
+    concurrency: _builtins.int
+    """How many calls one dispatcher makes at a time; 0 means as many as come."""
+    fallback: _builtins.str
+    """The tool that answers when this one cannot; empty when there is none."""
+    deprecated: _builtins.str
+    """What to use instead, when it is deprecated: it can still be called. Empty when it is not."""
+    digest: _builtins.str
+    """SHA-256 of the declaration, hex: the same for the same declaration. Never read in a request."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Words to find it by."""
@@ -580,10 +613,21 @@ class Tool(_message.Message):
         permission: _builtins.str = ...,
         side_effects: _builtins.bool = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        category: _builtins.str = ...,
+        min_role: _builtins.str = ...,
+        min_tier: _builtins.str = ...,
+        enforcement: _builtins.str = ...,
+        retries: _builtins.int = ...,
+        idempotent: _builtins.bool = ...,
+        reconciles: _builtins.bool = ...,
+        concurrency: _builtins.int = ...,
+        fallback: _builtins.str = ...,
+        deprecated: _builtins.str = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "input_schema", b"input_schema", "name", b"name", "output_schema", b"output_schema", "permission", b"permission", "side_effects", b"side_effects", "tags", b"tags", "timeout", b"timeout", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "concurrency", b"concurrency", "deprecated", b"deprecated", "description", b"description", "digest", b"digest", "enforcement", b"enforcement", "fallback", b"fallback", "idempotent", b"idempotent", "input_schema", b"input_schema", "min_role", b"min_role", "min_tier", b"min_tier", "name", b"name", "output_schema", b"output_schema", "permission", b"permission", "reconciles", b"reconciles", "retries", b"retries", "side_effects", b"side_effects", "tags", b"tags", "timeout", b"timeout", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -591,25 +635,53 @@ Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
 @_typing.final
 class ListToolsRequest(_message.Message):
-    """ListToolsRequest filters the list."""
+    """ListToolsRequest filters the list and names a page of it. What is empty is not looked at."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    PERMISSION_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    PARAMETER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Only tools whose name or description contains this text, letter case ignored; empty means all."""
     tag: _builtins.str
     """Only tools with this tag; empty means all."""
+    category: _builtins.str
+    """Only tools of this category."""
+    permission: _builtins.str
+    """Only tools that take this permission."""
+    tier: _builtins.str
+    """Only tools that come with this tier of users: `free`, `early`, `business`, `enterprise` or `internal`."""
+    enforcement: _builtins.str
+    """Only tools that are contained by this: `trusted`, `script`, `python`, `command` or `remote`."""
+    parameter: _builtins.str
+    """Only tools that take an argument of this name."""
+    page_size: _builtins.int
+    """At most this many, 1 to 200; 0 means as many as fit. A page ends at 1 MiB: it may be shorter than asked for."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         tag: _builtins.str = ...,
+        category: _builtins.str = ...,
+        permission: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        enforcement: _builtins.str = ...,
+        parameter: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tag", b"tag", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "enforcement", b"enforcement", "page_size", b"page_size", "page_token", b"page_token", "parameter", b"parameter", "permission", b"permission", "tag", b"tag", "text", b"text", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,11 +689,14 @@ Global___ListToolsRequest: _TypeAlias = ListToolsRequest  # noqa: Y015
 
 @_typing.final
 class ListToolsResponse(_message.Message):
-    """ListToolsResponse carries them."""
+    """ListToolsResponse is one page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOOLS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty at the end."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
         """Tools by name."""
@@ -630,14 +705,164 @@ class ListToolsResponse(_message.Message):
         self,
         *,
         tools: _abc.Iterable[Global___Tool] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListToolsResponse: _TypeAlias = ListToolsResponse  # noqa: Y015
+
+@_typing.final
+class GetToolRequest(_message.Message):
+    """GetToolRequest names a tool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetToolRequest: _TypeAlias = GetToolRequest  # noqa: Y015
+
+@_typing.final
+class GetToolResponse(_message.Message):
+    """GetToolResponse carries it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tool(self) -> Global___Tool:
+        """The tool."""
+
+    def __init__(
+        self,
+        *,
+        tool: Global___Tool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetToolResponse: _TypeAlias = GetToolResponse  # noqa: Y015
+
+@_typing.final
+class RegisterToolRequest(_message.Message):
+    """RegisterToolRequest declares a tool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    replace: _builtins.bool
+    """Take the place of what is registered under the name, with a higher version."""
+    @_builtins.property
+    def tool(self) -> Global___Tool:
+        """The tool. `enforcement` is `remote` or empty; `input_schema` is of the type object; a schema has at most 64 KiB, 32 levels, and
+        2,000 schemas with its references followed, refers to nothing outside of itself and not to itself, and has patterns of at most 256
+        characters without look-around. `timeout` is more than 0 and at most 24 h; unset means 5 s. `reconciles` must be unset.
+        """
+
+    def __init__(
+        self,
+        *,
+        tool: Global___Tool | None = ...,
+        replace: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replace", b"replace", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterToolRequest: _TypeAlias = RegisterToolRequest  # noqa: Y015
+
+@_typing.final
+class RegisterToolResponse(_message.Message):
+    """RegisterToolResponse tells what is registered now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """False when the same was registered before."""
+    @_builtins.property
+    def tool(self) -> Global___Tool:
+        """The tool."""
+
+    def __init__(
+        self,
+        *,
+        tool: Global___Tool | None = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterToolResponse: _TypeAlias = RegisterToolResponse  # noqa: Y015
+
+@_typing.final
+class DeregisterToolRequest(_message.Message):
+    """DeregisterToolRequest names a tool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterToolRequest: _TypeAlias = DeregisterToolRequest  # noqa: Y015
+
+@_typing.final
+class DeregisterToolResponse(_message.Message):
+    """DeregisterToolResponse says it is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGED_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """False when it was gone before."""
+    def __init__(
+        self,
+        *,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterToolResponse: _TypeAlias = DeregisterToolResponse  # noqa: Y015
 
 @_typing.final
 class ExecuteToolRequest(_message.Message):
@@ -717,16 +942,25 @@ class ExecuteToolResponse(_message.Message):
     EXECUTION_TIME_FIELD_NUMBER: _builtins.int
     RESULT_REF_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    ANSWERED_BY_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run that recorded it."""
     tool_call_id: _builtins.str
     """The call."""
     status: _builtins.str
-    """success, error, timeout, denied, cancelled or unknown."""
+    """success, error, timeout, denied, cancelled or unknown: the process that made the call died, and whether it was made is not known."""
     result: _builtins.bytes
     """The result as JSON, when status is success and it has at most 256 KiB."""
     preview: _builtins.str
     """How a result that is elsewhere begins."""
+    attempts: _builtins.int
+    """How often the tool was called for it; 0 when it was refused before that."""
+    enforcement: _builtins.bytes
+    """How it was contained, a JSON object with at least tier and backend; empty when that is not known any more."""
+    answered_by: _builtins.str
+    """The tool that answered in its place; empty when the tool itself did."""
     @_builtins.property
     def error(self) -> Global___ToolError:
         """Why not, when status is another."""
@@ -750,10 +984,13 @@ class ExecuteToolResponse(_message.Message):
         execution_time: _duration_pb2.Duration | None = ...,
         result_ref: Global___ResultRef | None = ...,
         preview: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        enforcement: _builtins.bytes = ...,
+        answered_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "execution_time", b"execution_time", "result_ref", b"result_ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "execution_time", b"execution_time", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "run_id", b"run_id", "status", b"status", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_by", b"answered_by", "attempts", b"attempts", "enforcement", b"enforcement", "error", b"error", "execution_time", b"execution_time", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "run_id", b"run_id", "status", b"status", "tool_call_id", b"tool_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

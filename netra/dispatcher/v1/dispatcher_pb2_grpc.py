@@ -70,6 +70,21 @@ class DispatcherServiceStub:
                 request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListToolsRequest.SerializeToString,
                 response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListToolsResponse.FromString,
                 _registered_method=True)
+        self.GetTool = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/GetTool',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.GetToolRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.GetToolResponse.FromString,
+                _registered_method=True)
+        self.RegisterTool = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/RegisterTool',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RegisterToolRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RegisterToolResponse.FromString,
+                _registered_method=True)
+        self.DeregisterTool = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/DeregisterTool',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.DeregisterToolRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.DeregisterToolResponse.FromString,
+                _registered_method=True)
         self.ExecuteTool = channel.unary_unary(
                 '/netra.dispatcher.v1.DispatcherService/ExecuteTool',
                 request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExecuteToolRequest.SerializeToString,
@@ -127,7 +142,35 @@ class DispatcherServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTools(self, request, context):
-        """ListTools lists the tools the caller may call.
+        """ListTools pages through the tools the caller may call, by name. A tool that the caller may not call is not shown: neither for
+        want of a permission, a role or a tier, nor by a rule of the policy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTool(self, request, context):
+        """GetTool returns one tool that the caller may call. NOT_FOUND when there is none, or the caller may not call it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterTool(self, request, context):
+        """RegisterTool makes a tool of a worker known to all dispatchers, within a second and over restarts. It is of the tier `remote`:
+        calls of it are SANDBOX_UNAVAILABLE while no worker serves it. The same declaration again changes nothing.
+        ALREADY_EXISTS: the name has another declaration, and `replace` is not set or the version is not higher than all before; or the
+        name is that of a tool of the installation. PERMISSION_DENIED: a worker may replace what workers registered, and nothing else.
+        INVALID_PAYLOAD names the field that is wrong. RESOURCE_EXHAUSTED: there are 10,000 registered tools.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeregisterTool(self, request, context):
+        """DeregisterTool takes a registered tool away, for all dispatchers within a second; calls that have begun go on. Its versions are
+        kept, so that none of them is given to something else. Again, it changes nothing.
+        NOT_FOUND: nothing was ever registered under the name. PERMISSION_DENIED: as in RegisterTool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +178,8 @@ class DispatcherServiceServicer:
 
     def ExecuteTool(self, request, context):
         """ExecuteTool calls one tool and waits for its result. It is a run of kind `tool`, so it is in the record.
-        A tool that fails is not an error of this RPC: `status` and `error` tell.
+        A tool that fails is not an error of this RPC: `status` and `error` tell. When the process that executes it dies, another settles the
+        call as its tool declares, and the same request gets that answer; BUSY until then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +222,21 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
                     servicer.ListTools,
                     request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListToolsRequest.FromString,
                     response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListToolsResponse.SerializeToString,
+            ),
+            'GetTool': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTool,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.GetToolRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.GetToolResponse.SerializeToString,
+            ),
+            'RegisterTool': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterTool,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RegisterToolRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RegisterToolResponse.SerializeToString,
+            ),
+            'DeregisterTool': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeregisterTool,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.DeregisterToolRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.DeregisterToolResponse.SerializeToString,
             ),
             'ExecuteTool': grpc.unary_unary_rpc_method_handler(
                     servicer.ExecuteTool,
@@ -375,6 +434,87 @@ class DispatcherService:
             '/netra.dispatcher.v1.DispatcherService/ListTools',
             netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListToolsRequest.SerializeToString,
             netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListToolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/GetTool',
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.GetToolRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.GetToolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterTool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/RegisterTool',
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RegisterToolRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RegisterToolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeregisterTool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/DeregisterTool',
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.DeregisterToolRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.DeregisterToolResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,10 +51,27 @@ class DispatcherServiceStub:
     ListAgents: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListAgentsRequest, _dispatcher_pb2.ListAgentsResponse]
     """ListAgents lists the agents the caller may start."""
     ListTools: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListToolsRequest, _dispatcher_pb2.ListToolsResponse]
-    """ListTools lists the tools the caller may call."""
+    """ListTools pages through the tools the caller may call, by name. A tool that the caller may not call is not shown: neither for
+    want of a permission, a role or a tier, nor by a rule of the policy.
+    """
+    GetTool: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.GetToolRequest, _dispatcher_pb2.GetToolResponse]
+    """GetTool returns one tool that the caller may call. NOT_FOUND when there is none, or the caller may not call it."""
+    RegisterTool: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.RegisterToolRequest, _dispatcher_pb2.RegisterToolResponse]
+    """RegisterTool makes a tool of a worker known to all dispatchers, within a second and over restarts. It is of the tier `remote`:
+    calls of it are SANDBOX_UNAVAILABLE while no worker serves it. The same declaration again changes nothing.
+    ALREADY_EXISTS: the name has another declaration, and `replace` is not set or the version is not higher than all before; or the
+    name is that of a tool of the installation. PERMISSION_DENIED: a worker may replace what workers registered, and nothing else.
+    INVALID_PAYLOAD names the field that is wrong. RESOURCE_EXHAUSTED: there are 10,000 registered tools.
+    """
+    DeregisterTool: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.DeregisterToolRequest, _dispatcher_pb2.DeregisterToolResponse]
+    """DeregisterTool takes a registered tool away, for all dispatchers within a second; calls that have begun go on. Its versions are
+    kept, so that none of them is given to something else. Again, it changes nothing.
+    NOT_FOUND: nothing was ever registered under the name. PERMISSION_DENIED: as in RegisterTool.
+    """
     ExecuteTool: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ExecuteToolRequest, _dispatcher_pb2.ExecuteToolResponse]
     """ExecuteTool calls one tool and waits for its result. It is a run of kind `tool`, so it is in the record.
-    A tool that fails is not an error of this RPC: `status` and `error` tell.
+    A tool that fails is not an error of this RPC: `status` and `error` tell. When the process that executes it dies, another settles the
+    call as its tool declares, and the same request gets that answer; BUSY until then.
     """
 
 @_typing.type_check_only
@@ -80,10 +97,27 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     ListAgents: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListAgentsRequest, _dispatcher_pb2.ListAgentsResponse]  # type: ignore[assignment]
     """ListAgents lists the agents the caller may start."""
     ListTools: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListToolsRequest, _dispatcher_pb2.ListToolsResponse]  # type: ignore[assignment]
-    """ListTools lists the tools the caller may call."""
+    """ListTools pages through the tools the caller may call, by name. A tool that the caller may not call is not shown: neither for
+    want of a permission, a role or a tier, nor by a rule of the policy.
+    """
+    GetTool: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.GetToolRequest, _dispatcher_pb2.GetToolResponse]  # type: ignore[assignment]
+    """GetTool returns one tool that the caller may call. NOT_FOUND when there is none, or the caller may not call it."""
+    RegisterTool: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.RegisterToolRequest, _dispatcher_pb2.RegisterToolResponse]  # type: ignore[assignment]
+    """RegisterTool makes a tool of a worker known to all dispatchers, within a second and over restarts. It is of the tier `remote`:
+    calls of it are SANDBOX_UNAVAILABLE while no worker serves it. The same declaration again changes nothing.
+    ALREADY_EXISTS: the name has another declaration, and `replace` is not set or the version is not higher than all before; or the
+    name is that of a tool of the installation. PERMISSION_DENIED: a worker may replace what workers registered, and nothing else.
+    INVALID_PAYLOAD names the field that is wrong. RESOURCE_EXHAUSTED: there are 10,000 registered tools.
+    """
+    DeregisterTool: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.DeregisterToolRequest, _dispatcher_pb2.DeregisterToolResponse]  # type: ignore[assignment]
+    """DeregisterTool takes a registered tool away, for all dispatchers within a second; calls that have begun go on. Its versions are
+    kept, so that none of them is given to something else. Again, it changes nothing.
+    NOT_FOUND: nothing was ever registered under the name. PERMISSION_DENIED: as in RegisterTool.
+    """
     ExecuteTool: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ExecuteToolRequest, _dispatcher_pb2.ExecuteToolResponse]  # type: ignore[assignment]
     """ExecuteTool calls one tool and waits for its result. It is a run of kind `tool`, so it is in the record.
-    A tool that fails is not an error of this RPC: `status` and `error` tell.
+    A tool that fails is not an error of this RPC: `status` and `error` tell. When the process that executes it dies, another settles the
+    call as its tool declares, and the same request gets that answer; BUSY until then.
     """
 
 class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -148,7 +182,41 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatcher_pb2.ListToolsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.ListToolsResponse, _abc.Awaitable[_dispatcher_pb2.ListToolsResponse]]:
-        """ListTools lists the tools the caller may call."""
+        """ListTools pages through the tools the caller may call, by name. A tool that the caller may not call is not shown: neither for
+        want of a permission, a role or a tier, nor by a rule of the policy.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTool(
+        self,
+        request: _dispatcher_pb2.GetToolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.GetToolResponse, _abc.Awaitable[_dispatcher_pb2.GetToolResponse]]:
+        """GetTool returns one tool that the caller may call. NOT_FOUND when there is none, or the caller may not call it."""
+
+    @_abc_1.abstractmethod
+    def RegisterTool(
+        self,
+        request: _dispatcher_pb2.RegisterToolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.RegisterToolResponse, _abc.Awaitable[_dispatcher_pb2.RegisterToolResponse]]:
+        """RegisterTool makes a tool of a worker known to all dispatchers, within a second and over restarts. It is of the tier `remote`:
+        calls of it are SANDBOX_UNAVAILABLE while no worker serves it. The same declaration again changes nothing.
+        ALREADY_EXISTS: the name has another declaration, and `replace` is not set or the version is not higher than all before; or the
+        name is that of a tool of the installation. PERMISSION_DENIED: a worker may replace what workers registered, and nothing else.
+        INVALID_PAYLOAD names the field that is wrong. RESOURCE_EXHAUSTED: there are 10,000 registered tools.
+        """
+
+    @_abc_1.abstractmethod
+    def DeregisterTool(
+        self,
+        request: _dispatcher_pb2.DeregisterToolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.DeregisterToolResponse, _abc.Awaitable[_dispatcher_pb2.DeregisterToolResponse]]:
+        """DeregisterTool takes a registered tool away, for all dispatchers within a second; calls that have begun go on. Its versions are
+        kept, so that none of them is given to something else. Again, it changes nothing.
+        NOT_FOUND: nothing was ever registered under the name. PERMISSION_DENIED: as in RegisterTool.
+        """
 
     @_abc_1.abstractmethod
     def ExecuteTool(
@@ -157,7 +225,8 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.ExecuteToolResponse, _abc.Awaitable[_dispatcher_pb2.ExecuteToolResponse]]:
         """ExecuteTool calls one tool and waits for its result. It is a run of kind `tool`, so it is in the record.
-        A tool that fails is not an error of this RPC: `status` and `error` tell.
+        A tool that fails is not an error of this RPC: `status` and `error` tell. When the process that executes it dies, another settles the
+        call as its tool declares, and the same request gets that answer; BUSY until then.
         """
 
 def add_DispatcherServiceServicer_to_server(servicer: DispatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

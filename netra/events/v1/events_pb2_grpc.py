@@ -40,6 +40,11 @@ class EventsServiceStub:
                 request_serializer=netra_dot_events_dot_v1_dot_events__pb2.OpenRunRequest.SerializeToString,
                 response_deserializer=netra_dot_events_dot_v1_dot_events__pb2.OpenRunResponse.FromString,
                 _registered_method=True)
+        self.ListSteps = channel.unary_unary(
+                '/netra.events.v1.EventsService/ListSteps',
+                request_serializer=netra_dot_events_dot_v1_dot_events__pb2.ListStepsRequest.SerializeToString,
+                response_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ListStepsResponse.FromString,
+                _registered_method=True)
         self.Append = channel.stream_stream(
                 '/netra.events.v1.EventsService/Append',
                 request_serializer=netra_dot_events_dot_v1_dot_events__pb2.AppendRequest.SerializeToString,
@@ -90,6 +95,14 @@ class EventsServiceServicer:
         """OpenRun makes its caller the owner of a run's record: raises the epoch of the head (lower epochs are refused from
         then on), binds the user from the signed context, and returns the record so far, in one transaction.
         FENCED: a higher or equal epoch owns the run already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSteps(self, request, context):
+        """ListSteps returns one page of the steps of a run, for its owner: with OpenRun, what a successor needs to carry on. Steps are kept
+        until ten minutes after the end of their run. FENCED: the run is owned under another epoch. NOT_FOUND: there is no such run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +181,11 @@ def add_EventsServiceServicer_to_server(servicer, server):
                     request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.OpenRunRequest.FromString,
                     response_serializer=netra_dot_events_dot_v1_dot_events__pb2.OpenRunResponse.SerializeToString,
             ),
+            'ListSteps': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSteps,
+                    request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.ListStepsRequest.FromString,
+                    response_serializer=netra_dot_events_dot_v1_dot_events__pb2.ListStepsResponse.SerializeToString,
+            ),
             'Append': grpc.stream_stream_rpc_method_handler(
                     servicer.Append,
                     request_deserializer=netra_dot_events_dot_v1_dot_events__pb2.AppendRequest.FromString,
@@ -237,6 +255,33 @@ class EventsService:
             '/netra.events.v1.EventsService/OpenRun',
             netra_dot_events_dot_v1_dot_events__pb2.OpenRunRequest.SerializeToString,
             netra_dot_events_dot_v1_dot_events__pb2.OpenRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSteps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.events.v1.EventsService/ListSteps',
+            netra_dot_events_dot_v1_dot_events__pb2.ListStepsRequest.SerializeToString,
+            netra_dot_events_dot_v1_dot_events__pb2.ListStepsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,10 @@ class EventsServiceStub:
     then on), binds the user from the signed context, and returns the record so far, in one transaction.
     FENCED: a higher or equal epoch owns the run already.
     """
+    ListSteps: _grpc.UnaryUnaryMultiCallable[_events_pb2.ListStepsRequest, _events_pb2.ListStepsResponse]
+    """ListSteps returns one page of the steps of a run, for its owner: with OpenRun, what a successor needs to carry on. Steps are kept
+    until ten minutes after the end of their run. FENCED: the run is owned under another epoch. NOT_FOUND: there is no such run.
+    """
     Append: _grpc.StreamStreamMultiCallable[_events_pb2.AppendRequest, _events_pb2.AppendResponse]
     """Append adds events and step results to runs. One long-lived stream per dispatcher carries the appends of all its
     runs; each is answered after its commit, in any order, by its `append_id`. A refused append harms no other.
@@ -79,6 +83,10 @@ class EventsServiceAsyncStub(EventsServiceStub):
     """OpenRun makes its caller the owner of a run's record: raises the epoch of the head (lower epochs are refused from
     then on), binds the user from the signed context, and returns the record so far, in one transaction.
     FENCED: a higher or equal epoch owns the run already.
+    """
+    ListSteps: _aio.UnaryUnaryMultiCallable[_events_pb2.ListStepsRequest, _events_pb2.ListStepsResponse]  # type: ignore[assignment]
+    """ListSteps returns one page of the steps of a run, for its owner: with OpenRun, what a successor needs to carry on. Steps are kept
+    until ten minutes after the end of their run. FENCED: the run is owned under another epoch. NOT_FOUND: there is no such run.
     """
     Append: _aio.StreamStreamMultiCallable[_events_pb2.AppendRequest, _events_pb2.AppendResponse]  # type: ignore[assignment]
     """Append adds events and step results to runs. One long-lived stream per dispatcher carries the appends of all its
@@ -124,6 +132,16 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         """OpenRun makes its caller the owner of a run's record: raises the epoch of the head (lower epochs are refused from
         then on), binds the user from the signed context, and returns the record so far, in one transaction.
         FENCED: a higher or equal epoch owns the run already.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSteps(
+        self,
+        request: _events_pb2.ListStepsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_events_pb2.ListStepsResponse, _abc.Awaitable[_events_pb2.ListStepsResponse]]:
+        """ListSteps returns one page of the steps of a run, for its owner: with OpenRun, what a successor needs to carry on. Steps are kept
+        until ten minutes after the end of their run. FENCED: the run is owned under another epoch. NOT_FOUND: there is no such run.
         """
 
     @_abc_1.abstractmethod

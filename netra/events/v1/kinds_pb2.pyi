@@ -308,10 +308,11 @@ class ToolCompleted(_message.Message):
     ENFORCEMENT_FIELD_NUMBER: _builtins.int
     RESULT_REF_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
-    DEGRADED_FIELD_NUMBER: _builtins.int
     ERROR_REF_FIELD_NUMBER: _builtins.int
     ERROR_PREVIEW_FIELD_NUMBER: _builtins.int
     MASKED_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The execution of the agent."""
     agent_name: _builtins.str
@@ -328,10 +329,12 @@ class ToolCompleted(_message.Message):
     """How many attempts it took."""
     preview: _builtins.str
     """The first 2 KiB of the JSON of a result that is elsewhere, secrets masked."""
-    degraded: _builtins.bool
-    """True when something stood in for the tool."""
     error_preview: _builtins.str
     """How it begins then."""
+    settled: _builtins.str
+    """How it was settled when the process that made the call died: `reconcile` (the tool was asked), `repeat` (it was made again),
+    `unknown` (nobody knows whether it was made) or `dropped` (it changed nothing, and is not made again); absent otherwise.
+    """
     @_builtins.property
     def result(self) -> _struct_pb2.Value:
         """What the tool returned, secrets masked, when that has at most 256 KiB."""
@@ -356,6 +359,10 @@ class ToolCompleted(_message.Message):
     def masked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The paths of what is masked; absent when nothing is."""
 
+    @_builtins.property
+    def degraded(self) -> Global___Degraded:
+        """Which tool answered in its place; absent when the tool itself did."""
+
     def __init__(
         self,
         *,
@@ -371,14 +378,15 @@ class ToolCompleted(_message.Message):
         enforcement: Global___Enforcement | None = ...,
         result_ref: Global___ResultRef | None = ...,
         preview: _builtins.str | None = ...,
-        degraded: _builtins.bool | None = ...,
         error_ref: Global___ResultRef | None = ...,
         error_preview: _builtins.str | None = ...,
         masked: _abc.Iterable[_builtins.str] | None = ...,
+        settled: _builtins.str | None = ...,
+        degraded: Global___Degraded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_degraded", b"_degraded", "_error", b"_error", "_error_preview", b"_error_preview", "_error_ref", b"_error_ref", "_preview", b"_preview", "_result", b"_result", "_result_ref", b"_result_ref", "degraded", b"degraded", "enforcement", b"enforcement", "error", b"error", "error_preview", b"error_preview", "error_ref", b"error_ref", "preview", b"preview", "result", b"result", "result_ref", b"result_ref"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_degraded", b"_degraded", "_error", b"_error", "_error_preview", b"_error_preview", "_error_ref", b"_error_ref", "_preview", b"_preview", "_result", b"_result", "_result_ref", b"_result_ref", "_settled", b"_settled", "degraded", b"degraded", "enforcement", b"enforcement", "error", b"error", "error_preview", b"error_preview", "error_ref", b"error_ref", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "settled", b"settled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_degraded", b"_degraded", "_error", b"_error", "_error_preview", b"_error_preview", "_error_ref", b"_error_ref", "_preview", b"_preview", "_result", b"_result", "_result_ref", b"_result_ref", "agent_id", b"agent_id", "agent_name", b"agent_name", "attempts", b"attempts", "degraded", b"degraded", "enforcement", b"enforcement", "error", b"error", "error_preview", b"error_preview", "error_ref", b"error_ref", "execution_time_ms", b"execution_time_ms", "masked", b"masked", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "status", b"status", "tool_call_id", b"tool_call_id", "tool_name", b"tool_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_degraded", b"_degraded", "_error", b"_error", "_error_preview", b"_error_preview", "_error_ref", b"_error_ref", "_preview", b"_preview", "_result", b"_result", "_result_ref", b"_result_ref", "_settled", b"_settled", "agent_id", b"agent_id", "agent_name", b"agent_name", "attempts", b"attempts", "degraded", b"degraded", "enforcement", b"enforcement", "error", b"error", "error_preview", b"error_preview", "error_ref", b"error_ref", "execution_time_ms", b"execution_time_ms", "masked", b"masked", "preview", b"preview", "result", b"result", "result_ref", b"result_ref", "settled", b"settled", "status", b"status", "tool_call_id", b"tool_call_id", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__degraded: _TypeAlias = _typing.Literal["degraded"]  # noqa: Y015
     _WhichOneofArgType__degraded: _TypeAlias = _typing.Literal["_degraded", b"_degraded"]  # noqa: Y015
@@ -394,6 +402,8 @@ class ToolCompleted(_message.Message):
     _WhichOneofArgType__result: _TypeAlias = _typing.Literal["_result", b"_result"]  # noqa: Y015
     _WhichOneofReturnType__result_ref: _TypeAlias = _typing.Literal["result_ref"]  # noqa: Y015
     _WhichOneofArgType__result_ref: _TypeAlias = _typing.Literal["_result_ref", b"_result_ref"]  # noqa: Y015
+    _WhichOneofReturnType__settled: _TypeAlias = _typing.Literal["settled"]  # noqa: Y015
+    _WhichOneofArgType__settled: _TypeAlias = _typing.Literal["_settled", b"_settled"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__degraded) -> _WhichOneofReturnType__degraded | None: ...
     @_typing.overload
@@ -408,8 +418,37 @@ class ToolCompleted(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__result) -> _WhichOneofReturnType__result | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__result_ref) -> _WhichOneofReturnType__result_ref | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__settled) -> _WhichOneofReturnType__settled | None: ...
 
 Global___ToolCompleted: _TypeAlias = ToolCompleted  # noqa: Y015
+
+@_typing.final
+class Degraded(_message.Message):
+    """Degraded says that another tool answered than the one that was called."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    to: _builtins.str
+    """The tool that answered."""
+    reason: _builtins.str
+    """What the first one came to, as a name of netra.status.v1.Reason without its prefix."""
+    def __init__(
+        self,
+        *,
+        to: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "reason", b"reason", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Degraded: _TypeAlias = Degraded  # noqa: Y015
 
 @_typing.final
 class ResultRef(_message.Message):
@@ -453,21 +492,38 @@ class Enforcement(_message.Message):
 
     TIER_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    DISK_QUOTA_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
     tier: _builtins.str
     """The tier."""
     backend: _builtins.str
     """What enforced it."""
+    disk_quota: _builtins.bool
+    """Whether what it wrote to disk was bounded by the system itself; absent where nothing is written."""
+    @_builtins.property
+    def facts(self) -> _struct_pb2.Struct:
+        """What else is known of how it was contained, as the start-up probe found it."""
+
     def __init__(
         self,
         *,
         tier: _builtins.str = ...,
         backend: _builtins.str = ...,
+        disk_quota: _builtins.bool | None = ...,
+        facts: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_quota", b"_disk_quota", "_facts", b"_facts", "disk_quota", b"disk_quota", "facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_quota", b"_disk_quota", "_facts", b"_facts", "backend", b"backend", "disk_quota", b"disk_quota", "facts", b"facts", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__disk_quota: _TypeAlias = _typing.Literal["disk_quota"]  # noqa: Y015
+    _WhichOneofArgType__disk_quota: _TypeAlias = _typing.Literal["_disk_quota", b"_disk_quota"]  # noqa: Y015
+    _WhichOneofReturnType__facts: _TypeAlias = _typing.Literal["facts"]  # noqa: Y015
+    _WhichOneofArgType__facts: _TypeAlias = _typing.Literal["_facts", b"_facts"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_quota) -> _WhichOneofReturnType__disk_quota | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__facts) -> _WhichOneofReturnType__facts | None: ...
 
 Global___Enforcement: _TypeAlias = Enforcement  # noqa: Y015
 

@@ -72,6 +72,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """An agent raised an error of its own."""
     REASON_OWNER_LOST: _Reason.ValueType  # 24
     """The process that owned a run died and the run could not be carried on."""
+    REASON_RESOURCE_EXHAUSTED: _Reason.ValueType  # 25
+    """A call took more memory, processor time, processes, files or output than it may; the details name the limit."""
+    REASON_SECURITY_VIOLATION: _Reason.ValueType  # 26
+    """A tool's code tried what its sandbox forbids; it was stopped."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason says why a call or a frame was refused, in words a program can act on.
@@ -128,4 +132,8 @@ REASON_AGENT_FAILED: Reason.ValueType  # 23
 """An agent raised an error of its own."""
 REASON_OWNER_LOST: Reason.ValueType  # 24
 """The process that owned a run died and the run could not be carried on."""
+REASON_RESOURCE_EXHAUSTED: Reason.ValueType  # 25
+"""A call took more memory, processor time, processes, files or output than it may; the details name the limit."""
+REASON_SECURITY_VIOLATION: Reason.ValueType  # 26
+"""A tool's code tried what its sandbox forbids; it was stopped."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

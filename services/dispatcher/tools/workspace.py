@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from chassis import log
-from netra import ids
-from netra.context import UserExecutionContext
+from netra import errors, ids
 from netra.tool import Artifact
 
 _log = log.get(__name__)
 _LOCK = ".lock"
+_CALLS = ".calls"
 
 
 class Artifacts(Protocol):
@@ -39,6 +39,7 @@ class Workspaces:
 
     def __init__(self, root: Path, artifacts: Artifacts, processes: int) -> None:
         """Raises `OSError` when the root cannot be made or is open to others."""
+        root = root.absolute()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         _private(root)
         with _locked(root):
@@ -46,6 +47,11 @@ class Workspaces:
             self._mine = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
             self._held = _locked(self._mine)
         self.artifacts, self.slots = artifacts, asyncio.Semaphore(processes)
+
+    @property
+    def folder(self) -> Path:
+        """Below which all of them lie."""
+        return self._mine
 
     def of(self, run_id: ids.RunId, token: Callable[[], str]) -> Workspace:
         """The workspace of a run; `token` tells its context token as it is now."""
@@ -61,7 +67,7 @@ class Workspace:
     """What the tool calls of one run share: its folder and its user's artifacts."""
 
     def __init__(self, folder: Path, shared: Workspaces, token: Callable[[], str]) -> None:
-        self._folder, self._artifacts, self._token = folder, shared.artifacts, token
+        self._folder, self._shared, self._token = folder, shared, token
         self.slots = shared.slots
         self._made = False
 
@@ -73,14 +79,20 @@ class Workspace:
             self._made = True
         return self._folder
 
+    def of_call(self, name: str) -> Path:
+        """A folder of one call, below the run's; made when first asked for."""
+        made = self.folder / _CALLS / name
+        made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return made
+
     async def fetch(self, artifact_id: str, to: Path) -> Artifact:
         """Write an artifact of the user to a file. Raises `NotFound`."""
-        return await self._artifacts.fetch(self._token(), artifact_id, to)
+        return await self._shared.artifacts.fetch(self._token(), artifact_id, to)
 
     async def keep(self, origin: str, name: str, media_type: str, content: bytes | Path) -> Artifact:
         """Make an artifact of the user, once per run, origin and name. Raises `TooLarge`, `InvalidPayload`."""
         request_id = hashlib.sha256("\n".join([self._folder.name, origin, name]).encode()).hexdigest()
-        return await self._artifacts.keep(self._token(), request_id, name, media_type, content)
+        return await self._shared.artifacts.keep(self._token(), request_id, name, media_type, content)
 
     async def remove(self) -> None:
         """Remove the run's folder."""
@@ -88,25 +100,26 @@ class Workspace:
             await asyncio.to_thread(_remove, self._folder)
 
 
-class CallContext:
-    """What one call of a tool is given: `netra.tool.ToolContext`."""
+class NoArtifacts:
+    """Before there is a way to the files of users."""
 
-    def __init__(self, context: UserExecutionContext, origin: str, workspace: Workspace) -> None:
-        self.context = context
-        self._origin, self._workspace = origin, workspace
+    async def fetch(self, token: str, artifact_id: str, to: Path) -> Artifact:
+        """Raises `Unavailable`."""
+        raise errors.Unavailable("The files of users cannot be reached yet.")
 
-    @property
-    def workspace(self) -> Path:
-        """A folder of this run alone; it is removed when the run has ended."""
-        return self._workspace.folder
+    async def keep(self, token: str, request_id: str, name: str, media_type: str, content: bytes | Path) -> Artifact:
+        """Raises `Unavailable`."""
+        raise errors.Unavailable("The files of users cannot be reached yet.")
 
-    async def fetch(self, artifact_id: str, to: Path) -> Artifact:
-        """Write an artifact of the user to a file. Raises `NotFound`."""
-        return await self._workspace.fetch(artifact_id, to)
 
-    async def keep(self, name: str, media_type: str, content: bytes | Path) -> Artifact:
-        """Make an artifact of the user. Raises `TooLarge`, `InvalidPayload`."""
-        return await self._workspace.keep(self._origin, name, media_type, content)
+async def removed(folder: Path) -> None:
+    """Remove a folder; most are empty, and gone at once."""
+    try:
+        os.rmdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError:
+        await asyncio.to_thread(_remove, folder)
 
 
 def _private(folder: Path) -> None:

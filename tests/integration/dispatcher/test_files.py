@@ -261,6 +261,7 @@ async def test_a_large_result_of_a_tool_is_told_by_reference_and_whole_to_the_ag
     query = "SELECT result FROM events.steps WHERE run_id = $1 AND key = '1:tool:large'"
     async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
         kept = json.loads(await admin.value(query, run_id))
+    assert (kept["tool_call"]["state"], kept.pop("tool_call")["tool_call_id"]) == ("committed", done["tool_call_id"])
     assert kept == {"status": "success", "result_ref": done["result_ref"], "preview": done["preview"]}
 
 

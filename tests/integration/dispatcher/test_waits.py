@@ -24,6 +24,7 @@ from tests.fixtures.storage import Services
 from tests.fixtures.users import User
 from tests.integration.conftest import Runs, types
 
+_BRIEF_S = 60.0
 BEGAN: dict[str, asyncio.Event] = {}
 RELEASED: dict[str, asyncio.Event] = {}
 
@@ -43,7 +44,7 @@ async def occupy(mark: str) -> str:
     return mark
 
 
-@tool(timeout_s=0.2, backend="process")
+@tool(timeout_s=_BRIEF_S, backend="process")
 async def brief() -> str:
     """Takes no time at all, once it has a slot."""
     return "done"
@@ -73,11 +74,11 @@ async def call(runs: Runs, user: User, name: str, **arguments: object) -> dispat
     return await runs.dispatcher.ExecuteTool(request, metadata=user.bearer, wait_for_ready=True, timeout=60)
 
 
-async def test_a_call_that_waits_longer_than_its_tool_may_take_is_not_taken_for_dead(
+async def test_a_call_that_takes_longer_than_its_first_lease_is_not_taken_for_dead(
     services: Services, stores: Standalone, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # its lease without renewal: the tool's time and this
-    monkeypatch.setattr(supervisor, "_TOOL_GRACE_S", 12.0)
+    # its lease without renewal, which is the tool's time and this: 12 s
+    monkeypatch.setattr(supervisor, "_TOOL_GRACE_S", 12.0 - _BRIEF_S)
     await services.all(**MORE, lease_s=12.0)
     runs, user, mark = Runs(services), await services.user(), new_mark()
     url = prepare.on_database(stores.postgres_admin_url, database)

@@ -117,7 +117,7 @@ async def _runs(client: Client) -> None:
     await client.call("GET /v1/contexts/{context_id}", path={"context_id": found[0]["context_id"]}, params={"user_id": client.user.user_id})
     await client.call("GET /v1/contexts/audit", params={"context_id": found[0]["context_id"], "page_size": 3})
     await _threads(client, {"thread_id": run["thread_id"]}, mine)
-    await client.call("GET /v1/tools", params={"text": "words", "tag": ""})
+    await client.call("GET /v1/tools", params={"text": "words", "tag": "", "parameter": "text", "page_size": "1"})
     await client.call("GET /v1/agents")
     await client.call("GET /v1/me")
     await client.call("GET /v1/me/statistics")

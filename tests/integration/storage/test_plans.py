@@ -25,6 +25,7 @@ from services.context import (
 )  # fmt: skip
 from services.dispatcher import store as dispatcher_store
 from services.dispatcher import store_system as dispatcher_system
+from services.dispatcher import store_tools as dispatcher_tools
 from services.events import follow, progress
 from services.events import store as events_store
 from services.events import store_threads as events_threads
@@ -92,7 +93,10 @@ SELECT {_sql(5, "n")}, {_user()}, CASE WHEN n % 160 = 0 THEN {_sql(2, "80")} ELS
     'x', '', 60, '',
     't', 'corr', '', CASE WHEN n > {_ALL} - 40 THEN 'queued' ELSE 'completed' END, 'free', now() - make_interval(secs => {_ALL} - n)
 FROM generate_series(1, {_ALL}) AS n;
-ANALYZE dispatcher.runs;
+INSERT INTO dispatcher.tools (name, version, digest, document, state, revision, registered_by, changed_by)
+SELECT 'tool.' || n, '1.0.0', repeat('a', 64), 'x', CASE WHEN n % 4 = 0 THEN 'replaced' ELSE 'active' END, n, 'x', 'x'
+FROM generate_series(1, {_ALL}) AS n;
+ANALYZE dispatcher.runs, dispatcher.tools;
 """  # noqa: S608 - of constants
 _EVENTS_ROWS = f"""
 INSERT INTO events.cursors (user_id, last, last_at) SELECT {_user("n")}, 10000, now() FROM generate_series(1, 1000) AS n;
@@ -230,7 +234,12 @@ async def test_the_hot_reads_of_the_dispatcher(stores: Standalone, database: str
         assert await _slow(pool, reads) == {}
     async with _as(stores, database, "dispatcher", "_system") as pool:
         everyone = dispatcher_system.SystemStore(pool)
-        claim: dict[str, Read] = {"claim": (lambda: everyone.claim("me", 10.0, ["echo"], 1, {"free": 1000}), {"runs_waiting"}, 1200)}
+        tools = dispatcher_tools.ToolStore(pool)
+        claim: dict[str, Read] = {
+            "claim": (lambda: everyone.claim("me", 10.0, ["echo"], 1, {"free": 1000}), {"runs_waiting"}, 1200),
+            "tools, as ever": (lambda: tools.since(_ALL, 200), {"tools_changed"}, 5),
+            "tools, at the start": (lambda: tools.since(_ALL // 2, 20), {"tools_changed"}, _FEW),
+        }
         assert await _slow(pool, claim) == {}
 
 

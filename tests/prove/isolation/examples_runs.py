@@ -8,7 +8,7 @@ from typing import Any
 from netra import ids
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
-from tests.prove.isolation.example import USER, rpcs
+from tests.prove.isolation.example import OPERATOR, USER, rpcs
 from tests.prove.isolation.people import Party
 from tests.prove.isolation.settle import granted
 from tests.prove.isolation.world import World
@@ -52,7 +52,29 @@ async def _(world: World, who: Party) -> Any:
 
 @rpcs("dispatcher.ListTools", USER)
 async def _(world: World, who: Party) -> Any:
-    return dispatcher_pb2.ListToolsRequest()
+    return dispatcher_pb2.ListToolsRequest(page_size=200)
+
+
+@rpcs("dispatcher.GetTool", USER)
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.GetToolRequest(name="text_statistics")
+
+
+def _declared(name: str) -> dispatcher_pb2.Tool:
+    return dispatcher_pb2.Tool(name=name, version="1.0.0", description="Nobody serves it.", input_schema=b'{"type":"object"}')
+
+
+# the contract: who runs the installation has tools for all tenants
+@rpcs("dispatcher.RegisterTool", OPERATOR)
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.RegisterToolRequest(tool=_declared(f"t{who.once()}"))
+
+
+@rpcs("dispatcher.DeregisterTool", OPERATOR)
+async def _(world: World, who: Party) -> Any:
+    asked = dispatcher_pb2.RegisterToolRequest(tool=_declared("of_operators"))
+    await world.runs.RegisterTool(asked, metadata=world["operator"].bearer, timeout=20)
+    return dispatcher_pb2.DeregisterToolRequest(name="of_operators")
 
 
 @rpcs("dispatcher.ExecuteTool", USER, works=lambda answer: answer.messages[0].status == "success")
@@ -70,6 +92,16 @@ async def _(world: World, who: Party) -> Any:
 async def _(world: World, who: Party) -> Any:
     opened = await world.opened(who)
     return events_pb2.OpenRunRequest(run_id=opened.context.run_id, epoch=1, context_token=opened.context_token, trace_id="0" * 31 + "1")
+
+
+@rpcs("events.ListSteps", "dispatcher", told="run_id", shows="canary")
+async def _(world: World, who: Party) -> Any:
+    opened = await world.run_opened(who)
+    step = events_pb2.Step(key="1:note", result=json.dumps({"text": who.canary}).encode())
+    append = events_pb2.AppendRequest(append_id=1, run_id=opened.context.run_id, epoch=1, first_seq=1, steps=[step])
+    async for _ in world.events.Append(iter([append]), metadata=world.service("dispatcher"), timeout=20):
+        break
+    return events_pb2.ListStepsRequest(run_id=opened.context.run_id, epoch=1, context_token=opened.context_token)
 
 
 @rpcs(

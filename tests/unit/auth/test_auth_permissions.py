@@ -27,8 +27,8 @@ def test_every_permission_that_an_rpc_asks_for_is_granted_to_administrators_of_t
 
 @pytest.mark.parametrize("tier", permissions.TIERS)
 def test_what_concerns_all_tenants_is_for_those_who_run_the_installation(tier: str) -> None:
-    assert ({"policy:write", "audit:export"} <= permissions.of(["admin"], tier)) == (tier == "internal")
-    assert not {"policy:write", "audit:export"} & permissions.of(["user", "readonly"], tier)
+    assert ({"policy:write", "audit:export", "tools:register"} <= permissions.of(["admin"], tier)) == (tier == "internal")
+    assert not {"policy:write", "audit:export", "tools:register"} & permissions.of(["user", "readonly"], tier)
 
 
 @pytest.mark.parametrize("tier", permissions.TIERS)
@@ -41,6 +41,7 @@ def test_readonly_reads_and_signs_out_and_no_more(tier: str) -> None:
 def test_users_may_all_but_administer(tier: str) -> None:
     assert permissions.ALL - permissions.of(["user"], tier) == {
         "users:read", "users:write", "policy:read", "policy:write", "audit:read", "audit:export", "contexts:audit",
+        "tools:register",
     }  # fmt: skip
 
 

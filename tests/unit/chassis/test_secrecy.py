@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -73,9 +74,9 @@ def test_exceptions_are_masked_too(lines: io.StringIO) -> None:
 
 def test_a_span_says_what_kind_of_error_and_not_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     exporter = InMemorySpanExporter()
-    provider = TracerProvider()
+    provider = telemetry._Exporting(Resource.create())
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(telemetry, "tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     with pytest.raises(ValueError, match="hunter2"), telemetry.span("work"):
         raise ValueError("hunter2")
     (span,) = exporter.get_finished_spans()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +16,13 @@ from chassis import lifecycle
 from netra import errors, ids
 from netra.events.v1 import events_pb2
 from netra.tool import Artifact
-from services.dispatcher import journal, kinds, outbox
+from services.dispatcher import journal, kinds, ledger, outbox
 from services.dispatcher.tools import dispatch, results
 
 KIB = 1024
 CALL = dispatch.Call(ids.ToolCallId.new(), "tool", "1.0.0", {"api_key": "k", "list": [{"token": "t", "n": 1}]})
+
+PLAIN = dispatch.Call(CALL.tool_call_id, "tool", "1.0.0", {"text": "x"})
 
 
 class Far:
@@ -108,7 +111,7 @@ USED = {"steps": 1, "tools": 1, "tokens": 0, "cost": 0.0}
 TOLD: dict[str, Callable[[journal.AgentWebSocketBridge], None]] = {
     "agent_started": lambda bridge: bridge.started(0, "begins"),
     "agent_thinking": lambda bridge: bridge.thinking("r", 1, 50.0, "1:think"),
-    "tool_executing": lambda bridge: bridge.tool_executing(CALL),
+    "tool_executing": lambda bridge: bridge.tool_executing(CALL, "2:tool", False),
     "tool_progress": lambda bridge: bridge.tool_progress(CALL, 10.0, "m", transient=False),
     "tool_completed": lambda bridge: bridge.tool_completed(outcome({"a": 1}), HOW, "2:tool"),
     "message_created": lambda bridge: bridge.message_created("m", "user", "content"),
@@ -204,7 +207,7 @@ async def test_an_agents_own_kinds_pass_and_ours_do_not(world: World) -> None:
 
 async def test_secrets_are_masked_in_the_event_and_whole_in_the_step(world: World) -> None:
     value = {"session_token": "s", "rows": [{"cookie": "c"}]}
-    world.bridge.tool_executing(CALL)
+    world.bridge.tool_executing(CALL, "2:tool", False)
     world.bridge.tool_completed(outcome(value), HOW, "1:tool")
     world.bridge.tool_completed(outcome(error=errors.ToolFailed("m", password="p", why="w")), HOW, "2:tool")
     world.bridge.completed(results.Result(value), 1.0, USED)
@@ -241,7 +244,7 @@ def large(field: str) -> tuple[Callable[[journal.AgentWebSocketBridge], None], b
     return {
         "reasoning": (lambda bridge: bridge.thinking(LARGE, 1, None, "1:think"), LARGE.encode(), "text/plain; charset=utf-8"),
         "content": (lambda bridge: bridge.message_created("m", "user", LARGE), LARGE.encode(), "text/plain; charset=utf-8"),
-        "parameters": (lambda bridge: bridge.tool_executing(call), orjson.dumps(call.arguments), "application/json"),
+        "parameters": (lambda bridge: bridge.tool_executing(call, "1:tool", True), orjson.dumps(call.arguments), "application/json"),
         "error": (
             lambda bridge: bridge.tool_completed(outcome(error=error), HOW, "1:tool"),
             orjson.dumps(journal.error_data(error)),
@@ -449,7 +452,7 @@ async def test_a_refusal_of_what_belongs_to_no_run_leaves_the_run_alone(world: W
     world.far.at_once = False
     world.bridge.started(0, "begins")
     BESIDE["quality_alert"](world.bridge)
-    world.bridge.tool_executing(CALL)
+    world.bridge.tool_executing(CALL, "2:tool", False)
     world.far.waiting.pop(1).set_exception(errors.Unauthenticated("ran out"))
     await asyncio.sleep(0)
     await asyncio.wait_for(world.bridge.room(), 1)
@@ -457,3 +460,78 @@ async def test_a_refusal_of_what_belongs_to_no_run_leaves_the_run_alone(world: W
     world.far.answer()
     assert [kind for kind, _ in await world.told()] == ["agent_started", "tool_executing", "tool_completed"]
     assert "ran out" in capsys.readouterr().out
+
+
+def appends(world: World) -> list[tuple[list[str], list[str]]]:
+    """Of each append the kinds of its events, and the keys of its steps."""
+    return [([event.type for event in request.events], [step.key for step in request.steps]) for request in world.far.requests]
+
+
+async def test_a_quick_call_without_effects_is_one_append(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    world.bridge.tool_executing(PLAIN, "1:tool", False)
+    await asyncio.sleep(0)
+    assert world.far.requests == []
+    world.bridge.tool_completed(outcome(1), HOW, "1:tool")
+    await world.told()
+    # that it began need not be kept beside how it ended
+    assert appends(world) == [(["tool_executing", "tool_completed"], ["1:tool"])]
+
+
+async def test_a_call_with_effects_is_two_and_its_intent_is_there_first(world: World) -> None:
+    world.bridge.tool_executing(PLAIN, "1:tool", True)
+    await world.bridge.barrier()
+    assert appends(world) == [(["tool_executing"], ["1:tool~1"])]
+    world.bridge.tool_completed(outcome(1), HOW, "1:tool")
+    await world.told()
+    assert appends(world)[1:] == [(["tool_completed"], ["1:tool"])]
+
+
+async def test_a_barrier_waits_for_what_is_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    world.bridge.tool_executing(PLAIN, "1:tool", False)
+    await asyncio.wait_for(world.bridge.barrier(), 5)
+    assert appends(world) == [(["tool_executing"], ["1:tool~1"])]
+
+
+async def test_what_is_held_is_told_soon_by_itself(world: World) -> None:
+    world.bridge.tool_executing(PLAIN, "1:tool", False)
+    await asyncio.wait_for(world.far.arrived.acquire(), 5)
+    assert appends(world) == [(["tool_executing"], ["1:tool~1"])]
+
+
+async def test_what_is_shown_comes_after_what_was_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    world.bridge.tool_executing(PLAIN, "1:tool", False)
+    world.bridge.tool_progress(PLAIN, 10.0, None)
+    assert (len(world.far.requests), world.far.shown[0].transients[0].after_seq) == (1, 1)
+
+
+async def test_secrets_in_arguments_are_not_kept(world: World) -> None:
+    world.bridge.tool_executing(CALL, "1:tool", True)
+    await world.told()
+    (call,) = ledger.read((step.key, step.result) for request in world.far.requests for step in request.steps).values()
+    assert (call.arguments, call.whole) == ({"api_key": "***", "list": [{"token": "***", "n": 1}]}, False)
+
+
+async def test_a_call_that_is_made_again_is_told_once(world: World) -> None:
+    world.bridge.tool_executing(PLAIN, "1:tool", True)
+    world.bridge.tool_again(PLAIN, "1:tool", 2)
+    await world.bridge.barrier()
+    world.bridge.tool_completed(dataclasses.replace(outcome(1), attempts=2), HOW, "1:tool", settled="repeat")
+    (began, _), (ended, data) = await world.told()
+    assert (began, ended, data["attempts"], data["settled"]) == ("tool_executing", "tool_completed", 2, "repeat")
+    assert sorted(world.far.steps) == ["1:tool", "1:tool~1", "1:tool~2"]
+    (call,) = ledger.read((step.key, step.result) for request in world.far.requests for step in request.steps).values()
+    assert (call.state, call.attempts, call.kept) == (ledger.State.COMMITTED, 2, {"status": "success", "result": 1})
+
+
+async def test_who_leaves_a_run_tells_what_was_told_and_nothing_of_its_own_going(world: World) -> None:
+    world.far.at_once = False
+    world.bridge.started(0, "begins")
+    world.bridge.tool_executing(PLAIN, "1:tool", False)
+    world.bridge.leave()
+    world.bridge.tool_completed(outcome(error=errors.Cancelled()), HOW, "1:tool")
+    world.far.answer()
+    assert [kind for kind, _ in await world.told()] == ["agent_started", "tool_executing"]
+    assert sorted(world.far.steps) == ["1:tool~1"]

@@ -20,8 +20,8 @@ from netra.events.v1 import events_pb2
 from netra.tool import tool
 from services.dispatcher import engine, journal, runs, stages
 from services.dispatcher.agents import registry as agents_
+from services.dispatcher.tools import dispatch, workspace
 from services.dispatcher.tools import registry as tools_
-from services.dispatcher.tools import workspace
 from tests.fixtures.permits import permitted
 
 BEGUN: list[str] = []
@@ -88,6 +88,12 @@ class Record:
         self.requests: list[events_pb2.AppendRequest] = []
         self.ends: list[tuple[runs.RunState, list[str]]] = []
         self.fenced = False
+        self.steps_found: list[tuple[str, bytes]] = []
+
+    async def steps(self, *_: object) -> AsyncIterator[tuple[str, bytes]]:
+        """The steps so far."""
+        for step in self.steps_found:
+            yield step
 
     async def open(self, *_: object) -> events_pb2.OpenRunResponse:
         """What there is so far."""
@@ -153,7 +159,8 @@ class World:
         entitled: Any = Entitled(mine)
         self.spaces = workspace.Workspaces(folder / "work", None, 1)  # type: ignore[arg-type]
         agents = agents_.AgentRegistry([swift, raiser, sleeper, survivor, blind, heavy])
-        self.engine = engine.ExecutionEngine(there, there, there, there, agents, tools_.ToolRegistry([echo]), entitled, self.spaces)
+        tools = dispatch.Dispatchers(tools_.ToolRegistry([echo]))
+        self.engine = engine.ExecutionEngine(there, there, there, there, agents, tools, entitled, self.spaces)
 
     def running(self, spec: AgentSpec, *, deadline_s: float = 30, epoch: int = 1, **claimed: Any) -> engine.Running:
         """A run of an agent, claimed."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.dispatcher import masks
@@ -112,6 +112,8 @@ _json = st.recursive(
 )
 
 
+# how long this machine takes to think of values is not asked here
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_json, st.integers(0, 200))
 def test_a_beginning_is_that_of_the_whole(value: Any, size: int) -> None:
     whole, part = (orjson.dumps(shown(value, limit)[0]) for limit in (float("inf"), size))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import itertools
+import types
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +83,58 @@ async def test_a_rule_narrows_and_says_what_would_help(rules: list[Rule], detail
 )
 async def test_a_rule_for_something_else_does_not_count(rules: list[Rule]) -> None:
     (await permitted("tools:execute", "data:read", tools=rules)).require(read)
+
+
+@pytest.mark.parametrize(
+    ("tier", "least", "tiers"),
+    [("free", "", None), ("free", "free", None), ("business", "early", None), ("free", "early", "early,business,enterprise,internal"),
+     ("business", "enterprise", "enterprise,internal")],
+)  # fmt: skip
+async def test_a_tool_may_ask_for_a_tier(tier: str, least: str, tiers: str | None) -> None:
+    spec, mine = dataclasses.replace(read, min_tier=least), await permitted("tools:execute", "data:read", tier=tier)
+    assert mine.may_call(spec) == (tiers is None)
+    if tiers is not None:
+        with pytest.raises(errors.PermissionDenied) as caught:
+            mine.require(spec)
+        assert caught.value.details == {"tiers": tiers, "tool": "data.read"}
+
+
+@pytest.mark.parametrize(("least", "roles"), [("", None), ("readonly", None), ("user", None), ("admin", "admin")])
+async def test_a_tool_may_ask_for_a_role(least: str, roles: str | None) -> None:
+    spec, mine = dataclasses.replace(read, min_role=least), await permitted("tools:execute", "data:read")
+    assert mine.may_call(spec) == (roles is None)
+    if roles is not None:
+        with pytest.raises(errors.PermissionDenied) as caught:
+            mine.require(spec)
+        assert caught.value.details == {"roles": roles, "tool": "data.read"}
+
+
+async def test_what_is_shown_is_what_may_be_called() -> None:
+    names, roles, tiers = ("data.read", "data.write", "other"), ("", "readonly", "user", "admin"), ("", "free", "early", "business")
+    specs = [
+        dataclasses.replace(read, name=name, permission=permission, min_role=role, min_tier=tier)
+        for name, permission, role, tier in itertools.product(names, ("data:read", "data:more"), roles, tiers)
+    ]
+    rules = [
+        [], [Rule(tool="data.*", permission="data:more"), Rule(tool="data.read", tiers=["business"])],
+        [Rule(tool="*", roles=["admin"]), Rule(tool="other", roles=["user"], tiers=["free", "early"])],
+    ]  # fmt: skip
+    permissions = [("tools:execute", "data:read"), ("tools:execute", "data:more", "data:read"), ("data:read",)]
+    verdicts = set()
+    for tools, held, tier, scope in itertools.product(
+        rules, permissions, ("free", "business", "gold"), (None, frozenset({"tools:execute"}))
+    ):
+        mine = await permitted(*held, tools=tools, tier=tier, scope=scope)
+        sight = mine.sight()
+        for spec in specs:
+            try:
+                mine.require(spec)
+                allowed = True
+            except errors.PermissionDenied:
+                allowed = False
+            assert sight(spec) == mine.may_call(spec) == allowed, (spec, tools, held, tier, scope)
+            verdicts.add((spec.name, allowed))
+    assert len(verdicts) == 6
 
 
 async def test_another_policy_counts_at_the_next_call() -> None:
@@ -167,13 +222,19 @@ class Reporter:
         self.begun: list[str] = []
         self.recorded = asyncio.Event()
 
-    def tool_executing(self, call: dispatch.Call) -> None:
+    def tool_executing(self, call: dispatch.Call, step_key: str, effects: bool) -> None:
         """Begins."""
         self.begun.append(call.tool_call_id)
 
     def tool_completed(self, outcome: dispatch.Outcome, enforcement: Any, step_key: str) -> None:
         """Is over."""
         self.outcomes.append(outcome)
+
+    def tool_progress(self, call: dispatch.Call, progress: float | None, message: str | None) -> None:
+        """Has come so far."""
+
+    def security_violation(self, violation: str, message: str, details: Any = None) -> None:
+        """Tried what is forbidden."""
 
     async def barrier(self) -> None:
         """Waits until the test says that all is recorded."""
@@ -198,6 +259,19 @@ async def test_calls_are_counted_for_the_user_and_too_many_are_told_as_such(file
         ("success", None), ("success", None), ("error", "RATE_LIMITED"),
     ]  # fmt: skip
     assert {(kind, per_minute) for kind, _, per_minute in counted.asked} == {("tool_calls", 60)}
+
+
+async def test_a_deprecated_tool_can_be_called_and_that_is_counted(
+    files: workspace.Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    told: list[tuple[int, object]] = []
+    monkeypatch.setattr(registry, "_deprecated", types.SimpleNamespace(add=lambda *what: told.append(what)))
+    old = dataclasses.replace(read, name="data.old", deprecated="Use data.read.")
+    tools, mine = registry.ToolRegistry([read, old]), await permitted("tools:execute", "data:read")
+    async with dispatch.UnifiedToolDispatcher.for_context(context(), tools, mine, Reporter(), files) as calls:
+        assert [found.spec.name for found in calls.discover().tools] == ["data.old", "data.read"]
+        assert [(await calls.execute(name, {})).status for name in ("data.old", "data.read", "data.old")] == ["success"] * 3
+    assert told == [(1, {"tool": "data.old"})] * 2
 
 
 async def test_a_call_that_is_refused_costs_nothing_and_is_told_to_the_record_of_access(files: workspace.Workspace) -> None:

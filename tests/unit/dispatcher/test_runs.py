@@ -24,9 +24,9 @@ def test_every_run_can_end() -> None:
     assert reachable == set(RunState)
 
 
-def test_an_end_is_reached_through_finishing_or_before_the_start() -> None:
+def test_an_end_is_reached_through_finishing_or_by_a_call_or_before_the_start() -> None:
     before = {old for old in RunState for new in runs.ENDED if runs.legal(old, new)}
-    assert before == {RunState.CREATED, RunState.FINISHING}
+    assert before == {RunState.CREATED, RunState.RUNNING, RunState.FINISHING}
 
 
 @pytest.mark.parametrize("terminal", ["agent_completed", "agent_failed", "agent_cancelled", "agent_timed_out"])

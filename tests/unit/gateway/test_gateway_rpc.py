@@ -255,3 +255,19 @@ def test_every_schema_of_the_description_is_one_and_every_reference_leads_somewh
     assert login["additionalProperties"] is False
     assert check.is_valid({"password": {"email": "e", "password": "p"}})
     assert not check.is_valid({"nobody": 1})
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retryable"),
+    [
+        (errors.ResourceExhausted("The process has all the calls it takes.", retry_after_ms=1000), 429, True),
+        (errors.ResourceExhausted("It took more memory than it may.", limit="memory"), 422, False),
+        (errors.PermissionDenied("In quarantine.", retry_after_ms=1000), 403, False),
+    ],
+    ids=["no room", "took too much", "refused"],
+)
+def test_want_of_room_passes_and_what_took_too_much_does_not(error: errors.NetraError, status: int, retryable: bool) -> None:
+    answer = problems.response(error)
+    told = json.loads(bytes(answer.body))
+    assert (answer.status_code, told["status"], told["retryable"]) == (status, status, retryable)
+    assert answer.headers.get("retry-after") == ("1" if error.retry_after_ms else None)

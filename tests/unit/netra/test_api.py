@@ -51,6 +51,25 @@ async def test_an_answer_of_somebody_else_is_told(text: str) -> None:
             await gate.runs()
 
 
+async def test_all_tools_are_listed_page_by_page() -> None:
+    asked: list[dict[str, str]] = []
+
+    def gateway(request: httpx.Request) -> httpx.Response:
+        asked.append(dict(request.url.params))
+        pages = {"": (["a", "b"], "t1"), "t1": (["c"], "t2"), "t2": ([], "")}
+        names, token = pages[request.url.params.get("page_token", "")]
+        return httpx.Response(200, json={"tools": [{"name": name} for name in names], "next_page_token": token})
+
+    async with answered_by(gateway) as gate:
+        assert [tool["name"] for tool in await gate.tools(category="x")] == ["a", "b", "c"]
+    assert asked == [{"category": "x"}, {"category": "x", "page_token": "t1"}, {"category": "x", "page_token": "t2"}]
+
+
+async def test_a_gateway_of_an_earlier_release_has_one_page_of_tools() -> None:
+    async with answered_by(lambda _: httpx.Response(200, json={"tools": [{"name": "a"}]})) as gate:
+        assert await gate.tools() == [{"name": "a"}]
+
+
 class _Slow:
     """A gateway that renews slowly."""
 

@@ -1,5 +1,6 @@
 """UserExecutionContext: what it refuses, what it never lets change, and that it survives every hop unchanged."""
 
+import asyncio
 import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netra import errors, ids
-from netra.context import UserExecutionContext
+from netra import deadline, errors, ids
+from netra.context import UserExecutionContext, managed
 from netra.context.payload import MAX_NESTING, Payload
 from netra.context.v1 import context_pb2
 
@@ -181,6 +182,20 @@ def test_a_child_cannot_bring_authority_along() -> None:
             made().child("op", "m2", stolen)
     with pytest.raises(errors.InvalidContext):
         made().child("op", "m1")
+
+
+async def test_a_scope_cleans_up_when_its_caller_has_no_time_left() -> None:
+    left: list[float | None] = []
+
+    async def call() -> None:
+        deadline.bind(0.0)
+        async with managed(made()) as scope:
+            scope.on_close(lambda: left.append(deadline.timeout(5.0)))
+            left.append(deadline.timeout(5.0))
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(call())
+    assert left == [0.001, 5.0]
 
 
 def test_repr_tells_nothing_of_the_payload() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from chassis import lifecycle
 from netra import errors
 from netra.tool import ToolSpec
+from services.dispatcher.tools.sandbox import blocking
 
 # a coroutine that has not ended this long after its cancellation is reported as unconfirmed
 _GRACE_S = 2.0
@@ -28,12 +30,16 @@ async def run(spec: ToolSpec, arguments: Mapping[str, Any], timeout_s: float, ta
 
     Raises what the tool raises, `DeadlineExceeded` after `timeout_s`, `StillRunning` when a cancel did not stop it.
     """
-    task = tasks.spawn(_call(spec, arguments), name=f"tool {spec.name}")
+    return await bounded(spec.name, functools.partial(spec.function, **arguments), timeout_s, tasks)
+
+
+async def bounded(name: str, function: Callable[[], Any], timeout_s: float, tasks: lifecycle.Tasks) -> object:
+    """What a coroutine function of a tool returns; raises what `run` raises."""
+    task = tasks.spawn(_call(name, function), name=f"tool {name}")
     try:
-        await asyncio.wait({task}, timeout=timeout_s)
-        if not task.done():
+        if not await _done(task, timeout_s):
             after = "" if await _stopped(task) else " It was told to stop; whether it did is not known."
-            raise errors.DeadlineExceeded(f"{spec.name} did not finish within {timeout_s:g} s.{after}")
+            raise errors.DeadlineExceeded(f"{name} did not finish within {timeout_s:g} s.{after}")
         result, error = task.result()
         if error is not None:
             raise error
@@ -44,19 +50,37 @@ async def run(spec: ToolSpec, arguments: Mapping[str, Any], timeout_s: float, ta
         raise StillRunning from None
 
 
-async def _call(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[object, Exception | None]:
+async def _call(name: str, function: Callable[[], Any]) -> tuple[object, Exception | None]:
     # an error of the tool is its answer, not a failure of the task's owner
     try:
-        return await spec.function(**arguments), None
+        return await blocking.Noticed(name, function()), None
     except asyncio.CancelledError:
         if lifecycle.told_to_stop():
             raise
-        return None, errors.ToolFailed(f"{spec.name} cancelled itself.")
+        return None, errors.ToolFailed(f"{name} cancelled itself.")
     except Exception as error:
         return None, error
 
 
 async def _stopped(task: asyncio.Task[Any]) -> bool:
     task.cancel()
-    await asyncio.wait({task}, timeout=_GRACE_S)
+    return await _done(task, _GRACE_S)
+
+
+async def _done(task: asyncio.Task[Any], timeout_s: float) -> bool:
+    """Whether the task ends in that time; it goes on if not. `asyncio.wait`, but for one, and in half of its time."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def end(_task: object = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    timer = loop.call_later(timeout_s, end)
+    task.add_done_callback(end)
+    try:
+        await over
+    finally:
+        timer.cancel()
+        task.remove_done_callback(end)
     return task.done()
