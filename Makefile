@@ -4,7 +4,7 @@ PY := .venv/bin/python
 IMAGE ?= netra:local
 WORKERS ?= 2
 
-.PHONY: help bootstrap run demo up down test prove-tokens prove-record prove-isolation prove-sandbox wire check protos bench image clean reset doctor
+.PHONY: help bootstrap run demo up down test prove-tokens prove-record prove-runs prove-isolation prove-sandbox wire check protos bench image clean reset doctor
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ prove-tokens: bootstrap ## hostile tokens against running services, over gRPC, H
 
 prove-record: bootstrap ## the record under load and faults, MINUTES=1 of them (FAULTS, SEED); the last line is JSON
 	@$(PY) -m tests.prove.record
+
+prove-runs: bootstrap ## runs while every process dies, fairness, cancels, rolling restarts (MINUTES, VOLLEYS, USERS, RUNS, NOISE ...); the last line is JSON
+	@$(PY) -m tests.prove.runs
 
 prove-isolation: bootstrap ## every RPC, route, frame and stream with the ids of another user, quiet and during faults (MINUTES, FAULTS); the last line is JSON
 	@$(PY) -m tests.prove.isolation

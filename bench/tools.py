@@ -69,6 +69,9 @@ class _Nobody:
     async def barrier(self) -> None:
         """Everything is recorded."""
 
+    def require_lease(self) -> None:
+        """It is ours."""
+
 
 class _Uncounted:
     """Quotas are in Valkey; here everybody may."""

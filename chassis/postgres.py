@@ -207,6 +207,39 @@ class DatabaseManager:
             await asyncio.sleep(random.uniform(0.005, 0.025) * 2**attempt)  # noqa: S311 - no secret
         raise errors.Internal("No attempt was allowed.")
 
+    async def alone(self, query: str, *arguments: object, timeout_s: float = _TIMEOUT_S) -> list[Row]:
+        """All rows of one statement that is a transaction by itself, in one round trip: for one that may be done twice. When its
+        connection dies it is done again on another, and nobody knows whether it was done before.
+
+        Raises what `transaction` raises; `Undecided` when nobody knows whether it is done.
+        """
+        left, unknown = self._size, False
+        self._asking += 1
+        with translated():
+            try:
+                async with asyncio.timeout(deadline.timeout(timeout_s)):
+                    while True:
+                        connection = await self._acquired()
+                        unknown = True
+                        try:
+                            return list(await connection.fetch(query, *arguments))
+                        except BaseException as error:
+                            # an error on a connection that lives on is the server's answer: nothing was done
+                            unknown = not await _undone(connection, "SELECT 1") or not isinstance(error, Exception)
+                            # all of the pool may have died so; a new one that cannot be made is an error at once
+                            if not unknown or not left or not isinstance(error, Exception):
+                                raise
+                            left -= 1
+                        finally:
+                            await self._released(connection)
+            except (TimeoutError, *_AWAY) as error:
+                if unknown:
+                    _log.warning("the database was lost in the middle of a statement", error=type(error).__name__)
+                    raise Undecided from None
+                raise
+            finally:
+                self._asking -= 1
+
     async def check(self, timeout_s: float = 1.0) -> None:
         """Returns when the database answers. Raises `Unavailable` or `DeadlineExceeded`."""
         async with self.transaction(timeout_s=timeout_s) as transaction:
@@ -296,8 +329,8 @@ async def _committed(connection: Any) -> None:
         raise errors.Internal("A statement of the transaction had failed: nothing of it is stored.")
 
 
-async def _undone(connection: Any, statement: str) -> None:
-    """Undo; a connection on which that cannot be done is thrown away, and with it all that was done on it."""
+async def _undone(connection: Any, statement: str) -> bool:
+    """Undo; a connection on which that cannot be done is thrown away, and with it all that was done on it: then false."""
     try:
         async with asyncio.timeout(_UNDO_S):
             await connection.execute(statement)
@@ -306,6 +339,8 @@ async def _undone(connection: Any, statement: str) -> None:
             connection.terminate()
         if not isinstance(error, Exception):
             raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import re
 import socket
 import time
@@ -53,12 +54,18 @@ class Replicas:
         self.targets = tuple(dict.fromkeys([*self._fixed, *(f"{name}:{port}" for name, port in self._names)]))
         self._clock = clock
         self._away: dict[str, _Away] = {}
+        self._turns = itertools.count()
 
     def ranked(self, key: str) -> list[str]:
         """All targets, those that are away last, each in the order they have for this key."""
         now = self._clock()
         order = sorted(self.targets, key=lambda target: hashlib.blake2b(f"{key}|{target}".encode(), digest_size=8).digest())
         return sorted(order, key=lambda target: self._is_away(target, now))
+
+    def in_turn(self) -> list[str]:
+        """All targets, those that are away last; each time the next one is first."""
+        now, first = self._clock(), next(self._turns) % len(self.targets)
+        return sorted((*self.targets[first:], *self.targets[:first]), key=lambda target: self._is_away(target, now))
 
     def first(self, key: str) -> str:
         """The target to ask about this key."""

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from chassis import audit, calls, identity, log, status, tally, telemetry, tls
+from chassis import audit, calls, identity, lifecycle, log, status, tally, telemetry, tls
 from netra import deadline, errors
 from netra.access.v1 import access_pb2
 
@@ -152,7 +152,9 @@ class _Around:
                     request = await self._admit(method, metadata, request, context)
                     with self._calls.under_way(identity.current().principal):
                         return await behaviour(request, context)
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    if _is_over(error):
+                        raise
                     known = status.as_netra(error)
                     code = known.code
                     telemetry.failed(span, code)
@@ -179,7 +181,9 @@ class _Around:
                         async for response in responses:
                             self._calls.check(identity.current().principal)
                             yield response
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    if _is_over(error):
+                        raise
                     known = status.as_netra(error)
                     code = known.code
                     telemetry.failed(span, code)
@@ -209,6 +213,14 @@ class _Around:
             raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
         # only now: nobody is looked at twice whom the rule does not let in
         return _checked(request.message) if isinstance(request, _Suspect) else request
+
+
+def _is_over(error: BaseException) -> bool:
+    """Whether nobody waits for an answer any more: the caller has gone, or grpc has cut the call and says so itself.
+
+    Otherwise it was something that the call waited for which was cancelled. Without an answer the caller would wait to their deadline.
+    """
+    return isinstance(error, asyncio.CancelledError) and lifecycle.told_to_stop()
 
 
 def _what(method: _Method, request: Any) -> str:

@@ -34,7 +34,9 @@ class ProcessSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="The address to listen on.")
     auth_target: str = "127.0.0.1:7001"
     context_target: str = "127.0.0.1:7002"
-    dispatcher_target: str = "127.0.0.1:7003"
+    dispatcher_target: str = Field(
+        "127.0.0.1:7003", description="Where the dispatcher is; several replicas with commas between, or dns:name:port."
+    )
     events_target: str = Field("127.0.0.1:7004", description="Where events is; several replicas with commas between, or dns:name:port.")
     postgres_url: str = Field("postgresql://127.0.0.1:7005/netra", description="Without user and password.")
     postgres_pool: int = Field(8, ge=2, le=200, description="Connections that serve users; calls beyond wait (events: 16 at least).")

@@ -13,7 +13,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from chassis import log, telemetry
+from chassis import lifecycle, log, telemetry
 from netra import errors
 
 DOMAIN = "netra"
@@ -52,13 +52,17 @@ _BY_STATUS: dict[grpc.StatusCode, type[errors.NetraError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.RateLimited,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
-    grpc.StatusCode.CANCELLED: errors.Cancelled,
+    # who cancels a call is not told of it, and a service that means it says so: the other side has cut it
+    grpc.StatusCode.CANCELLED: errors.Unavailable,
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
 }
 
 
 def as_netra(error: BaseException) -> errors.NetraError:
-    """The error to show for any exception. Unknown ones are logged in full and shown as a support code only."""
+    """The error to show for any exception. Unknown ones are logged in full and shown as a support code only.
+
+    A `CancelledError` is that of something else which was waited for; that of the task at hand is nobody's to show: see `told_to_stop`.
+    """
     if isinstance(error, errors.NetraError):
         return error
     if isinstance(error, grpc.aio.AioRpcError):
@@ -66,10 +70,15 @@ def as_netra(error: BaseException) -> errors.NetraError:
     if isinstance(error, TimeoutError):
         return errors.DeadlineExceeded()
     if isinstance(error, asyncio.CancelledError):
-        return errors.Cancelled()
+        return stopped()
     support_code = secrets.token_hex(4).upper()
     _log.error("internal error", support_code=support_code, exc_info=error)
     return errors.Internal(f"Something went wrong here. Support code {support_code}.", support_code=support_code)
+
+
+def stopped() -> errors.Unavailable:
+    """What a call came to that was cut because something stops, and not because anybody cancelled it."""
+    return errors.Unavailable("A part of the platform stopped while this was under way. Try again.")
 
 
 def to_proto(error: errors.NetraError) -> status_pb2.Status:
@@ -127,8 +136,16 @@ def from_rpc(error: grpc.aio.AioRpcError) -> errors.NetraError:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Raise `NetraError` instead of gRPC's errors."""
+    """Raise `NetraError` instead of gRPC's errors; of a channel that is closed meanwhile, too."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
         raise from_rpc(error) from None
+    except grpc.aio.UsageError as error:
+        if "closed" not in str(error):
+            raise
+        raise stopped() from None
+    except asyncio.CancelledError:
+        if lifecycle.told_to_stop():
+            raise
+        raise stopped() from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from chassis import log, status, telemetry
+from chassis import lifecycle, log, status, telemetry
 from gateway import close_codes, http, problems, session, sockets
 from gateway.settings import GatewaySettings
 from netra import errors
@@ -141,8 +142,8 @@ class _Around:
             try:
                 problems.refuse_tokens_in(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
                 await self._app(scope, receive, _noting(send, answered, telemetry.correlation_id()))
-            except Exception as error:
-                if answered[0]:
+            except (Exception, asyncio.CancelledError) as error:
+                if answered[0] or (isinstance(error, asyncio.CancelledError) and lifecycle.told_to_stop()):
                     raise
                 known = status.as_netra(error)
                 telemetry.failed(span, known.code)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chassis import channel, identity, lifecycle, log, status
+from chassis import channel, identity, log, status
 from gateway import frames, problems, requests, session, upstreams, wire
 from netra import errors, ids
 from netra.context.v1 import context_pb2
@@ -48,10 +48,9 @@ class Artifacts:
         try:
             with status.translated():
                 return (await call).artifact
-        except asyncio.CancelledError:
-            if lifecycle.told_to_stop():
-                raise
-            raise body.failure or errors.Unavailable() from None
+        except errors.Unavailable as error:
+            # also what the body itself has cut off
+            raise body.failure or error from None
         finally:
             call.cancel()
 

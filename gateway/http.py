@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from chassis import channel, identity, status
 from gateway import (
+    approvals,
     artifacts,
     contexts,
     frames,
@@ -55,6 +56,7 @@ class Api:
         self._threads = threads.Threads(edge, services)
         self._contexts = contexts.Contexts(edge, services)
         self._privacy = privacy.Privacy(edge, services)
+        self._approvals = approvals.Approvals(edge, services)
         self._serving = kept.Kept(services.serving, _SERVING_S)
         self._keys = kept.Kept(self._published, _KEYS_S)
         self._document = b""
@@ -75,8 +77,10 @@ class Api:
             ("POST", "/v1/runs", self.start_run),
             ("GET", "/v1/runs", self.list_runs),
             ("POST", "/v1/runs/{run_id}:cancel", self.cancel_run),
+            ("POST", "/v1/runs/{run_id}:send", self.send_message),
             ("GET", "/v1/runs/{run_id}/events", self.run_events),
             ("GET", "/v1/runs/{run_id}", self.get_run),
+            *self._approvals.routes(),
             *self._threads.routes(),
             *self._contexts.routes(),
             *self._privacy.routes(),
@@ -177,6 +181,15 @@ class Api:
             wanted = dispatcher_pb2.CancelRunRequest(run_id=run_id, grant_token=requests.grant(request))
             found = await self._services.dispatcher.CancelRun(wanted, metadata=channel.bearer(who.token))
         return _answer({"run_id": run_id, "state": views.state(found.state)})
+
+    async def send_message(self, request: Request) -> Response:
+        """SEND over HTTP: say something to a run that goes on; the idempotency key is the request id."""
+        who = await self._caller(request)
+        payload = await problems.body_of(request, self._edge.settings.max_body_bytes)
+        frames.refuse_identity(payload, "payload.")
+        run_id = requests.in_path(request, "run_id", ids.RunId)
+        wanted = router.sent(payload, run_id, requests.key(request), requests.grant(request))
+        return _answer(await self._edge.calls.send(who, wanted))
 
     async def run_events(self, request: Request) -> Response:
         """The record of one run: server-sent events, or one page."""

@@ -59,7 +59,8 @@ _FORM = _of(
     subject_token_type=_TEXT, scope=_TEXT,
 )  # fmt: skip
 _RUN = _of(
-    "user_request", agent=_TEXT, user_request=_TEXT, inputs={"type": "object"}, thread_id=_ID, on_busy=_TEXT, deadline_s={"type": "number"},
+    "user_request", agent=_TEXT, user_request=_TEXT, inputs={"type": "object"}, thread_id=_ID,
+    on_busy={"enum": ["enqueue", "reject", "interrupt", "rollback"]}, deadline_s={"type": "number"},
 )  # fmt: skip
 _STATE = _of("run_id state", run_id=_ID, state=_TEXT)
 _MAYBE: _Schema = {"type": ["string", "null"]}
@@ -96,6 +97,15 @@ _TOOL = _of(
     permission=_TEXT, side_effects=_FLAG, timeout_s={"type": ["number", "null"]}, category=_TEXT, min_role=_MAYBE, min_tier=_MAYBE,
     enforcement=_TEXT, retries=_WHOLE, idempotent=_FLAG, reconciles=_FLAG, concurrency=_WHOLE_OR_NONE, fallback=_MAYBE, deprecated=_MAYBE,
     digest=_TEXT,
+)  # fmt: skip
+_APPROVAL_STATE: _Schema = {"enum": ["pending", "approved", "rejected", "expired"]}
+_DECISION: _Schema = {"enum": ["approve", "reject"]}
+_VOTE = _of("user_id decision comment at", user_id=_ID, decision=_DECISION, comment=_TEXT, at=_TEXT)
+_APPROVAL = _of(
+    "approval_id run_id thread_id user_id state message tool_name parameters quorum votes created_at expires_at resolved_at",
+    **dict.fromkeys(("approval_id", "run_id", "thread_id", "user_id"), _ID), state=_APPROVAL_STATE, message=_TEXT, tool_name=_MAYBE,
+    parameters={"type": ["object", "null"]}, quorum=_WHOLE, votes={"type": "array", "items": _VOTE}, created_at=_TEXT,
+    expires_at=_MAYBE, resolved_at=_MAYBE,
 )  # fmt: skip
 _PAGE: dict[str, _Schema] = {"page_size": {"type": "integer", "minimum": 1, "maximum": 200}, "page_token": _TEXT}
 
@@ -152,6 +162,19 @@ _DETAILS = {
     "GET /v1/runs": _Details(query={**_PAGE, "thread_id": _ID, "state": _TEXT}, headers=_WITH_GRANT, answers={"200": _paged("runs")}),
     "GET /v1/runs/{run_id}": _Details(headers=_WITH_GRANT),
     "POST /v1/runs/{run_id}:cancel": _Details(headers=_WITH_GRANT, answers={"200": _json(_STATE)}),
+    "POST /v1/runs/{run_id}:send": _Details(
+        headers={**_ONCE, **_WITH_GRANT}, body=_json(_of("message", message=_TEXT)),
+        answers={"200": _json(_of(
+            "run_id message_id delivered state", run_id=_ID, message_id=_ID, delivered=_FLAG, state=_TEXT
+        ))},
+    ),
+    "GET /v1/approvals": _Details(
+        query={**_PAGE, "run_id": _ID, "state": _APPROVAL_STATE}, headers=_WITH_GRANT, answers={"200": _paged("approvals", _APPROVAL)}
+    ),
+    "GET /v1/approvals/{approval_id}": _Details(headers=_WITH_GRANT, answers={"200": _json(_APPROVAL)}),
+    "POST /v1/approvals/{approval_id}:resolve": _Details(
+        headers=_WITH_GRANT, body=_json(_of("decision", decision=_DECISION, comment=_TEXT)), answers={"200": _json(_APPROVAL)}
+    ),
     "GET /v1/runs/{run_id}/events": _Details(
         query={"after": _WHOLE, "limit": {"type": "integer", "minimum": 1, "maximum": 1000}}, headers={"Last-Event-ID": _TEXT},
         answers={"200": {**_json(_of("events next_after", events=_LIST, next_after=_WHOLE)), "text/event-stream": {"schema": _TEXT}}},

@@ -1,4 +1,4 @@
-"""START_AGENT, USER_MESSAGE, CHAT, CANCEL -> the RPC each becomes."""
+"""START_AGENT, USER_MESSAGE, CHAT, CANCEL, SEND, APPROVE -> the RPC each becomes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ import orjson
 
 from chassis import channel, identity, status
 from gateway import frames, views
-from netra import errors, ids
-from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
+from netra import errors
+from netra.dispatcher.v1 import approvals_pb2, dispatcher_pb2, dispatcher_pb2_grpc
 
 MAX_DEADLINE_S = 24 * 3600
 _MAX_REQUEST_BYTES = 64 * 1024
 _MAX_INPUT_BYTES = 64 * 1024
-_ON_BUSY = {"enqueue": dispatcher_pb2.ON_BUSY_ENQUEUE, "reject": dispatcher_pb2.ON_BUSY_REJECT}
+_ON_BUSY = {
+    "enqueue": dispatcher_pb2.ON_BUSY_ENQUEUE,
+    "reject": dispatcher_pb2.ON_BUSY_REJECT,
+    "interrupt": dispatcher_pb2.ON_BUSY_INTERRUPT,
+    "rollback": dispatcher_pb2.ON_BUSY_ROLLBACK,
+}
+_DECISIONS = {"approve": approvals_pb2.DECISION_APPROVE, "reject": approvals_pb2.DECISION_REJECT}
+_MAX_COMMENT = 2000
+# a grant token is no longer than that
+_MAX_GRANT = 2048
 _MESSAGE_FIELDS = ("message", "content", "text")
 
 
@@ -34,14 +43,34 @@ def start_run(payload: Mapping[str, Any], thread_id: str, request_id: str, conne
 
 
 def message(payload: Mapping[str, Any], thread_id: str, request_id: str, connection_id: str = "") -> dispatcher_pb2.StartRunRequest:
-    """What USER_MESSAGE and CHAT ask for. Raises `InvalidPayload` naming the field."""
+    """What USER_MESSAGE and CHAT ask for: a run, unless one waits for the message. Raises `InvalidPayload` naming the field."""
     return dispatcher_pb2.StartRunRequest(
         request_id=request_id,
+        deliver=True,
         agent=frames.optional_text(payload, "agent"),
         user_request=frames.text_of(payload, _MESSAGE_FIELDS, frames.MAX_MESSAGE_BYTES),
         thread_id=thread_of(payload, thread_id),
         connection_id=connection_id,
         **_options(payload),
+    )
+
+
+def sent(payload: Mapping[str, Any], run_id: str, request_id: str, grant_token: str) -> dispatcher_pb2.SendMessageRequest:
+    """What SEND and POST /v1/runs/{id}:send ask for. Raises `InvalidPayload` naming the field."""
+    text = frames.text_of(payload, _MESSAGE_FIELDS, frames.MAX_MESSAGE_BYTES)
+    return dispatcher_pb2.SendMessageRequest(request_id=request_id, run_id=run_id, message=text, grant_token=grant_token)
+
+
+def resolved(payload: Mapping[str, Any], approval_id: str, grant_token: str) -> approvals_pb2.ResolveApprovalRequest:
+    """What APPROVE and POST /v1/approvals/{id}:resolve ask for. Raises `InvalidPayload` naming the field."""
+    decision = payload.get("decision")
+    if not isinstance(decision, str) or decision not in _DECISIONS:
+        raise frames.wrong("payload.decision", f"must be one of {', '.join(_DECISIONS)}")
+    comment = frames.optional_text(payload, "comment", _MAX_COMMENT)
+    if "\x00" in comment:
+        raise frames.wrong("payload.comment", "must not hold the character U+0000")
+    return approvals_pb2.ResolveApprovalRequest(
+        approval_id=approval_id, decision=_DECISIONS[decision], comment=comment, grant_token=grant_token
     )
 
 
@@ -97,18 +126,48 @@ class Router:
         """The `data` of the ack. Raises `NetraError`."""
         if frame.type == "CANCEL":
             return await self._cancel(who, frame.fields)
+        if frame.type == "SEND":
+            return await self.send(who, sent(frame.fields, _id(frame.fields, "run_id"), request_id, _grant(frame.fields)))
+        if frame.type == "APPROVE":
+            wanted = resolved(frame.fields, _id(frame.fields, "approval_id"), _grant(frame.fields))
+            found = await self.resolve(who, wanted)
+            return {"approval_id": found.approval_id, "state": views.approval_state(found.state)}
         make = start_run if frame.type == "START_AGENT" else message
         request = accepted(make(frame.fields, frame.thread_id, request_id, connection_id), frame.received_at)
         with status.translated():
             answer = await self._dispatcher.StartRun(request, metadata=channel.bearer(who.token))
         data = {"run_id": answer.run_id, "thread_id": answer.thread_id}
-        return data if frame.type == "START_AGENT" else {**data, "message_id": answer.message_id}
+        if frame.type == "START_AGENT":
+            return data
+        return {**data, "message_id": answer.message_id, "delivered": answer.delivered}
+
+    async def send(self, who: identity.Principal, request: dispatcher_pb2.SendMessageRequest) -> dict[str, Any]:
+        """Say something to a run; what is told of it. Raises `NetraError`."""
+        with status.translated():
+            answer = await self._dispatcher.SendMessage(request, metadata=channel.bearer(who.token))
+        state = views.state(answer.state)
+        return {"run_id": request.run_id, "message_id": answer.message_id, "delivered": True, "state": state}
+
+    async def resolve(self, who: identity.Principal, request: approvals_pb2.ResolveApprovalRequest) -> approvals_pb2.Approval:
+        """Say a user's word on an approval; what became of it. Raises `NetraError`."""
+        with status.translated():
+            answer = await self._dispatcher.ResolveApproval(request, metadata=channel.bearer(who.token))
+        return answer.approval
 
     async def _cancel(self, who: identity.Principal, payload: Mapping[str, Any]) -> dict[str, Any]:
-        run_id = frames.optional_id(payload.get("run_id"), "payload.run_id")
-        if not run_id:
-            raise frames.wrong("payload.run_id", "is required")
-        request = dispatcher_pb2.CancelRunRequest(run_id=ids.RunId(run_id))
+        run_id = _id(payload, "run_id")
+        request = dispatcher_pb2.CancelRunRequest(run_id=run_id)
         with status.translated():
             answer = await self._dispatcher.CancelRun(request, metadata=channel.bearer(who.token))
         return {"run_id": run_id, "state": views.state(answer.state)}
+
+
+def _id(payload: Mapping[str, Any], name: str) -> str:
+    found = frames.optional_id(payload.get(name), f"payload.{name}")
+    if not found:
+        raise frames.wrong(f"payload.{name}", "is required")
+    return found
+
+
+def _grant(payload: Mapping[str, Any]) -> str:
+    return frames.optional_text(payload, "grant_token", _MAX_GRANT)

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket
 
-from chassis import identity, log, status, telemetry
+from chassis import identity, lifecycle, log, status, telemetry
 from gateway import bridge, callers, close_codes, delivery, entitlements, envelope, frames, pump, record, router, sockets, wire, writer
 from gateway import stages as stages_
 from gateway import statistics as statistics_
@@ -255,7 +255,9 @@ class Session:
                 self.delivery.say(frames.deprecated(frame, correlation_id))
             try:
                 await self._handle(frame, correlation_id)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and lifecycle.told_to_stop():
+                    raise
                 known = status.as_netra(error)
                 code = known.code
                 telemetry.failed(span, code)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import channel, replicas, tls
+from chassis import channel, replicas, spread, tls
 from gateway.settings import GatewaySettings
 from netra import ids
 from netra.auth.v1 import auth_pb2_grpc
@@ -26,10 +26,12 @@ class Upstreams:
     """Every call is made in the name of a user, whose token goes along; only `tails` run under the gateway's own.
 
     Of events there may be several replicas: `events` is the one that this gateway asks just now, `records` and `tails` are each.
+    Of the dispatcher, too: any of them is asked, in turn.
     """
 
     auth: auth_pb2_grpc.AuthServiceAsyncStub
     dispatcher: dispatcher_pb2_grpc.DispatcherServiceAsyncStub
+    dispatchers: replicas.Replicas
     context: context_pb2_grpc.ContextServiceAsyncStub
     events: events_pb2_grpc.EventsServiceAsyncStub
     records: Events
@@ -67,10 +69,15 @@ def connect(settings: GatewaySettings) -> Upstreams:
     certificates = tls.of(settings)
     auth = channel.connect(settings.auth_target, certificates=certificates, name="auth")
     credentials = channel.ServiceCredentials("gateway", settings.secret("service").get_secret_value(), auth_pb2_grpc.AuthServiceStub(auth))
-    dispatcher = channel.connect(settings.dispatcher_target, certificates=certificates, name="dispatcher")
+    dispatcher = spread.Spread(
+        replicas.Replicas(settings.dispatcher_target),
+        lambda target: channel.connect(target, certificates=certificates, name="dispatcher"),
+        "dispatcher",
+    )
     context = channel.connect(settings.context_target, certificates=certificates, name="context")
     channels: dict[str, grpc.aio.Channel] = {"auth": auth, "context": context, "dispatcher": dispatcher}
     asked = {name: [one] for name, one in channels.items()}
+    asked["dispatcher"] = [dispatcher.of(target) for target in dispatcher.replicas.targets]
     found = replicas.Replicas(settings.events_target)
 
     def to_events(target: str) -> grpc.aio.Channel:
@@ -87,6 +94,7 @@ def connect(settings: GatewaySettings) -> Upstreams:
     return Upstreams(
         auth=auth_pb2_grpc.AuthServiceStub(auth),
         dispatcher=dispatcher_pb2_grpc.DispatcherServiceStub(dispatcher),
+        dispatchers=dispatcher.replicas,
         context=context_pb2_grpc.ContextServiceStub(context),
         events=events_pb2_grpc.EventsServiceStub(channels["events"]),
         records=replicas.Each(found, lambda target: _events(each.of(target))),

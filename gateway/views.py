@@ -10,12 +10,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from netra.auth.v1 import auth_pb2
 from netra.context.v1 import context_pb2
-from netra.dispatcher.v1 import dispatcher_pb2
+from netra.dispatcher.v1 import approvals_pb2, dispatcher_pb2
 
 _IDS = ("context_id", "user_id", "tenant_id", "session_id", "thread_id", "run_id", "request_id")
 # what a list of tools can be narrowed by
 TOOL_FILTERS = ("text", "tag", "category", "permission", "tier", "enforcement", "parameter")
 _PREFIX, _ACCESS, _SELECTION = "RUN_STATE_", "ACCESS_", "THREAD_SELECTION_"
+_APPROVAL, _DECISION = "APPROVAL_STATE_", "DECISION_"
 
 
 def state(value: dispatcher_pb2.RunState.ValueType) -> str:
@@ -27,6 +28,17 @@ def state_named(name: str) -> dispatcher_pb2.RunState.ValueType | None:
     """The state called `completed`, if there is one."""
     written = _PREFIX + name.upper()
     return dispatcher_pb2.RunState.Value(written) if name and written in dispatcher_pb2.RunState.keys() else None
+
+
+def approval_state(value: approvals_pb2.ApprovalState.ValueType) -> str:
+    """`pending` for APPROVAL_STATE_PENDING."""
+    return approvals_pb2.ApprovalState.Name(value).removeprefix(_APPROVAL).lower()
+
+
+def approval_state_named(name: str) -> approvals_pb2.ApprovalState.ValueType | None:
+    """The state called `pending`, if there is one."""
+    written = _APPROVAL + name.upper()
+    return approvals_pb2.ApprovalState.Value(written) if name and written in approvals_pb2.ApprovalState.keys() else None
 
 
 def access(value: context_pb2.Access.ValueType) -> str:
@@ -134,7 +146,33 @@ def run(found: dispatcher_pb2.Run) -> dict[str, Any]:
         "ended_at": time(found, "ended_at"),
         "correlation_id": found.correlation_id,
         "user_id": found.user_id,
+        "agent_version": found.agent_version or None,
+        "waits_for": found.waits_for or None,
     }
+
+
+def approval(found: approvals_pb2.Approval) -> dict[str, Any]:
+    """An approval, with what was said to it."""
+    return {
+        "approval_id": found.approval_id,
+        "run_id": found.run_id,
+        "thread_id": found.thread_id,
+        "user_id": found.user_id,
+        "state": approval_state(found.state),
+        "message": found.message,
+        "tool_name": found.tool_name or None,
+        "parameters": _json(found.parameters),
+        "quorum": found.quorum,
+        "votes": [_vote(one) for one in found.votes],
+        "created_at": time(found, "created_at"),
+        "expires_at": time(found, "expires_at"),
+        "resolved_at": time(found, "resolved_at"),
+    }
+
+
+def _vote(found: approvals_pb2.Vote) -> dict[str, Any]:
+    decision = approvals_pb2.Decision.Name(found.decision).removeprefix(_DECISION).lower()
+    return {"user_id": found.user_id, "decision": decision, "comment": found.comment, "at": time(found, "at")}
 
 
 def stages(found: dispatcher_pb2.Run) -> list[dict[str, Any]]:
@@ -263,4 +301,12 @@ def tool(found: dispatcher_pb2.Tool) -> dict[str, Any]:
 
 def agent(found: dispatcher_pb2.Agent) -> dict[str, Any]:
     """An agent."""
-    return {"name": found.name, "version": found.version, "description": found.description}
+    return {
+        "name": found.name,
+        "version": found.version,
+        "description": found.description,
+        "input_schema": _json(found.input_schema),
+        "output_schema": _json(found.output_schema),
+        "deadline_s": found.deadline.ToNanoseconds() / 1e9 if found.HasField("deadline") else None,
+        "tools": list(found.tools) if found.narrowed else None,
+    }

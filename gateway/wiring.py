@@ -120,6 +120,7 @@ async def build(settings: GatewaySettings) -> AsyncIterator[Service]:
     tasks = lifecycle.Tasks()
     serving = tasks.spawn(server._serve([listener]), "serve")  # without uvicorn's own signal handlers
     tasks.spawn(trust.follow(known, services.auth, services.credentials), "trust")
+    tasks.spawn(services.dispatchers.follow(), "replicas of the dispatcher")
     tasks.spawn(edge.tail.run(), "pump")
     tasks.spawn(refusals.run(), "refusals")
     tasks.spawn(present.run(manager.replaced), "presence")

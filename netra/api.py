@@ -141,6 +141,37 @@ class Api:
         """Ask a run to stop; returns its state now."""
         return str((await self._call("POST", f"/v1/runs/{run_id}:cancel"))["state"])
 
+    async def send(self, run_id: str, message: str, *, thread_id: str = "", key: str = "") -> dict[str, Any]:
+        """Say something to a run that goes on; what it waits for a message gets it. Returns run_id, message_id, delivered, state.
+
+        With `thread_id` it may be anybody's run of that thread, when I may write to it. `key` makes it the same request when made again.
+        Raises `FailedPrecondition` when the run has ended.
+        """
+        grant, key = await self._grant(thread_id), key or ids.uuid7()
+        return await self._call("POST", f"/v1/runs/{quote(run_id, safe='')}:send", body={"message": message}, key=key, grant=grant)
+
+    async def approvals(self, page_size: int = 50, *, thread_id: str = "", **filters: str) -> list[dict[str, Any]]:
+        """What my runs asked for, newest first; with `thread_id` all runs of that thread. Filters: state, run_id, page_token."""
+        query = {"page_size": str(page_size), **filters}
+        page = await self._call("GET", "/v1/approvals", query, grant=await self._grant(thread_id))
+        return list(page["approvals"])
+
+    async def approval(self, approval_id: str, *, thread_id: str = "") -> dict[str, Any]:
+        """One of them."""
+        return await self._call("GET", f"/v1/approvals/{quote(approval_id, safe='')}", grant=await self._grant(thread_id))
+
+    async def resolve(self, approval_id: str, decision: str, comment: str = "", *, thread_id: str = "") -> dict[str, Any]:
+        """Say `approve` or `reject`; returns the approval as it is then. The same word again changes nothing.
+
+        Raises `FailedPrecondition` when I had said something else, or it is decided or has expired.
+        """
+        body = {"decision": decision, "comment": comment}
+        path = f"/v1/approvals/{quote(approval_id, safe='')}:resolve"
+        return await self._call("POST", path, body=body, grant=await self._grant(thread_id))
+
+    async def _grant(self, thread_id: str) -> str:
+        return await self.grant_token(thread_id) if thread_id else ""
+
     async def upload(
         self, path: str | Path, *, name: str = "", media_type: str = "", thread_id: str = "", progress: files.Progress | None = None
     ) -> dict[str, Any]:
@@ -325,23 +356,23 @@ class Api:
 
     async def _call(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, *, signed: bool = True,
-        key: str = "",
+        key: str = "", grant: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         until = time.monotonic() + (self._patience_s if method == "GET" else 0.0)
         while True:
             try:
-                return await self._called_once(method, path, query, body, signed, key)
+                return await self._called_once(method, path, query, body, signed, {"Idempotency-Key": key, "X-Netra-Grant": grant})
             except errors.Unavailable:
                 if time.monotonic() > until:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
     async def _called_once(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: Any, signed: bool, key: str
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Any, signed: bool, more: Mapping[str, str]
     ) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {await self.token()}"} if signed else {}
-        if key:
-            headers["Idempotency-Key"] = key
+        headers = {name: value for name, value in more.items() if value}
+        if signed:
+            headers["Authorization"] = f"Bearer {await self.token()}"
         try:
             response = await self._http.request(method, path, params=dict(query or {}), json=body, headers=headers)
         except httpx.TransportError as error:

@@ -1,4 +1,4 @@
-"""`netra`: login, run, events, cancel, runs, why, artifacts, tools, agents, audit, and those of `threads_cli`. A client of the gateway."""
+"""`netra`: login, run, events, cancel, runs, why, artifacts, tools, agents, audit; `threads_cli`, `waits_cli`. A client of the gateway."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"netra: {missing.name} is not installed; the command line needs the extra: pip install 'netra[cli]'")
 
-from netra import client, console, credentials, errors, show, threads_cli, trail, transfers
+from netra import client, console, credentials, errors, show, threads_cli, trail, transfers, waits_cli
 from netra.account import account, summary
 from netra.api import Api
 from netra.console import AsJson, Credential, Url
@@ -27,6 +27,7 @@ app.add_typer(artifacts, name="artifacts")
 audit = typer.Typer(help="The record of access: list, verify. For administrators.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 threads_cli.add_to(app)
+waits_cli.add_to(app)
 
 
 def _inputs(pairs: list[str]) -> dict[str, Any]:
@@ -74,6 +75,9 @@ def run(
     ] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds that the run may take; the agent's own limit otherwise.")] = None,
     thread: Annotated[str, typer.Option(help="The thread to go on with.")] = "",
+    on_busy: Annotated[
+        str, typer.Option(help="When a run goes on there: enqueue, reject, interrupt, or rollback, which hides its messages too.")
+    ] = "",
     as_json: AsJson = False,
     url: Url = "",
     token: Credential = "",
@@ -82,7 +86,8 @@ def run(
     asked, given = _asked(agent, request, file), _inputs(inputs or [])
     if file is not None and "artifact_id" in given:
         raise typer.BadParameter("--file sets the input artifact_id: give one of them")
-    options = {} if deadline is None else {"deadline_s": deadline}
+    chosen = {"deadline_s": deadline, "on_busy": on_busy or None}
+    options = {name: value for name, value in chosen.items() if value is not None}
 
     async def work() -> dict[str, Any]:
         where, who = console.signed_in(url, token)

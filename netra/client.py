@@ -123,6 +123,23 @@ class Client:
         """Ask a run to stop; returns its state now."""
         return str((await self._request({"type": "CANCEL", "id": ids.uuid7(), "payload": {"run_id": run_id}}))["state"])
 
+    async def send(self, run_id: str, message: str) -> dict[str, Any]:
+        """Say something to a run of mine that goes on; returns `run_id`, `message_id`, `delivered` and the `state` it is in.
+
+        Raises `FailedPrecondition` when the run has ended.
+        """
+        payload = {"run_id": run_id, "message": message}
+        return await self._request({"type": "SEND", "id": ids.uuid7(), "payload": payload})
+
+    async def approve(self, approval_id: str, decision: str = "approve", comment: str = "") -> str:
+        """Say `approve` or `reject` to what a run of mine asked for; returns what became of it."""
+        payload = {"approval_id": approval_id, "decision": decision, "comment": comment}
+        return str((await self._request({"type": "APPROVE", "id": ids.uuid7(), "payload": payload}))["state"])
+
+    async def approvals(self, page_size: int = 50, **filters: str) -> list[dict[str, Any]]:
+        """What my runs asked for, newest first."""
+        return await self.api.approvals(page_size, **filters)
+
     async def stream(self, method: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The answers of a streaming RPC, such as `netra.events.v1.EventsService/Subscribe`; 64-bit numbers come as text.
 

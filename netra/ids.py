@@ -111,6 +111,13 @@ class ToolCallId(Id):
     field = "tool_call_id"
 
 
+class ApprovalId(Id):
+    """One decision that a run asked people for."""
+
+    __slots__ = ()
+    field = "approval_id"
+
+
 class ConnectionId(Id):
     """One socket."""
 

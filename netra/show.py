@@ -52,6 +52,8 @@ def event(console: Console, frame: Mapping[str, Any]) -> None:
 
 def gist(data: Mapping[str, Any], limit: int = _GIST) -> str:
     """What an event is about."""
+    if data.get("approval_id") and not data.get("waits_for"):
+        return _approval(data)
     label = f"{data['tool_name']}: " if data.get("tool_name") else ""
     for name in ("reasoning", "result", "content"):
         if data.get(name) is not None:
@@ -64,6 +66,14 @@ def gist(data: Mapping[str, Any], limit: int = _GIST) -> str:
         given = json.dumps(data["parameters"], ensure_ascii=False) if data.get("parameters") else ""
         return f"{data['tool_name']} {failed.get('message') or shortened(given, limit - len(data['tool_name']) - 1)}".rstrip()
     return str(failed.get("message") or data.get("message") or data.get("agent_name") or "")
+
+
+def _approval(data: Mapping[str, Any]) -> str:
+    """What is asked for and how to answer, or what was answered."""
+    if "decision" not in data:
+        return f"{data.get('message', '')} (netra approve {data['approval_id']})"
+    comment = f": {data['comment']}" if data.get("comment") else ""
+    return f"{data['decision']}{comment}"
 
 
 def _told(label: str, value: Any, limit: int) -> str:

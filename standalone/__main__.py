@@ -41,7 +41,7 @@ async def _serve(path: Path, *, demo: bool) -> int:
         loop.add_signal_handler(number, lambda: task and task.cancel())
     code = EXIT_INTERRUPTED
     with contextlib.suppress(asyncio.CancelledError):
-        async with supervise.Stack(path, progress=progress) as stack:
+        async with supervise.Stack(path, table=processes.wanted(), progress=progress) as stack:
             await _prove(stack, progress)
             code = 0
             if not demo:

@@ -84,7 +84,7 @@ def _processes(place: folder.Folder) -> Iterator[Finding]:
     holder = place.holder()
     if holder is None:
         yield Finding("not running")
-        for name, port in processes.default_ports().items():
+        for name, port in processes.default_ports(processes.wanted()).items():
             if not ports.is_free(port):
                 yield Finding(
                     f"port {port} of {name} is held by {ports.holder(port)}",

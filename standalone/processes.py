@@ -1,5 +1,6 @@
 """The table of processes: name, command, port, what each waits for; also read by the tests."""
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from chassis import environment
 from standalone import child, folder, health
+from standalone.errors import StandaloneError
 
 LOOPBACK = "127.0.0.1"
 BOOTSTRAP_ADMIN = "dev@netra.example"
@@ -33,6 +35,7 @@ class Process:
 
     @property
     def port_setting(self) -> str:
+        """What tells the process its port; the launcher is told the port of a replica by its own name."""
         return f"NETRA_{self.service.upper()}_PORT"
 
 
@@ -55,10 +58,27 @@ TABLE = (
 )
 
 
+MOST_DISPATCHERS = 9
+
+
+def replica(row: Process, number: int) -> Process:
+    """The numbered replica of a process, from 2 on: its secrets and settings are the same, its name and port its own."""
+    return dataclasses.replace(row, name=f"{row.name}{number}", port=row.port + 100 * (number - 1), replica_of=row.name)
+
+
+def wanted(table: tuple[Process, ...] = TABLE) -> tuple[Process, ...]:
+    """The table with as many dispatchers as NETRA_DISPATCHERS says, over one database. Raises `StandaloneError` for what is no number."""
+    told = environment.get_environment().get("NETRA_DISPATCHERS") or "1"
+    if told not in map(str, range(1, MOST_DISPATCHERS + 1)):
+        raise StandaloneError(f"NETRA_DISPATCHERS={told} is no number of dispatchers", f"choose one from 1 to {MOST_DISPATCHERS}")
+    row = next(row for row in table if row.name == "dispatcher")
+    return (*table, *(replica(row, number) for number in range(2, int(told) + 1)))
+
+
 def default_ports(table: tuple[Process, ...] = TABLE) -> dict[str, int]:
     """The port of each process: `NETRA_<NAME>_PORT`, else the one in the table."""
     variables = environment.get_environment()
-    return {row.name: int(variables.get(row.port_setting) or row.port) for row in table}
+    return {row.name: int(variables.get(f"NETRA_{row.name.upper()}_PORT") or row.port) for row in table}
 
 
 @dataclass(frozen=True, slots=True)

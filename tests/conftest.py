@@ -10,6 +10,7 @@ pytest_plugins = [
     "tests.fixtures.storage",
     "tests.fixtures.accounts",
     "tests.fixtures.contexts",
+    "tests.fixtures.replayed",
     "tests.fixtures.walled",
     "tests.fixtures.user_execution_context_fixtures",
     "tests.fixtures.witness",

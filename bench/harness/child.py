@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,25 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def all_cpu_s(*pids: int) -> float:
+    """The seconds of CPU that processes have spent, with all that they started and those of these that are gone."""
+    parents: dict[int, int] = {}
+    spent: dict[int, float] = {}
+    for place in Path("/proc").iterdir():
+        if not place.name.isdigit():
+            continue
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            parents[int(place.name)], spent[int(place.name)] = int(fields[1]), sum(map(int, fields[11:15])) / _TICKS
+    return sum(took for pid, took in spent.items() if _is_of(pid, parents, pids))
+
+
+def _is_of(pid: int, parents: Mapping[int, int], roots: Collection[int]) -> bool:
+    while pid and pid not in roots:
+        pid = parents.get(pid, 0)
+    return pid != 0
+
+
 class Child:
     """A process that does nothing else; it tells its CPU time when asked."""
 
@@ -34,6 +54,11 @@ class Child:
             [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.told: dict[str, Any] = json.loads(self._line())
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
 
     def _line(self) -> str:
         assert self._process.stdout is not None

@@ -34,6 +34,11 @@ class ThreadsServicer(context_pb2_grpc.ContextServiceServicer):
         self._contexts.require_standing(frame)
         return context_pb2.AppendMessageResponse(message=_message(await self._threads.append(frame, draft)))
 
+    async def HideMessages(self, request: context_pb2.HideMessagesRequest, context: Any) -> context_pb2.HideMessagesResponse:
+        frame = identity.current().frame
+        self._contexts.require_standing(frame)
+        return context_pb2.HideMessagesResponse(hidden=await self._threads.hide(frame))
+
     async def ListMessages(self, request: context_pb2.ListMessagesRequest, context: Any) -> context_pb2.ListMessagesResponse:
         caller, thread_id = identity.current(), ids.ThreadId(request.thread_id)
         if caller.context is not None:

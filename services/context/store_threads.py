@@ -31,6 +31,13 @@ _LISTS = {
         " ORDER BY g.thread_id DESC LIMIT {limit}"
     ),
 }
+# of the thread $2; looked up once for a page: there are few such runs
+_SHOWN = "(run_id, user_id) NOT IN (SELECT h.run_id, h.user_id FROM context.hidden_runs AS h WHERE h.thread_id = $2)"
+# of the context $2, as long as that is open
+_HIDE = (
+    "INSERT INTO context.hidden_runs (user_id, run_id, thread_id) SELECT c.user_id, c.run_id, c.thread_id FROM context.contexts AS c"
+    " WHERE c.user_id = $1 AND c.context_id = $2 AND c.closed_at IS NULL ON CONFLICT DO NOTHING RETURNING run_id"
+)
 # a page of the longest messages must fit into one answer
 _PAGE_BYTES = 2 * 1024 * 1024
 
@@ -61,6 +68,16 @@ class ThreadStore:
             await _insert_message(transaction, ids.UserId(row["owner_id"]), draft.request_id, message)
         return message
 
+    async def hide(self, frame: UserExecutionContext) -> int:
+        """Hide the messages of the context's run, those to come as well; how many are hidden by it. Raises `FailedPrecondition`."""
+        async with self._database.transaction(frame.user_id) as transaction:
+            if await transaction.value(_HIDE, frame.user_id, frame.context_id) is None:
+                await store_rows.refuse_closed(transaction, frame.user_id, frame.context_id)
+                return 0
+            query = "SELECT count(*) FROM context.messages WHERE user_id = $1 AND thread_id = $2 AND run_id = $3"
+            hidden: int = await transaction.value(query, frame.user_id, frame.thread_id, frame.run_id)
+        return hidden
+
     async def messages(self, reader: Reader, thread_id: ids.ThreadId, after: int, limit: int) -> tuple[Thread, list[Message]]:
         """A thread, and its messages behind a position, oldest first; fewer than `limit` when they are long.
 
@@ -71,7 +88,7 @@ class ThreadStore:
             rows = await transaction.fetch(
                 f"SELECT {_MESSAGE} FROM"
                 f" (SELECT {_MESSAGE}, sum(octet_length(content)) OVER (ORDER BY position) AS bytes FROM"
-                f"   (SELECT {_MESSAGE} FROM context.messages WHERE owner_id = $1 AND thread_id = $2 AND position > $3"
+                f"   (SELECT {_MESSAGE} FROM context.messages WHERE owner_id = $1 AND thread_id = $2 AND position > $3 AND {_SHOWN}"
                 "     ORDER BY position LIMIT $4) AS page) AS measured"
                 " WHERE bytes <= $5 ORDER BY position",
                 thread.owner_id, thread_id, after, limit, _PAGE_BYTES,

@@ -85,8 +85,12 @@ class Kept(Protocol):
         """
         ...
 
+    async def hide(self, frame: UserExecutionContext) -> int:
+        """Hide the messages of the context's run, those to come as well; how many are hidden by it. Raises `FailedPrecondition`."""
+        ...
+
     async def messages(self, reader: Reader, thread_id: ids.ThreadId, after: int, limit: int) -> tuple[Thread, list[Message]]:
-        """A thread, and its messages behind a position, oldest first; fewer than `limit` when they are long.
+        """A thread, and its messages behind a position, oldest first, without hidden ones; fewer than `limit` when they are long.
 
         Raises `NotFound`, and `FailedPrecondition` when the context is closed.
         """
@@ -128,6 +132,13 @@ class Threads:
         if (message.thread_id, message.role, message.content) != (frame.thread_id, draft.role, draft.content):
             raise errors.AlreadyExists(field="request_id")
         return message
+
+    async def hide(self, frame: UserExecutionContext) -> int:
+        """Hide all messages of the context's run from everybody who reads the thread. How many were not hidden before.
+
+        Raises `FailedPrecondition` when the context is closed.
+        """
+        return await self._kept.hide(frame)
 
     async def messages(self, reader: Reader, thread_id: ids.ThreadId, page_size: int, page_token: str) -> tuple[list[Message], str]:
         """One page, oldest first, and the token of the next. Raises `NotFound`, `InvalidPayload`, `FailedPrecondition`."""

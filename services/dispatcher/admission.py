@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -20,6 +22,9 @@ _MAX_REQUEST_BYTES = 64 * 1024
 _MAX_INPUT_BYTES = 64 * 1024
 # after these there is no run, for sure
 _REFUSED = (errors.Busy, errors.RateLimited, errors.NotFound, errors.PermissionDenied)
+# how long a count of all that waits is believed
+_COUNTED_S = 1.0
+_AGAIN_MS = 5000
 _log = log.get(__name__)
 
 
@@ -35,7 +40,11 @@ class Wanted:
     thread_id: str
     connection_id: str
     deadline_s: float
-    only_if_free: bool = False
+    # one of `runs.ON_BUSY`
+    on_busy: str = runs.ENQUEUE
+    # to the user's run on the thread that is suspended until a message comes, if there is one, in place of a new run
+    deliver: bool = False
+    agent_version: str = ""
     # when the edge got the message, and had checked it, as it says
     received_at: datetime | None = None
     validated_at: datetime | None = None
@@ -48,17 +57,42 @@ class Wanted:
         return hashlib.sha256(orjson.dumps(parts)).digest()
 
 
+class Waiting(Protocol):
+    """Where the runs of all users are kept."""
+
+    async def queued(self, most: int) -> int:
+        """How many runs wait for their start, of whichever user; not more than `most` are counted."""
+        ...
+
+
+class Room:
+    """The queue of all users has an end. It is looked at once a second: a few more may come in before it is known to be full."""
+
+    def __init__(self, waiting: Waiting, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._waiting, self._most, self._clock = waiting, most, clock
+        self._looked_at, self._full = -math.inf, False
+
+    async def require(self) -> None:
+        """Raises `RateLimited` while as many runs wait as may."""
+        if (now := self._clock()) - self._looked_at >= _COUNTED_S:
+            # those that come meanwhile go by what was known before
+            self._looked_at = now
+            self._full = await self._waiting.queued(self._most) >= self._most
+        if self._full:
+            raise errors.RateLimited("Too many runs wait for their start just now. Try again soon.", retry_after_ms=_AGAIN_MS)
+
+
 class Known(Protocol):
     """Where the runs of users are kept."""
 
     async def add(
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
-        correlation_id: str, most_queued: int, only_if_free: bool, passed: Mapping[str, datetime], owner: str, lease_s: float,
-    ) -> runs.Run:  # fmt: skip
+        correlation_id: str, most_queued: int, on_busy: str, passed: Mapping[str, datetime], owner: str, lease_s: float,
+    ) -> runs.Added:  # fmt: skip
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1."""
         ...
 
-    async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, only_if_free: bool) -> runs.Run | None:
+    async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, on_busy: str) -> runs.Run | None:
         """The run that a request started, if any. Raises `Busy` or `RateLimited` when there is none and a new one may not come."""
         ...
 
@@ -79,15 +113,19 @@ class Admission:
     ) -> None:
         self._contexts, self._store, self._entitled, self._limits = contexts, known, entitled, limits
 
+    def check(self, wanted: Wanted) -> None:
+        """Raises `InvalidPayload` naming what no run can have."""
+        _check(wanted, self._limits.max_deadline_s)
+
     async def known(self, user: identity.Principal, wanted: Wanted) -> runs.Run | None:
         """The run that the same request started. Raises `AlreadyExists` when it was another request under the same id.
 
         Raises `Busy` or `RateLimited` when there is none yet, so that a refused request leaves nothing behind.
         """
-        _check(wanted, self._limits.max_deadline_s)
+        self.check(wanted)
         run = await self._store.known(
             user.user_id, ids.RequestId(wanted.request_id), thread_id=wanted.thread_id,
-            most_queued=self._entitled.queued(user.tier), only_if_free=wanted.only_if_free,
+            most_queued=self._entitled.queued(user.tier), on_busy=wanted.on_busy,
         )  # fmt: skip
         if run is not None and run.digest != wanted.digest():
             raise errors.AlreadyExists(field="request_id")
@@ -95,7 +133,7 @@ class Admission:
 
     async def accept(
         self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
-    ) -> tuple[runs.Run, runs.Order]:
+    ) -> tuple[runs.Added, runs.Order]:
         """Open a context, store the message and the run. With an `owner` the run is that process's at once.
 
         Of a request that is refused after that a context is left that rests: it may start later, and nothing waits for it.
@@ -112,8 +150,8 @@ class Admission:
 
     async def _added(
         self, user: identity.Principal, wanted: Wanted, opened: upstreams.Opened, passed: stages.Passed, owner: str, lease_s: float
-    ) -> tuple[runs.Run, runs.Order]:
-        if wanted.only_if_free and wanted.thread_id:
+    ) -> tuple[runs.Added, runs.Order]:
+        if wanted.on_busy == runs.REJECT and wanted.thread_id:
             # runs of others count as well, and may be told of now that the user is known to write there; no message was left yet
             await self._store.require_free(user.user_id, ids.RequestId(wanted.request_id), opened.context.thread_id)
         message_id = await self._message(wanted, opened)
@@ -123,15 +161,15 @@ class Admission:
         order = runs.Order(
             run_id=opened.context.run_id, kind=wanted.kind, agent=wanted.name, request=wanted.request, inputs=inputs,
             deadline_s=wanted.deadline_s, message_id=message_id, context=opened.stored, context_token=opened.token,
-            traceparent=telemetry.carrier().get("traceparent", ""),
+            traceparent=telemetry.carrier().get("traceparent", ""), agent_version=wanted.agent_version,
         )  # fmt: skip
-        run = await self._store.add(
+        added = await self._store.add(
             user.user_id, order, session_id=opened.context.session_id, tier=user.tier, thread_id=opened.context.thread_id,
             request_id=wanted.request_id, digest=wanted.digest(), correlation_id=opened.context.correlation_id,
-            most_queued=self._entitled.queued(user.tier), only_if_free=wanted.only_if_free,
+            most_queued=self._entitled.queued(user.tier), on_busy=wanted.on_busy,
             passed=passed.times, owner=owner, lease_s=lease_s,
         )  # fmt: skip
-        return run, order
+        return added, order
 
     async def _rest(self, user: identity.Principal, wanted: Wanted, opened: upstreams.Opened) -> None:
         # the same request may start later, so it is not closed; but no erasure waits for a run that never was
@@ -171,6 +209,8 @@ def _check(wanted: Wanted, longest_s: float) -> None:
         raise errors.InvalidPayload("user_request is required and must not be empty", field="user_request")
     if len(wanted.request.encode()) > _MAX_REQUEST_BYTES:
         raise errors.TooLarge(f"user_request must be at most {_MAX_REQUEST_BYTES} bytes", field="user_request")
+    if wanted.on_busy not in runs.ON_BUSY:
+        raise errors.InvalidPayload(f"on_busy must be one of {', '.join(runs.ON_BUSY)}", field="on_busy")
     if not 0 < wanted.deadline_s <= longest_s:
         raise errors.InvalidPayload(f"deadline must be more than 0 and at most {longest_s:g} seconds", field="deadline")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +17,12 @@ from netra import errors, ids
 from netra.events.v1 import events_pb2
 from services.dispatcher import kinds, ledger, masks, outbox
 from services.dispatcher.tools import calls, results
+
+# what a step is kept as: its key, and its result
+Step = tuple[str, Mapping[str, Any]]
+# what has an effect begins no later than this before the end of the lease, and ends what it runs by then
+MARGIN_S = 1.0
+_PARTING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class AgentWebSocketBridge:
         agent_version: str = "",
         ends_with_tool: bool = False,
     ) -> None:
-        self._record = outbox.Outbox(to, run, next_seq)
+        self._record, self._run = outbox.Outbox(to, run, next_seq), run
         self._agent = {"agent_id": run.run_id, "agent_name": agent_name}
         self._version = agent_version
         self._ends_with_tool = ends_with_tool
@@ -52,23 +61,23 @@ class AgentWebSocketBridge:
         other._agent = {**self._agent, "agent_name": agent_name}
         return other
 
-    def started(self, depth: int, message: str) -> None:
+    def started(self, depth: int, message: str, step: Step | None = None) -> None:
         """The run begins."""
         data = {"status": "started", "agent_version": self._version, "message": message, "depth": depth}
-        self._emit("agent_started", data)
+        self._emit("agent_started", data, step=_kept(step))
 
-    def thinking(self, reasoning: str, step_number: int, progress: float | None, step_key: str) -> None:
-        """The agent considers something; a step of its own."""
+    def thinking(self, reasoning: str, step_number: int, progress: float | None, step_key: str, at: float = 0.0) -> None:
+        """The agent considers something; a step of its own, which ends `at` this time, in seconds since 1970."""
         data = {"reasoning": reasoning, "step_number": step_number, "status": "thinking", **_given(progress_percentage=progress)}
-        self._emit("agent_thinking", data, step=(step_key, b"null"))
+        self._emit("agent_thinking", data, step=(step_key, orjson.dumps({"at": at})))
 
     def delta(self, text: str) -> None:
         """Text as it is produced: shown to those who watch, not recorded."""
         self._show("agent_delta", {"text": text})
 
-    def step(self, key: str, result: object) -> None:
-        """A step without an event."""
-        self._record.add(outbox.Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result))))
+    def step(self, key: str, result: object, *, opens: str = "") -> None:
+        """A step without an event. One that says that another begins (`opens`) is left out when that one is over by then."""
+        self._record.add(outbox.Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result)), opens=opens, held=bool(opens)))
 
     def tool_executing(self, call: calls.Call, step_key: str, effects: bool) -> None:
         """A call begins, as this step. One without `effects` waits a moment: it may be over before it is recorded."""
@@ -105,7 +114,7 @@ class AgentWebSocketBridge:
         step = ledger.committed(
             step_key, kept, tool=call.tool, version=call.version, tool_call_id=call.tool_call_id, attempts=outcome.attempts,
             execution_time_ms=outcome.execution_time_ms, enforcement=enforcement,
-            answered_by=outcome.degraded.answered if outcome.degraded is not None else "",
+            answered_by=outcome.degraded.answered if outcome.degraded is not None else "", stopped=outcome.stopped, at=outcome.at,
         )  # fmt: skip
         self._emit(
             "tool_completed",
@@ -115,28 +124,38 @@ class AgentWebSocketBridge:
             end=self._ends_with_tool,
         )
 
-    def message_created(self, message_id: str, role: str, content: str) -> None:
+    def message_created(self, message_id: str, role: str, content: str, step: Step | None = None) -> None:
         """A message was added to the thread."""
-        self._emit("message_created", {"message_id": message_id, "role": role, "content": content})
+        self._emit("message_created", {"message_id": message_id, "role": role, "content": content}, step=_kept(step))
 
-    def suspended(self, waits_for: str, message: str | None = None, approval_id: str | None = None) -> None:
-        """The run waits for a `message` or an `approval`."""
-        data = {"status": "suspended", "waits_for": waits_for, **_given(message=message, approval_id=approval_id)}
-        self._emit("agent_suspended", data)
+    def suspended(
+        self, waits_for: str, message: str | None = None, approval_id: str | None = None, until: str | None = None, step: Step | None = None
+    ) -> None:
+        """The run waits for a `message`, an `approval` or a `timer`; until when at the latest, RFC 3339."""
+        data = {"status": "suspended", "waits_for": waits_for, **_given(message=message, approval_id=approval_id, until=until)}
+        self._emit("agent_suspended", data, step=_kept(step))
 
-    def resumed(self, reason: str, suspended_ms: float) -> None:
+    def resumed(self, reason: str, suspended_ms: float, step: Step | None = None) -> None:
         """The run goes on: because of a `message`, an `approval` or a `timeout`."""
-        self._emit("agent_resumed", {"status": "resumed", "reason": reason, "suspended_ms": suspended_ms})
+        self._emit("agent_resumed", {"status": "resumed", "reason": reason, "suspended_ms": suspended_ms}, step=_kept(step))
 
-    def approval_requested(self, approval_id: str, message: str, call: calls.Call | None = None, expires_at: str | None = None) -> None:
-        """A person is to decide, perhaps about a call."""
+    def approval_requested(
+        self, approval_id: str, message: str, call: calls.Call | None = None, expires_at: str | None = None, quorum: int = 1,
+        step: Step | None = None,
+    ) -> None:  # fmt: skip
+        """A person is to decide, or several are, perhaps about a call."""
         masked = masks.Masked()
         about = {} if call is None else {"tool_name": call.tool, "parameters": masked.of(call.arguments, "parameters"), **_paths(masked)}
-        self._emit("approval_requested", {"approval_id": approval_id, "message": message, **about, **_given(expires_at=expires_at)})
+        more = _given(expires_at=expires_at, quorum=quorum if quorum > 1 else None)
+        self._emit("approval_requested", {"approval_id": approval_id, "message": message, **about, **more}, step=_kept(step))
 
-    def approval_resolved(self, approval_id: str, decision: str, by: str | None = None, comment: str | None = None) -> None:
-        """It was decided: `approve` or `reject`, or `expired` when nobody did in time."""
-        self._emit("approval_resolved", {"approval_id": approval_id, "decision": decision, **_given(by=by, comment=comment)})
+    def approval_resolved(
+        self, approval_id: str, decision: str, by: str | None = None, comment: str | None = None, together: Sequence[str] = (),
+        step: Step | None = None,
+    ) -> None:  # fmt: skip
+        """It was decided: `approve` or `reject`, by the last of those who did so together; or `expired` when nobody did in time."""
+        more = _given(by=by, comment=comment, together=list(together) or None)
+        self._emit("approval_resolved", {"approval_id": approval_id, "decision": decision, **more}, step=_kept(step))
 
     def quality_alert(self, severity: str, metric: str, current_value: float, threshold: float, message: str) -> None:
         """A measure of the agent's answers has crossed its threshold; of the user's record, but of no run."""
@@ -149,12 +168,12 @@ class AgentWebSocketBridge:
         more = {} if details is None else {"details": masked.of(details, "details"), **_paths(masked)}
         self._emit("security_violation", {"violation": violation, "message": message, **more}, beside=True)
 
-    def custom(self, kind: str, data: Mapping[str, Any]) -> None:
+    def custom(self, kind: str, data: Mapping[str, Any], step: Step | None = None) -> None:
         """Something of an agent's own kind. Raises `InvalidPayload` for a kind that is the platform's."""
         if kind in kinds.KINDS:
             raise errors.InvalidPayload(f"{kind} is told by the platform alone; choose another name.", field="kind")
         masked = masks.Masked()
-        self._emit(kind, {**masked.of(data, "data"), **_paths(masked)})
+        self._emit(kind, {**masked.of(data, "data"), **_paths(masked)}, step=_kept(step))
 
     def completed(self, result: results.Result, execution_time_ms: float, usage: Mapping[str, object]) -> None:
         """The run has a result."""
@@ -178,6 +197,10 @@ class AgentWebSocketBridge:
         """Returns when everything told so far is in the record. Raises `Fenced` when another owns the run."""
         await self._record.barrier()
 
+    async def begun(self) -> None:
+        """Returns when the begin of the run is in the record: one that has not begun there is not carried on. Raises as `barrier` does."""
+        await self._record.begun()
+
     async def room(self) -> None:
         """Returns when the record has, or is about to have, what was told: an agent must not run away from its record."""
         await self._record.room()
@@ -193,6 +216,25 @@ class AgentWebSocketBridge:
     def leave(self) -> None:
         """Take nothing more: the process lets go of the run, and what it stops for that did not end."""
         self._record.leave()
+
+    @property
+    def left(self) -> bool:
+        """Whether the process has let go of the run."""
+        return self._record.left
+
+    async def part(self) -> None:
+        """Let go of the run, and give the record a moment for what was told until now: whoever goes on need not do it again."""
+        self.leave()
+        with contextlib.suppress(errors.NetraError, TimeoutError):
+            async with asyncio.timeout(_PARTING_S):
+                await self.barrier()
+
+    def require_lease(self) -> None:
+        """Raises `Fenced`, and lets go of the run, when another process may own it in a moment."""
+        until = self._run.leased_until()
+        if until and time.monotonic() > until - MARGIN_S:
+            self.leave()
+            raise errors.Fenced("The lease of the run is about to end.")
 
     async def close(self) -> None:
         """Nothing more is told."""
@@ -228,6 +270,10 @@ def kept_of(outcome: calls.Outcome) -> dict[str, Any]:
     kept: dict[str, Any] = {"status": outcome.status}
     kept |= outcome.result.told() if outcome.result is not None else {}
     return kept | ({"error": error_data(outcome.error)} if outcome.error is not None else {})
+
+
+def _kept(step: Step | None) -> tuple[str, bytes] | None:
+    return None if step is None else (step[0], orjson.dumps(step[1]))
 
 
 def _given(**fields: object) -> dict[str, Any]:

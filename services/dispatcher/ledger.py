@@ -88,6 +88,9 @@ class Call:
     # how what gave the outcome was contained, and which tool it was when it was another
     enforcement: Mapping[str, Any] | None = None
     answered_by: str = ""
+    # whoever waited for it stopped it; and when it was over, in seconds since 1970
+    stopped: bool = False
+    at: float = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -107,13 +110,14 @@ def unlabelled(tool: str, tool_call_id: str) -> Call:
 
 def committed(
     key: str, kept: Mapping[str, Any], *, tool: str, version: str, tool_call_id: str, attempts: int, execution_time_ms: float,
-    enforcement: Mapping[str, Any], answered_by: str = "",
+    enforcement: Mapping[str, Any], answered_by: str = "", stopped: bool = False, at: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     """The result of the step that keeps an outcome: status, result and error as they are, and of which call."""
     state = State.UNKNOWN if kept["status"] == "unknown" else State.COMMITTED
     about = {
         "key": key, "state": state, "attempts": attempts, "tool": tool, "version": version, "tool_call_id": tool_call_id,
-        "execution_time_ms": execution_time_ms, "enforcement": dict(enforcement), "answered_by": answered_by,
+        "execution_time_ms": execution_time_ms, "enforcement": dict(enforcement), "answered_by": answered_by, "at": at,
+        **({"stopped": True} if stopped else {}),
     }  # fmt: skip
     return {**kept, _CALL: about}
 
@@ -129,18 +133,19 @@ class Reading:
         self._begun: dict[str, Call] = {}
         self._over: dict[str, Call] = {}
 
-    def add(self, result: bytes) -> None:
-        """Take note of a step, by its result."""
+    def add(self, result: bytes) -> bool:
+        """Take note of a step, by its result. Whether it is one of a call."""
         found = orjson.loads(result)
         about = found.get(_CALL) if isinstance(found, dict) else None
         if not isinstance(about, dict) or "state" not in about:
-            return
+            return False
         if self._wanted is not None and about["tool_call_id"] not in self._wanted:
-            return
+            return True
         if about["state"] != State.INTENT:
             self._over[about["key"]] = _over(about, found)
         elif about["key"] not in self._begun or self._begun[about["key"]].attempts < about["attempt"]:
             self._begun[about["key"]] = _begun(about)
+        return True
 
     def calls(self) -> dict[str, Call]:
         """What was found."""
@@ -168,6 +173,7 @@ def _over(about: Mapping[str, Any], found: Mapping[str, Any]) -> Call:
     return Call(
         about["key"], State(about["state"]), about["tool"], about["version"], about["tool_call_id"], about["attempts"],
         execution_time_ms=about["execution_time_ms"], kept=kept, enforcement=about["enforcement"], answered_by=about["answered_by"],
+        stopped=about.get("stopped", False), at=about.get("at", 0.0),
     )  # fmt: skip
 
 

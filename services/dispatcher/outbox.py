@@ -51,13 +51,19 @@ class Appends(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """A run that this process owns: whose it is, at which epoch, and its context token as it is now."""
+    """A run that this process owns: whose it is, at which epoch, and its context token as it is now.
+
+    `leased_until` is the end of its lease by the monotonic clock; 0 when that is not known. `moved` is told of each append that
+    brought events into the record.
+    """
 
     run_id: ids.RunId
     user_id: ids.UserId
     epoch: int
     token: Callable[[], str]
     keep: Keep
+    leased_until: Callable[[], float] = lambda: 0.0
+    moved: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,13 @@ class Outbox:
         # its owner stops what it runs, and another goes on: what is told from now on is not how it went
         self._left = False
         self._tasks = lifecycle.Tasks(on_failure=lambda _error: None)
+        # something of the run is in the record
+        self._begun = next_seq > 1
+
+    @property
+    def left(self) -> bool:
+        """Whether nothing more is taken, as the process lets go of the run."""
+        return self._left
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -128,6 +141,14 @@ class Outbox:
         if self._broken is not None:
             raise self._broken
 
+    async def begun(self) -> None:
+        """Returns when the begin of the run is in the record, or there is none that was told. Raises what it was refused with."""
+        while not self._begun and (self._entries or self._busy is not None) and self._broken is None:
+            self._release()
+            await self._moved.wait()
+        if self._broken is not None:
+            raise self._broken
+
     async def room(self) -> None:
         """Returns when the run may go on: not much waits, and the record answers. Raises what the record refused something with."""
         # whoever only takes steps lets others go on at each
@@ -136,6 +157,8 @@ class Outbox:
             await self._moved.wait()
         if self._broken is not None:
             raise self._broken.with_traceback(None)
+        if self._left:
+            raise errors.Fenced("The process lets go of the run.")
         if self._ended:
             raise _over()
 
@@ -247,6 +270,9 @@ class Outbox:
         refused = asyncio.CancelledError() if done.cancelled() else done.exception()
         if refused is None:
             self._next_seq += self._on_its_way
+            if self._on_its_way:
+                self._begun = True
+                self._run.moved()
         self._broken, self._on_its_way = self._broken or refused, 0
         self._move()
         self._send()

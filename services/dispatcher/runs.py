@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -11,6 +11,11 @@ from netra import ids
 
 # between the word that a user has other rights now and the storing of what they asked for just before
 LATE = timedelta(seconds=5)
+
+
+# what becomes of a start while the thread has a run under way
+ENQUEUE, REJECT, INTERRUPT, ROLLBACK = "enqueue", "reject", "interrupt", "rollback"
+ON_BUSY = (ENQUEUE, REJECT, INTERRUPT, ROLLBACK)
 
 
 class RunState(enum.StrEnum):
@@ -28,6 +33,8 @@ class RunState(enum.StrEnum):
 
 
 ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT})
+# what may be asked to stop, and be sent a message
+GOES_ON = (RunState.QUEUED, RunState.RUNNING, RunState.SUSPENDED)
 LEGAL: dict[RunState, frozenset[RunState]] = {
     RunState.CREATED: frozenset({RunState.QUEUED, RunState.FAILED}),
     RunState.QUEUED: frozenset({RunState.RUNNING}),
@@ -75,6 +82,9 @@ class Run:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     outcome: bytes = b""
+    agent_version: str = ""
+    # what a run that is suspended waits for: `message`, `approval` or `timer`
+    waits_for: str = ""
     # when its message passed which stage; read for one run alone, not for lists of them
     stages: Mapping[str, datetime] = field(default_factory=dict)
 
@@ -93,6 +103,8 @@ class Order:
     context: bytes
     context_token: str
     traceparent: str
+    # the version of the agent that it was started in; empty for a run older than that, and for a tool
+    agent_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,11 @@ class Claim:
     `expired` means that nobody renewed its context token in time: the record cannot be opened for it any more.
     `rights` is what its user got meanwhile in place of what they had; None when that is the same.
     `finishing` means that an earlier owner was at its end already: it is brought there, and never begun.
+    `takeovers` counts the owners whose lease ran out since the run last got further; one that let go of it, or that it waited for, is none.
+    `ran_s` is how long it ran before this claim; what it was queued or suspended is not in that.
+    `orphaned` means that nobody has had its agent in its version for `missing_s`: it is brought to its end, and never begun.
+    `overdue` means that it waited in the queue for longer than any run may.
+    `rolled_back` means that its messages are to be hidden at its end.
     """
 
     order: Order
@@ -120,13 +137,60 @@ class Claim:
     expired: bool
     rights: Rights | None = None
     finishing: bool = False
+    takeovers: int = 0
+    ran_s: float = 0.0
+    orphaned: bool = False
+    overdue: bool = False
+    rolled_back: bool = False
+    missing_s: float = 0.0
+
+
+class Claims(list[Claim]):
+    """What one look at the queue came to; `after` is the user behind whom the next look begins, so that each has a turn."""
+
+    def __init__(self, claims: Iterable[Claim] = (), after: str = "") -> None:
+        super().__init__(claims)
+        self.after = after
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the row of a run says whose lease was renewed; the fields are those of a claim."""
+    """What the row of a run says whose lease was renewed; the fields are those of a claim.
+
+    `woken` means that something came since it was claimed that the run may wait for: a message, or the end of an approval.
+    """
 
     epoch: int
     cancelled: str = ""
     token_old: bool = False
     rights: Rights | None = None
+    woken: bool = False
+    rolled_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A message that a user sent to a run; numbers of a run's messages begin at 1 and leave none out."""
+
+    number: int
+    message_id: str
+    user_id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message on its way to a run. `message_id` is that of the entry in the thread."""
+
+    run_id: ids.RunId
+    request_id: str
+    message_id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A run that was stored, or was there before, and the user's earlier ones on its thread that were asked to stop for it."""
+
+    run: Run
+    stopped: tuple[ids.RunId, ...] = ()

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from google.protobuf import duration_pb2, timestamp_pb2
+import orjson
 
 from chassis import audit, identity
 from netra import errors, ids
+from netra.agent import AgentSpec
 from netra.dispatcher.v1 import dispatcher_pb2 as pb
-from services.dispatcher import admission, answers, entitlements, runs, servicer_tools, settings, stages, supervisor
+from services.dispatcher import (
+    admission,
+    answers,
+    entitlements,
+    runs,
+    servicer_fields,
+    servicer_tools,
+    servicer_waits,
+    settings,
+    stages,
+    supervisor,
+)
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import arguments as given
 from services.dispatcher.tools import dispatch, permits, registrations
 from services.dispatcher.tools import registry as tools_
 
-_STATE = {state: pb.RunState.Value(f"RUN_STATE_{state.name}") for state in runs.RunState}
-_STATE_NAME = {value: state.value for state, value in _STATE.items()}
+_ON_BUSY = {pb.ON_BUSY_REJECT: "reject", pb.ON_BUSY_INTERRUPT: "interrupt", pb.ON_BUSY_ROLLBACK: "rollback"}
 _MOST_NOTIFIED = 1000
 
 
@@ -50,7 +59,7 @@ class Notices(Protocol):
         ...
 
 
-class Dispatcher(servicer_tools.ToolsServicer):
+class Dispatcher(servicer_waits.WaitsServicer, servicer_tools.ToolsServicer):
     """The RPCs."""
 
     def __init__(
@@ -65,64 +74,56 @@ class Dispatcher(servicer_tools.ToolsServicer):
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
         """Accept a run."""
         admission.json_object(request.inputs, "inputs")
-        name = request.agent or self._limits.default_agent
-        deadline_s = _seconds(request.deadline) if request.HasField("deadline") else self._agents.get(name).deadline_s
+        spec = self._agents.get(request.agent or self._limits.default_agent)
         wanted = admission.Wanted(
             kind="agent",
-            name=name,
+            name=spec.name,
+            agent_version=spec.version,
             request_id=request.request_id,
             request=request.user_request,
             inputs=request.inputs or b"{}",
             thread_id=request.thread_id,
             connection_id=request.connection_id,
-            deadline_s=deadline_s,
-            only_if_free=request.on_busy == pb.ON_BUSY_REJECT,
+            deadline_s=servicer_fields.seconds(request.deadline) if request.HasField("deadline") else spec.deadline_s,
+            on_busy=_ON_BUSY.get(request.on_busy, "enqueue"),
+            deliver=request.deliver,
             received_at=_moment(request, "received_at"),
             validated_at=_moment(request, "validated_at"),
         )
-        run = await self._supervisor.start(identity.current().user, wanted)
-        return pb.StartRunResponse(run_id=run.run_id, thread_id=run.thread_id, message_id=run.message_id)
+        run, delivered = await self._supervisor.start(identity.current().user, wanted)
+        return pb.StartRunResponse(run_id=run.run_id, thread_id=run.thread_id, message_id=run.message_id, delivered=delivered)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         """One run."""
         thread_id = await self._granted(request.grant_token, "read")
         run = await self._store.get(identity.current().user_id, ids.RunId(request.run_id), thread_id)
         shown = _run(run)
-        shown.stages.extend(pb.Stage(name=name, at=_time(at)) for name, at in stages.in_order(run.stages))
+        shown.stages.extend(pb.Stage(name=name, at=servicer_fields.time(at)) for name, at in stages.in_order(run.stages))
         return pb.GetRunResponse(run=shown)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         """One page of runs."""
-        size = _page_size(request.page_size)
+        size = servicer_fields.page_size(request.page_size)
         granted = await self._granted(request.grant_token, "read")
         thread_id = ids.ThreadId(request.thread_id) if request.thread_id else granted
         if granted and thread_id != granted:
             raise errors.InvalidPayload("thread_id is another thread than that of grant_token", field="thread_id")
         found = await self._store.page(
             identity.current().user_id,
-            before=_decoded(request.page_token),
+            before=servicer_fields.decoded(request.page_token, ids.RunId),
             size=size + 1,
             thread_id=thread_id,
-            state=_STATE_NAME.get(request.state, ""),
+            state=servicer_fields.STATE_NAME.get(request.state, ""),
             granted=granted,
         )
-        token = _encoded(found[size - 1].run_id) if len(found) > size else ""
+        token = servicer_fields.encoded(found[size - 1].run_id) if len(found) > size else ""
         return pb.ListRunsResponse(runs=[_run(run) for run in found[:size]], next_page_token=token)
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
         """Ask a run to stop."""
         thread_id = await self._granted(request.grant_token, "own")
         run = await self._supervisor.cancel(identity.current().user_id, ids.RunId(request.run_id), thread_id)
-        return pb.CancelRunResponse(state=_STATE[run.state])
-
-    async def _granted(self, token: str, access: str) -> str:
-        """The thread of a grant token of the caller's; empty without one. Raises `Unauthenticated`, `PermissionDenied`."""
-        if not token:
-            return ""
-        grant = await self._verifier.grant(token, identity.current().user)
-        if not grant.allows(access):
-            raise errors.PermissionDenied("Only the owner of the thread may do this.")
-        return grant.resource
+        return pb.CancelRunResponse(state=servicer_fields.STATE[run.state])
 
     async def RecordStages(self, request: pb.RecordStagesRequest, context: Any) -> pb.RecordStagesResponse:
         """Users were told of the ends of their runs."""
@@ -137,8 +138,7 @@ class Dispatcher(servicer_tools.ToolsServicer):
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Any) -> pb.ListAgentsResponse:
         """The agents of the caller's tier."""
         mine = [spec for spec in self._agents.all() if self._entitled.has_agent(identity.current().user, spec)]
-        agents = [pb.Agent(name=spec.name, version=spec.version, description=spec.description) for spec in mine]
-        return pb.ListAgentsResponse(agents=agents)
+        return pb.ListAgentsResponse(agents=[_agent(spec) for spec in mine])
 
     async def ExecuteTool(self, request: pb.ExecuteToolRequest, context: Any) -> pb.ExecuteToolResponse:
         """One interactive call."""
@@ -172,21 +172,27 @@ def _run(run: runs.Run) -> pb.Run:
         request_id=run.request_id,
         kind=run.kind,
         agent=run.agent,
-        state=_STATE[run.state],
-        created_at=_time(run.created_at),
-        started_at=_time(run.started_at),
-        ended_at=_time(run.ended_at),
+        state=servicer_fields.STATE[run.state],
+        created_at=servicer_fields.time(run.created_at),
+        started_at=servicer_fields.time(run.started_at),
+        ended_at=servicer_fields.time(run.ended_at),
         correlation_id=run.correlation_id,
         user_id=run.user_id,
+        agent_version=run.agent_version,
+        waits_for=run.waits_for if run.state is runs.RunState.SUSPENDED else "",
     )
 
 
-def _time(value: datetime.datetime | None) -> timestamp_pb2.Timestamp | None:
-    if value is None:
-        return None
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(value)
-    return stamp
+def _agent(spec: AgentSpec) -> pb.Agent:
+    return pb.Agent(
+        name=spec.name, version=spec.version, description=spec.description, input_schema=_schema(spec.input_schema),
+        output_schema=_schema(spec.output_schema), deadline=servicer_fields.duration(spec.deadline_s), tools=spec.tools or (),
+        narrowed=spec.tools is not None,
+    )  # fmt: skip
+
+
+def _schema(declared: Mapping[str, object] | None) -> bytes:
+    return orjson.dumps(dict(declared)) if declared else b""
 
 
 def _moment(message: pb.StartRunRequest | pb.Notified, name: str) -> datetime.datetime | None:
@@ -198,24 +204,3 @@ def _moment(message: pb.StartRunRequest | pb.Notified, name: str) -> datetime.da
     except (ValueError, OverflowError):
         raise errors.InvalidPayload(f"{name} must be a time from year 1 to 9999", field=name) from None
     return found
-
-
-def _seconds(value: duration_pb2.Duration) -> float:
-    return value.seconds + value.nanos / 1e9
-
-
-def _page_size(wanted: int) -> int:
-    if not 0 <= wanted <= 200:
-        raise errors.InvalidPayload("page_size must be from 1 to 200, or 0 for 50", field="page_size")
-    return wanted or 50
-
-
-def _encoded(run_id: str) -> str:
-    return base64.urlsafe_b64encode(run_id.encode()).decode()
-
-
-def _decoded(token: str) -> str:
-    try:
-        return ids.RunId(base64.urlsafe_b64decode(token).decode()) if token else ""
-    except (binascii.Error, ValueError, errors.InvalidPayload):
-        raise errors.InvalidPayload("page_token must be a next_page_token of this method", field="page_token") from None

@@ -8,11 +8,11 @@ from datetime import datetime
 
 from chassis import postgres
 from netra import errors, ids
-from services.dispatcher import runs, stages
+from services.dispatcher import runs, stages, store_waits
 
 _COLUMNS = (
     "run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, state, correlation_id, created_at, started_at,"
-    " ended_at, outcome"
+    " ended_at, outcome, agent_version, waits_for"
 )
 # what policies look at beside the user: a thread whose runs are shown, one whose runs may be cancelled
 _THREAD, _OWNED_THREAD = "thread_id", "owned_thread_id"
@@ -34,10 +34,12 @@ def _run(row: postgres.Row) -> runs.Run:
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         outcome=row["outcome"] or b"",
+        agent_version=row["agent_version"],
+        waits_for=row["waits_for"],
     )
 
 
-class Store:
+class Store(store_waits.UserWaits):
     """Runs as their user sees them; every statement is bound to a user id."""
 
     def __init__(self, database: postgres.DatabaseManager) -> None:
@@ -45,42 +47,44 @@ class Store:
 
     async def add(
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
-        correlation_id: str, most_queued: int, only_if_free: bool, passed: Mapping[str, datetime], owner: str = "", lease_s: float = 0.0,
-    ) -> runs.Run:  # fmt: skip
+        correlation_id: str, most_queued: int, on_busy: str, passed: Mapping[str, datetime], owner: str = "", lease_s: float = 0.0,
+    ) -> runs.Added:  # fmt: skip
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1.
 
-        Raises `Busy` when the thread must be free and is not, whoever uses it; `RateLimited` when too many wait.
+        `on_busy` says what becomes of the user's own runs under way on the thread: `interrupt` and `rollback` ask them to stop.
+        Raises `Busy` when it is `reject` and the thread is not free, whoever uses it; `RateLimited` when too many wait.
         """
 
-        async def work(transaction: postgres.Transaction) -> runs.Run:
+        async def work(transaction: postgres.Transaction) -> runs.Added:
             # one user's starts queue up here, and those of one thread, so the counts below are exact
             locks = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0)), pg_advisory_xact_lock(hashtextextended($2, 0))"
             await transaction.execute(locks, f"start {user_id}", f"start in {thread_id}")
             if (known := await self._by_request(transaction, user_id, request_id)) is not None:
-                return known
-            if only_if_free:
+                return runs.Added(known)
+            if on_busy == runs.REJECT:
                 await _require_free(transaction, thread_id)
             await self._require_room(transaction, user_id, most_queued)
+            stopped = await _stopped(transaction, user_id, thread_id, on_busy)
             row = await transaction.row(
                 "INSERT INTO dispatcher.runs (run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, request, inputs,"
                 " deadline_s, context, context_token, correlation_id, traceparent, state, epoch, lease_owner, tier, session_id,"
-                " stages, lease_until, started_at)"
+                " stages, lease_until, started_at, agent_version)"
                 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $20, $21, $22::jsonb,"
-                " CASE WHEN $19::float8 > 0 THEN now() + make_interval(secs => $19) END, CASE WHEN $19::float8 > 0 THEN now() END)"
+                " CASE WHEN $19::float8 > 0 THEN now() + make_interval(secs => $19) END, CASE WHEN $19::float8 > 0 THEN now() END, $23)"
                 f" RETURNING {_COLUMNS}",
                 run.run_id, user_id, thread_id, request_id, digest, run.message_id or None, run.kind, run.agent, run.request, run.inputs,
                 run.deadline_s, run.context, run.context_token, correlation_id, run.traceparent,
                 "running" if owner else "queued", 1 if owner else 0, owner or None, lease_s, tier, session_id,
-                stages.written(passed),
+                stages.written(passed), run.agent_version,
             )  # fmt: skip
             if row is None:
                 raise errors.Internal("The run was not stored.")
-            return _run(row)
+            return runs.Added(_run(row), stopped)
 
         return await self._database.retried(user_id, work, within={_THREAD: thread_id})
 
     async def _require_room(self, transaction: postgres.Transaction, user_id: str, most_queued: int) -> None:
-        query = "SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND state = 'queued'"
+        query = "SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND state = 'queued' AND cancelled_at IS NULL"
         if await transaction.value(query, user_id) >= most_queued:
             message = f"You have {most_queued} runs waiting; let some of them end first."
             raise errors.RateLimited(message, retry_after_ms=1000)
@@ -90,14 +94,14 @@ class Store:
         row = await transaction.row(query, user_id, request_id)
         return None if row is None else _run(row)
 
-    async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, only_if_free: bool) -> runs.Run | None:
+    async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, on_busy: str) -> runs.Run | None:
         """The run that a request started, if any. Raises `Busy` or `RateLimited` when there is none and a new one may not come.
 
         Busy is a thread here by runs of the user alone: whether there are others is not told before it is known who may use the thread.
         """
         async with self._database.transaction(user_id) as transaction:
             if (run := await self._by_request(transaction, user_id, request_id)) is None:
-                if only_if_free and thread_id:
+                if on_busy == runs.REJECT and thread_id:
                     await _require_free(transaction, thread_id, user_id)
                 await self._require_room(transaction, user_id, most_queued)
             return run
@@ -115,7 +119,7 @@ class Store:
 
     async def get(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
         """One run, with its stages: the user's, or of a thread that was `granted` to them anybody's. Raises `NotFound`."""
-        whose, which = _whose(user_id, granted)
+        whose, which = store_waits.whose_rows(user_id, granted)
         query = f"SELECT {_COLUMNS}, stages FROM dispatcher.runs WHERE {whose} = $1 AND run_id = $2"
         async with self._database.transaction(user_id, within=_within(granted)) as transaction:
             row = await transaction.row(query, which, run_id)
@@ -127,7 +131,7 @@ class Store:
         self, user_id: ids.UserId, *, before: str, size: int, thread_id: str, state: str, granted: str = ""
     ) -> list[runs.Run]:  # fmt: skip
         """Up to `size` runs, newest first, older than the run `before` when given; of a `granted` thread all, whoever owns them."""
-        whose, which = _whose(user_id, granted)
+        whose, which = store_waits.whose_rows(user_id, granted)
         asked = {f"{whose} =": which, "run_id <": before, "thread_id =": thread_id, "state =": state}
         # what was not asked for is not in the statement: a plan for any values would read all rows before a page
         given = {condition: value for condition, value in asked.items() if value}
@@ -138,7 +142,7 @@ class Store:
 
     async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
         """Ask a run to stop, unless it has ended: the user's, or of a thread of theirs that was `granted` anybody's. Raises `NotFound`."""
-        whose, which = _whose(user_id, granted)
+        whose, which = store_waits.whose_rows(user_id, granted)
         query = (
             "UPDATE dispatcher.runs SET cancelled_at = coalesce(cancelled_at, now())"
             f" WHERE {whose} = $1 AND run_id = $2 AND state IN ('queued', 'running', 'suspended')"
@@ -146,11 +150,6 @@ class Store:
         async with self._database.transaction(user_id, within=_within(granted, owned=True)) as transaction:
             await transaction.execute(query, which, run_id)
         return await self.get(user_id, run_id, granted)
-
-
-def _whose(user_id: str, thread_id: str) -> tuple[str, str]:
-    """The column that says whose runs are meant, and its value: a user's, or a thread's whoever owns them."""
-    return ("thread_id", thread_id) if thread_id else ("user_id", user_id)
 
 
 def _within(thread_id: str, *, owned: bool = False) -> dict[str, str]:
@@ -168,3 +167,16 @@ async def _require_free(transaction: postgres.Transaction, thread_id: str, user_
     )
     if await transaction.value(query, thread_id, *([user_id] if user_id else [])):
         raise errors.Busy(thread_id=thread_id)
+
+
+async def _stopped(transaction: postgres.Transaction, user_id: str, thread_id: str, on_busy: str) -> tuple[ids.RunId, ...]:
+    """Ask the user's runs under way on a thread to stop for a new one; which they are."""
+    if on_busy not in (runs.INTERRUPT, runs.ROLLBACK):
+        return ()
+    also = ", rolled_back_at = now()" if on_busy == runs.ROLLBACK else ""
+    query = (
+        f"UPDATE dispatcher.runs AS r SET cancelled_at = coalesce(cancelled_at, now()){also} FROM (SELECT run_id FROM dispatcher.runs"
+        "   WHERE user_id = $1 AND thread_id = $2 AND kind = 'agent' AND state IN ('queued', 'running', 'suspended')"
+        "   ORDER BY run_id FOR NO KEY UPDATE) AS earlier WHERE r.run_id = earlier.run_id RETURNING r.run_id"
+    )
+    return tuple(ids.RunId(row["run_id"]) for row in await transaction.fetch(query, user_id, thread_id))

@@ -2,57 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 
 from chassis import postgres
-from netra import ids
+from netra import errors, ids
 from services.dispatcher import runs, stages
 
-_CLAIM = """
-WITH first AS (
-    -- the first run of each free thread of users who may execute more; no more of them than one look can use
-    SELECT r.run_id, r.user_id, r.created_at, most.runs AS most_runs, (
-        SELECT count(*) FROM dispatcher.runs AS busy WHERE busy.user_id = r.user_id AND busy.kind = 'agent' AND busy.state = 'running'
-        ) AS busy_runs
-    FROM dispatcher.runs AS r JOIN unnest($5::text[], $6::int[]) AS most (tier, runs) USING (tier)
-    WHERE state = 'queued' AND cancelled_at IS NULL AND (kind = 'tool' OR agent = ANY($3)) AND most.runs > (
-        SELECT count(*) FROM dispatcher.runs AS busy WHERE busy.user_id = r.user_id AND busy.kind = 'agent' AND busy.state = 'running')
-      AND NOT EXISTS (
-        SELECT FROM dispatcher.runs AS earlier
-        WHERE earlier.thread_id = r.thread_id AND earlier.kind = 'agent' AND earlier.state IN ('queued', 'running', 'suspended')
-          AND (earlier.state <> 'queued' OR (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id)))
-    ORDER BY r.created_at, r.run_id LIMIT $4 + 200),
-waiting AS (
-    SELECT run_id, busy_runs + row_number() OVER (PARTITION BY user_id ORDER BY created_at, run_id) <= most_runs AS may FROM first),
+_WAITING = (runs.RunState.QUEUED, runs.RunState.SUSPENDED)
+# longer than anything waits
+_LONG_S = 3.0e9
+# before all users
+_NOBODY = "00000000-0000-0000-0000-000000000000"
+# as the index says it
+_READY = "r.cancelled_at IS NULL AND (r.state = 'queued' OR r.state = 'suspended' AND r.woken_at IS NOT NULL)"
+# so many more users are looked at than runs can be taken: some may not begin anything just now
+_MORE_USERS, _WIDER, _LOOKS = 20, 5, 4
+# agents and versions of a dispatcher, as text; a run older than its column has none
+_KEY = "r.agent || '@' || r.agent_version"
+# Whose time it is, is woken. Then the users who have something that may begin or go on, from one of them on and around: each is found
+# by one look into the index, however many runs the one before has.
+_USERS = f"""
+WITH RECURSIVE due AS (
+    UPDATE dispatcher.runs AS r SET woken_at = now()
+    FROM (SELECT run_id FROM dispatcher.runs WHERE state = 'suspended' AND woken_at IS NULL AND wakes_at <= now()
+          ORDER BY wakes_at LIMIT 1000 FOR UPDATE SKIP LOCKED) AS over
+    WHERE r.run_id = over.run_id RETURNING r.user_id),
+later (user_id, turn) AS (
+    (SELECT r.user_id, 1 FROM dispatcher.runs AS r WHERE {_READY} AND r.user_id > $1 ORDER BY r.user_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT r.user_id FROM dispatcher.runs AS r WHERE {_READY} AND r.user_id > later.user_id ORDER BY r.user_id LIMIT 1), turn + 1
+    FROM later WHERE later.user_id IS NOT NULL AND turn < $2),
+earlier (user_id, turn) AS (
+    (SELECT r.user_id, (SELECT count(user_id)::int FROM later) + 1 FROM dispatcher.runs AS r
+     WHERE {_READY} AND r.user_id <= $1 AND (SELECT count(user_id) FROM later) < $2 ORDER BY r.user_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT r.user_id FROM dispatcher.runs AS r
+            WHERE {_READY} AND r.user_id > earlier.user_id AND r.user_id <= $1 ORDER BY r.user_id LIMIT 1), turn + 1
+    FROM earlier WHERE earlier.user_id IS NOT NULL AND turn < $2)
+SELECT user_id, false AS due FROM (SELECT * FROM later UNION ALL SELECT * FROM earlier) AS found WHERE user_id IS NOT NULL
+UNION ALL SELECT DISTINCT user_id, true FROM due
+"""
+# Runs are ranked among those of their user: the first of each come before the second of any, and what a user has running counts.
+# Those that end without being begun, and those whose owner is silent, need nobody's leave.
+_CLAIM = f"""
+WITH meant AS (SELECT user_id, turn FROM unnest($7::uuid[]) WITH ORDINALITY AS meant (user_id, turn)),
+begins AS (
+    SELECT first.run_id, first.most_runs, meant.turn,
+        busy.runs + row_number() OVER (PARTITION BY meant.user_id ORDER BY first.created_at, first.run_id) AS rank
+    FROM meant
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS runs FROM dispatcher.runs AS r WHERE r.user_id = meant.user_id AND r.kind = 'agent' AND r.state = 'running'
+        ) AS busy
+    CROSS JOIN LATERAL (
+        SELECT r.run_id, r.created_at, ($6::int[])[array_position($5::text[], r.tier)] AS most_runs
+        FROM dispatcher.runs AS r
+        WHERE r.user_id = meant.user_id AND {_READY} AND {_KEY} = ANY($3)
+          AND busy.runs < ($6::int[])[array_position($5::text[], r.tier)]
+          -- the first of its thread, which is free
+          AND (r.state = 'suspended' OR NOT EXISTS (
+            SELECT FROM dispatcher.runs AS earlier
+            WHERE earlier.thread_id = r.thread_id AND earlier.kind = 'agent' AND earlier.state IN ('queued', 'running', 'suspended')
+              AND (earlier.state <> 'queued' OR (earlier.created_at, earlier.run_id) < (r.created_at, r.run_id))))
+        ORDER BY r.created_at, r.run_id LIMIT $4) AS first),
+ends AS (
+    SELECT run_id, row_number() OVER (PARTITION BY user_id ORDER BY run_id) AS rank FROM (
+        (SELECT r.run_id, r.user_id FROM dispatcher.runs AS r
+         WHERE r.state IN ('queued', 'suspended') AND r.cancelled_at IS NOT NULL AND {_KEY} = ANY($3) LIMIT $4 + 1000)
+        UNION
+        (SELECT r.run_id, r.user_id FROM dispatcher.runs AS r
+         WHERE r.state = 'queued' AND r.created_at < now() - make_interval(secs => $8) AND {_KEY} = ANY($3)
+         ORDER BY r.created_at LIMIT $4 + 1000)
+        UNION
+        SELECT r.run_id, r.user_id FROM dispatcher.runs AS r
+        WHERE r.state IN ('running', 'finishing') AND r.lease_until < now() AND (r.kind = 'tool' OR {_KEY} = ANY($3))) AS over),
+wanted AS (
+    SELECT run_id, min(rank) AS rank, min(turn) AS turn
+    FROM (SELECT run_id, rank, turn FROM begins WHERE rank <= most_runs UNION ALL SELECT run_id, rank, 0 FROM ends) AS one
+    GROUP BY run_id),
+ordered AS (
+    SELECT array_agg(run_id ORDER BY rank, turn, run_id) AS run_ids
+    FROM (SELECT run_id, rank, turn FROM wanted ORDER BY rank, turn, run_id LIMIT $4 + 200) AS those),
 claimable AS (
-    SELECT run_id FROM dispatcher.runs AS r
-    WHERE run_id = ANY(ARRAY(
-        SELECT run_id FROM waiting WHERE may
-        UNION ALL SELECT run_id FROM dispatcher.runs WHERE state = 'queued' AND cancelled_at IS NOT NULL
-        UNION ALL SELECT run_id FROM dispatcher.runs WHERE state IN ('running', 'finishing') AND lease_until < now()))
+    SELECT r.run_id, r.state AS was, r.state = 'queued' AND r.created_at < now() - make_interval(secs => $8) AS overdue
+    FROM dispatcher.runs AS r
+    WHERE r.run_id = ANY((SELECT run_ids FROM ordered)::uuid[])
       -- once more, for a row that somebody changed meanwhile
-      AND (state = 'queued' OR state IN ('running', 'finishing') AND lease_until < now()) AND (kind = 'tool' OR agent = ANY($3))
-    ORDER BY created_at, run_id LIMIT $4 FOR UPDATE SKIP LOCKED)
+      AND (r.state = 'queued' OR r.state = 'suspended' AND (r.woken_at IS NOT NULL OR r.cancelled_at IS NOT NULL)
+           OR r.state IN ('running', 'finishing') AND r.lease_until < now())
+    ORDER BY array_position((SELECT run_ids FROM ordered), r.run_id) LIMIT $4 FOR UPDATE SKIP LOCKED)
 UPDATE dispatcher.runs AS r
-SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, epoch = epoch + 1, lease_owner = $1,
-    lease_until = now() + make_interval(secs => $2), started_at = coalesce(started_at, now()),
-    stages = jsonb_build_object('routing_to_agent', clock_timestamp()) || stages
+SET state = CASE WHEN r.state IN ('queued', 'suspended') THEN 'running' ELSE r.state END, epoch = r.epoch + 1, lease_owner = $1,
+    lease_until = now() + make_interval(secs => $2), started_at = coalesce(r.started_at, now()), running_since = now(),
+    -- an owner that let go of it left no name
+    takeovers = r.takeovers + CASE WHEN r.state IN ('running', 'finishing') AND r.lease_owner IS NOT NULL THEN 1 ELSE 0 END,
+    ran_s = r.ran_s + CASE WHEN r.state IN ('running', 'finishing')
+        THEN greatest(extract(epoch FROM r.lease_until - coalesce(r.running_since, r.started_at))::float8, 0) ELSE 0 END,
+    woken_at = NULL, waits_for = '', wakes_at = NULL, stages = jsonb_build_object('routing_to_agent', clock_timestamp()) || r.stages
 FROM claimable WHERE r.run_id = claimable.run_id
 RETURNING r.run_id, r.kind, r.agent, r.request, r.inputs, r.deadline_s, r.message_id, r.context, r.context_token, r.traceparent,
     r.epoch, CASE WHEN r.cancelled_at IS NULL THEN '' ELSE r.cancelled_by END AS cancelled,
-    r.token_renewed_at < now() - interval '1 hour' AS expired, r.roles, r.tier, r.narrowed_at, r.state = 'finishing' AS finishing
+    r.token_renewed_at < now() - interval '1 hour' AS expired, r.roles, r.tier, r.narrowed_at, r.state = 'finishing' AS finishing,
+    r.agent_version, r.takeovers, r.ran_s, r.rolled_back_at IS NOT NULL AS rolled_back, r.user_id, claimable.was, claimable.overdue
+"""
+# agents that runs under way are of and no dispatcher has, each found by one look into the index
+_MISSING = """
+WITH RECURSIVE pairs (agent, version, started_at) AS (
+    (SELECT agent, agent_version, created_at FROM dispatcher.runs
+     WHERE kind = 'agent' AND state IN ('queued', 'running', 'suspended', 'finishing') ORDER BY agent, agent_version LIMIT 1)
+    UNION ALL
+    SELECT next.agent, next.agent_version, next.created_at FROM pairs CROSS JOIN LATERAL (
+        SELECT r.agent, r.agent_version, r.created_at FROM dispatcher.runs AS r
+        WHERE r.kind = 'agent' AND r.state IN ('queued', 'running', 'suspended', 'finishing')
+          AND (r.agent, r.agent_version) > (pairs.agent, pairs.version)
+        ORDER BY r.agent, r.agent_version LIMIT 1) AS next)
+SELECT pairs.agent || '@' || pairs.version AS key,
+    extract(epoch FROM now() - coalesce(
+        (SELECT max(seen_at) FROM dispatcher.agents_seen AS seen WHERE seen.agent = pairs.agent AND pairs.version IN ('', seen.version)),
+        pairs.started_at))::float8 AS missing_s
+FROM pairs
+"""
+_SEEN = """
+INSERT INTO dispatcher.agents_seen (agent, version) SELECT * FROM unnest($1::text[], $2::text[]) ORDER BY 1, 2
+ON CONFLICT (agent, version) DO UPDATE SET seen_at = now()
+"""
+# What the run had not looked at counts, also what came in this moment: its row is held before that is read, and whoever brings
+# something holds it as well.
+_SUSPEND = """
+UPDATE dispatcher.runs AS r
+SET state = 'suspended', lease_owner = NULL, lease_until = NULL, waits_for = $3, wakes_at = now() + make_interval(secs => $4),
+    ran_s = ran_s + coalesce(extract(epoch FROM now() - running_since)::float8, 0), running_since = NULL,
+    woken_at = CASE
+        WHEN $5::int IS NULL AND $6::uuid[] = '{}' THEN woken_at
+        WHEN EXISTS (SELECT FROM dispatcher.messages AS m WHERE m.run_id = r.run_id AND m.number > $5::int)
+            OR EXISTS (SELECT FROM dispatcher.approvals AS a WHERE a.approval_id = ANY($6::uuid[]) AND a.outcome IS NOT NULL) THEN now() END
+WHERE run_id = $1 AND epoch = $2 AND state = 'running'
+"""
+# nobody's vote counts any more
+_END = """
+WITH over AS (
+    UPDATE dispatcher.runs SET state = $3, outcome = $4, ended_at = now(), lease_owner = NULL, lease_until = NULL,
+        stages = $5::jsonb || stages, context_open = $6
+    WHERE run_id = $1 AND epoch = $2 AND (state = 'finishing' OR state = 'running' AND kind = 'tool')
+    RETURNING run_id)
+UPDATE dispatcher.approvals AS a SET outcome = 'expired', resolved_at = now() FROM over WHERE a.run_id = over.run_id AND a.outcome IS NULL
 """
 # Whoever writes to many runs takes them in one order: two that met crosswise would cost leases.
 # The lease of a tool that was called directly begins longer than this.
 _RENEW = """
-UPDATE dispatcher.runs AS r SET lease_until = greatest(lease_until, now() + make_interval(secs => $2))
+UPDATE dispatcher.runs AS r SET lease_until = greatest(lease_until, now() + make_interval(secs => $2)),
+    takeovers = CASE WHEN r.run_id = ANY($4::uuid[]) THEN 0 ELSE r.takeovers END
 FROM (SELECT run_id FROM dispatcher.runs
       WHERE lease_owner = $1 AND run_id = ANY($3::uuid[]) AND state IN ('running', 'suspended', 'finishing')
       ORDER BY run_id FOR NO KEY UPDATE) AS mine
 WHERE r.run_id = mine.run_id
 RETURNING r.run_id, r.epoch, CASE WHEN r.cancelled_at IS NULL THEN '' ELSE r.cancelled_by END AS cancelled,
-    r.token_renewed_at < now() - interval '20 minutes' AS token_old, r.roles, r.tier, r.narrowed_at
+    r.token_renewed_at < now() - interval '20 minutes' AS token_old, r.roles, r.tier, r.narrowed_at,
+    r.woken_at IS NOT NULL AS woken, r.rolled_back_at IS NOT NULL AS rolled_back
 """
 # a session never lives again; of a user, what was started later is not meant
 _REVOKE = """
@@ -75,7 +182,7 @@ WHERE r.run_id = meant.run_id
 # those that wait have no owner who renews their token; two processes that renew the same one do no harm
 _OLD_TOKENS = """
 SELECT run_id, epoch, context_token FROM dispatcher.runs
-WHERE state = 'queued' AND token_renewed_at < now() - interval '20 minutes' ORDER BY token_renewed_at LIMIT $1
+WHERE state IN ('queued', 'suspended') AND token_renewed_at < now() - interval '20 minutes' ORDER BY token_renewed_at LIMIT $1
 """
 # a context ends with its last token, and nobody can close it with that any more
 _OVER = """
@@ -102,23 +209,65 @@ class SystemStore:
         self._database = database
 
     async def claim(
-        self, owner: str, lease_s: float, agents: Sequence[str], most: int, concurrent: Mapping[str, int]
-    ) -> list[runs.Claim]:  # fmt: skip
-        """Own up to `most` runs that wait or whose owner is silent, oldest first; `concurrent` of a user's at a time, by tier."""
-        async with self._database.transaction() as transaction:
-            # who counts what executes must be the only one who adds to it
-            await transaction.execute("SELECT pg_advisory_xact_lock(hashtext('dispatcher.claim'))")
-            rows = await transaction.fetch(
-                _CLAIM, owner, lease_s, list(agents), most, list(concurrent), list(concurrent.values())
-            )  # fmt: skip
-        return [_claim(row) for row in rows]
+        self, owner: str, lease_s: float, agents: Sequence[tuple[str, str]], most: int, concurrent: Mapping[str, int], *,
+        after_user: str = "", missing_s: float = math.inf, queued_s: float = _LONG_S,
+    ) -> runs.Claims:  # fmt: skip
+        """Own up to `most` runs that wait or whose owner is silent; `concurrent` of a user's at a time, by tier.
 
-    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, runs.Held]:
-        """Keep owning runs. Those still owned, each with what its row says by now."""
+        Users have their turns in a circle, from the one behind `after_user` on; of those at hand who has less running goes first.
+        Only runs of these `agents`, by name and version, and those whose agent nobody has had for `missing_s`, as orphaned.
+        What waited in the queue for longer than `queued_s` is overdue.
+        """
+        after, many = after_user or _NOBODY, most + _MORE_USERS
+        mine = {f"{name}@{version}" for name, version in agents} | {f"{name}@" for name, _ in agents}
+        async with self._database.transaction() as transaction:
+            missing = await _missing(transaction, missing_s) if missing_s < math.inf else {}
+            keys = [*mine, *missing]
+            for look in range(_LOOKS):
+                found = await transaction.fetch(_USERS, after, many)
+                users = [row["user_id"] for row in found if not row["due"]]
+                due = [row["user_id"] for row in found if row["due"]]
+                if not look:
+                    # who counts what executes must be the only one who adds to it
+                    await transaction.execute("SELECT pg_advisory_xact_lock(hashtext('dispatcher.claim'))")
+                rows = await transaction.fetch(
+                    _CLAIM, owner, lease_s, keys, most, list(concurrent), list(concurrent.values()),
+                    [*users, *dict.fromkeys(user for user in due if user not in users)], queued_s,
+                )  # fmt: skip
+                if rows or len(users) < many:
+                    break
+                # nobody of these may begin anything just now: those behind them are looked at, many at once
+                after, many = users[-1], many * _WIDER
+        return runs.Claims((_claim(row, mine, missing) for row in rows), _turn(rows, users) or after)
+
+    async def queued(self, most: int) -> int:
+        """How many runs wait for their start, of whichever user; not more than `most` are counted."""
+        query = "SELECT count(*) FROM (SELECT FROM dispatcher.runs WHERE state = 'queued' AND cancelled_at IS NULL LIMIT $1) AS waiting"
+        async with self._database.transaction() as transaction:
+            return int(await transaction.value(query, most))
+
+    async def seen(self, agents: Sequence[tuple[str, str]]) -> None:
+        """There is a dispatcher that has these agents, by name and version."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_SEEN, [name for name, _ in agents], [version for _, version in agents])
+
+    async def context_token(self, run_id: ids.RunId) -> str:
+        """The token of a run's context, as it was renewed last. Raises `NotFound`."""
+        async with self._database.transaction() as transaction:
+            found = await transaction.value("SELECT context_token FROM dispatcher.runs WHERE run_id = $1", run_id)
+        if found is None:
+            raise errors.NotFound("There is no such run.", field="run_id")
+        return str(found)
+
+    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str], moved: Sequence[str] = ()) -> dict[str, runs.Held]:
+        """Keep owning runs. Those still owned, each with what its row says by now. Of those that `moved` takeovers are counted anew."""
         # a database that hangs must be noticed before the lease has run out
         async with self._database.transaction(timeout_s=lease_s / 3) as transaction:
-            rows = await transaction.fetch(_RENEW, owner, lease_s, list(run_ids))
-        return {str(row["run_id"]): runs.Held(row["epoch"], row["cancelled"], row["token_old"], _rights(row)) for row in rows}
+            rows = await transaction.fetch(_RENEW, owner, lease_s, list(run_ids), list(moved))
+        return {
+            str(row["run_id"]): runs.Held(row["epoch"], row["cancelled"], row["token_old"], _rights(row), row["woken"], row["rolled_back"])
+            for row in rows
+        }
 
     async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
         """Run, epoch and context token of runs that wait and whose token needs renewal, oldest first."""
@@ -144,14 +293,30 @@ class SystemStore:
     async def ended(
         self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
     ) -> None:
-        """The run's final state; it has passed these stages. A context that is `context_open` is still to be closed."""
-        query = (
-            "UPDATE dispatcher.runs SET state = $3, outcome = $4, ended_at = now(), lease_owner = NULL, lease_until = NULL,"
-            " stages = $5::jsonb || stages, context_open = $6"
-            " WHERE run_id = $1 AND epoch = $2 AND (state = 'finishing' OR state = 'running' AND kind = 'tool')"
-        )
+        """The run's final state; it has passed these stages. A context that is `context_open` is still to be closed.
+
+        What it asked people for and is not decided yet has expired with it.
+        """
         async with self._database.transaction() as transaction:
-            await transaction.execute(query, run_id, epoch, state, outcome, stages.written(passed), context_open)
+            await transaction.execute(_END, run_id, epoch, state, outcome, stages.written(passed), context_open)
+
+    async def rolled_back(self, run_id: ids.RunId) -> bool:
+        """Whether the messages of a run are to be hidden; once it is finishing that changes no more."""
+        async with self._database.transaction() as transaction:
+            return bool(await transaction.value("SELECT rolled_back_at IS NOT NULL FROM dispatcher.runs WHERE run_id = $1", run_id))
+
+    async def suspended(
+        self, run_id: ids.RunId, epoch: int, waits_for: str, wait_s: float, *, mail_after: int | None = None, asked: Sequence[str] = ()
+    ) -> bool:
+        """The run waits, and nobody owns it until it is woken or `wait_s` are over. False when another owns it by now.
+
+        It is woken at once when there is a message numbered higher than `mail_after`, or an end of one of the approvals `asked` for.
+        With neither of the two, when anything came since it was claimed.
+        """
+        async with self._database.transaction() as transaction:
+            await transaction.execute("SELECT FROM dispatcher.runs WHERE run_id = $1 FOR NO KEY UPDATE", run_id)
+            done = await transaction.execute(_SUSPEND, run_id, epoch, waits_for, wait_s, mail_after, list(asked))
+        return done == "UPDATE 1"
 
     async def open_contexts(self, most: int) -> list[tuple[ids.RunId, str]]:
         """Runs that have ended and whose context is still to be closed, with its token while that lasts."""
@@ -181,14 +346,29 @@ class SystemStore:
             await transaction.execute(_NARROW, user_id, list(rights.roles), rights.tier, rights.since, rights.since + runs.LATE)
 
     async def release(self, owner: str) -> None:
-        """Let others take over at once what this owner still has."""
+        """Let others carry on at once what this owner still has. It let go of it: for nobody that is a takeover."""
+        query = "UPDATE dispatcher.runs SET lease_until = now(), lease_owner = NULL WHERE lease_owner = $1"
         async with self._database.transaction() as transaction:
-            await transaction.execute("UPDATE dispatcher.runs SET lease_until = now() WHERE lease_owner = $1", owner)
+            await transaction.execute(query, owner)
 
 
-def _claim(row: postgres.Row) -> runs.Claim:
+async def _missing(transaction: postgres.Transaction, missing_s: float) -> dict[str, float]:
+    """For how long nobody has had the agents of runs under way, where that is too long."""
+    rows = await transaction.fetch(_MISSING)
+    return {row["key"]: row["missing_s"] for row in rows if row["missing_s"] > missing_s}
+
+
+def _turn(rows: Sequence[postgres.Row], users: Sequence[str]) -> str:
+    """The last of these users who has had a turn in this look; of none of them, the last who was looked at."""
+    places = {user_id: place for place, user_id in enumerate(users)}
+    begun = [row["user_id"] for row in rows if row["was"] in _WAITING and not row["cancelled"]]
+    had = [places[user_id] for user_id in begun if user_id in places]
+    return users[max(had, default=-1)] if users else ""
+
+
+def _claim(row: postgres.Row, mine: Container[str], missing: Mapping[str, float]) -> runs.Claim:
     order = runs.Order(
-        run_id=ids.RunId(str(row["run_id"])),
+        run_id=ids.RunId(row["run_id"]),
         kind=row["kind"],
         agent=row["agent"],
         request=row["request"],
@@ -198,8 +378,14 @@ def _claim(row: postgres.Row) -> runs.Claim:
         context=row["context"],
         context_token=row["context_token"],
         traceparent=row["traceparent"],
+        agent_version=row["agent_version"],
     )
-    return runs.Claim(order, row["epoch"], row["cancelled"], row["expired"], _rights(row), row["finishing"])
+    key = f"{order.agent}@{order.agent_version}"
+    return runs.Claim(
+        order, row["epoch"], row["cancelled"], row["expired"], _rights(row), row["finishing"], takeovers=row["takeovers"],
+        ran_s=row["ran_s"], orphaned=order.kind == "agent" and key not in mine, overdue=row["overdue"], rolled_back=row["rolled_back"],
+        missing_s=missing.get(key, 0.0),
+    )  # fmt: skip
 
 
 def _rights(row: postgres.Row) -> runs.Rights | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import math
 import os
 import socket
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -16,17 +19,23 @@ import stamina
 from chassis import identity, lifecycle, log, streams, trust
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
-from services.dispatcher import admission, engine, entitlements, runs, settings, upstreams
+from services.dispatcher import admission, approvals, engine, entitlements, runs, settings, upstreams
 from services.dispatcher.agents import registry as agents_
 
 _log = log.get(__name__)
 _WAKE = "wake"
 _CANCEL = "cancel"
+# behind a run's id: its messages are to be hidden as well
+_ROLLBACK = " rollback"
 # how long after a tool's own deadline another process closes an interactive call that its owner left open
 _TOOL_GRACE_S = 10.0
 _TOKENS_AT_ONCE = 100
 _CLOSE_AGAIN_S = 2.0
 _RETRY_S = 0.1
+# how often a dispatcher says which agents it has, and looks for those that none has
+_SEEN_S = 10.0
+# what is let go of is let go of so long before another process may have it
+_BEFORE_S = 1.0
 _LATE_S = 1.0
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 
@@ -38,18 +47,61 @@ class Mine(Protocol):
         """Ask a run to stop, unless it has ended: the user's, or with a thread of theirs anybody's in it. Raises `NotFound`."""
         ...
 
+    async def get(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
+        """One run: the user's, or with a thread that was granted to them anybody's in it. Raises `NotFound`."""
+        ...
+
+    async def addressee(self, user_id: ids.UserId, request_id: str, thread_id: str) -> ids.RunId | None:
+        """The run that a message to a thread goes to, in place of a new one."""
+        ...
+
+    async def mail_by_request(self, user_id: ids.UserId, request_id: str) -> runs.Sent | None:
+        """The message that the user sent under this request id, to whichever run."""
+        ...
+
+    async def send(self, user_id: ids.UserId, sent: runs.Sent, granted: str = "") -> None:
+        """Bring a message to a run, once, and wake it. Raises `FailedPrecondition` when it has ended, `AlreadyExists`."""
+        ...
+
+    async def vote(self, user_id: ids.UserId, approval_id: str, decision: str, comment: str, granted: str = "") -> approvals.Approval:
+        """Add a user's vote; one that decides wakes the run. Raises `NotFound`, `FailedPrecondition`."""
+        ...
+
+    async def approval(self, user_id: ids.UserId, approval_id: str, granted: str = "") -> approvals.Approval:
+        """One approval with its votes. Raises `NotFound`."""
+        ...
+
+    async def approvals(
+        self, user_id: ids.UserId, *, run_id: str, state: str, after: str, size: int, granted: str = ""
+    ) -> list[approvals.Approval]:  # fmt: skip
+        """Up to `size` approvals, newest first, older than the one `after` when given."""
+        ...
+
 
 class Leases(Protocol):
     """Where the leases of all runs are kept."""
 
     async def claim(
-        self, owner: str, lease_s: float, agents: Sequence[str], most: int, concurrent: Mapping[str, int]
-    ) -> list[runs.Claim]:  # fmt: skip
-        """Own up to `most` runs that wait or whose owner is silent, oldest first; `concurrent` of a user's at a time, by tier."""
+        self, owner: str, lease_s: float, agents: Sequence[tuple[str, str]], most: int, concurrent: Mapping[str, int], *,
+        after_user: str, missing_s: float, queued_s: float,
+    ) -> runs.Claims:  # fmt: skip
+        """Own up to `most` runs that wait or whose owner is silent, from the user behind `after_user` on; see `SystemStore.claim`."""
         ...
 
-    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str]) -> dict[str, runs.Held]:
-        """Keep owning runs. Those still owned, each with what its row says by now."""
+    async def queued(self, most: int) -> int:
+        """How many runs wait for their start, of whichever user; not more than `most` are counted."""
+        ...
+
+    async def seen(self, agents: Sequence[tuple[str, str]]) -> None:
+        """There is a dispatcher that has these agents, by name and version."""
+        ...
+
+    async def context_token(self, run_id: ids.RunId) -> str:
+        """The token of a run's context, as it was renewed last. Raises `NotFound`."""
+        ...
+
+    async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str], moved: Sequence[str] = ()) -> dict[str, runs.Held]:
+        """Keep owning runs. Those still owned, each with what its row says by now. Of those that `moved` takeovers are counted anew."""
         ...
 
     async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
@@ -96,25 +148,106 @@ class Supervisor:
         self._running: dict[str, engine.Running] = {}
         self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("a run's task failed", exc_info=error))
         self._woken = asyncio.Event()
-        self._renewed_at = time.monotonic()
+        self._room = admission.Room(all_runs, limits.queued_total)
+        self._seen_s = min(_SEEN_S, limits.version_missing_s / 3)
+        # the user who had the last turn; agents that nobody has are looked for once others had the time to say that they have them
+        self._after, self._missing_at = "", time.monotonic() + limits.version_missing_s
+        # a look at the queue that has begun is waited for before all is let go of
+        self._looking = asyncio.Lock()
         self._claiming = True
 
-    async def start(self, user: identity.Principal, wanted: admission.Wanted) -> runs.Run:
-        """Accept a run of an agent. Raises `NotFound` for an unknown agent or thread, `Busy`, `AlreadyExists`, `RateLimited`."""
-        self._entitled.require_agent(user, self._agents.get(wanted.name))
+    async def start(self, user: identity.Principal, wanted: admission.Wanted) -> tuple[runs.Run, bool]:
+        """Accept a run of an agent; or, when that is `wanted`, bring the message to the user's run on the thread that waits for one.
+
+        Returns the run, and whether it was there before and waited; it has the id of this message then. Raises `NotFound` for an
+        unknown agent or thread, `InvalidPayload`, `Busy`, `AlreadyExists`, `RateLimited`.
+        """
+        spec = self._agents.get(wanted.name)
+        self._entitled.require_agent(user, spec)
+        if wanted.deliver and wanted.thread_id and (waited := await self._delivered(user, wanted)) is not None:
+            return waited, True
+        self._agents.check_inputs(spec, admission.json_object(wanted.inputs, "inputs"))
+        wanted = dataclasses.replace(wanted, agent_version=wanted.agent_version or spec.version)
         if (known := await self._admission.known(user, wanted)) is not None:
-            return known
+            return known, False
+        await self._room.require()
         try:
-            run, _ = await self._admission.accept(user, wanted)
+            added, _ = await self._admission.accept(user, wanted)
         except errors.FailedPrecondition:
             # the same request came twice at once, and the other one has ended its run already
             if (known := await self._admission.known(user, wanted)) is None:
                 raise
-            return known
+            return known, False
+        for earlier in added.stopped:
+            self._stop(earlier, rolled_back=wanted.on_busy == runs.ROLLBACK)
         self._stop_if_withdrawn(user)
         self._woken.set()
         self._tasks.spawn(self._tell(_WAKE, ""), name="wake")
-        return run
+        return added.run, False
+
+    async def _delivered(self, user: identity.Principal, wanted: admission.Wanted) -> runs.Run | None:
+        self._admission.check(wanted)
+        found = await self._store.addressee(user.user_id, wanted.request_id, wanted.thread_id)
+        if found is None:
+            return None
+        try:
+            return await self.send(user, found, wanted.request_id, wanted.request)
+        except errors.FailedPrecondition:
+            # it ended in this moment
+            return None
+
+    async def send(self, user: identity.Principal, run_id: ids.RunId, request_id: str, text: str, granted: str = "") -> runs.Run:
+        """Send a message to a run that has not ended, the user's or with a thread that they may write to anybody's in it; once.
+
+        Returns the run with the id of this message. Raises `NotFound`, `FailedPrecondition` when it has ended, and `AlreadyExists`
+        when the request id was used for another message.
+        """
+        run = await self._store.get(user.user_id, run_id, granted)
+        if (sent := await self._store.mail_by_request(user.user_id, request_id)) is None:
+            if run.kind != "agent" or run.state not in runs.GOES_ON:
+                raise errors.FailedPrecondition("The run has ended, or is about to.", state=run.state)
+            # an entry of the run's own thread, by its context: two users may use the same request id
+            key = uuid.uuid5(uuid.UUID(run_id), f"{user.user_id} {request_id}")
+            token = await self._all.context_token(run_id)
+            message_id = await self._contexts.append_message(token, f"{key}:message", "user", text)
+            sent = runs.Sent(run_id, request_id, message_id, text)
+            await self._store.send(user.user_id, sent, granted)
+            self._wake(run_id)
+        elif (sent.run_id, sent.content) != (run_id, text):
+            raise errors.AlreadyExists(field="request_id")
+        return dataclasses.replace(run, message_id=sent.message_id)
+
+    async def resolve(
+        self, user: identity.Principal, approval_id: str, decision: str, comment: str, granted: str = ""
+    ) -> approvals.Approval:
+        """A user's vote on an approval; the same again changes nothing. What the approval has come to by now.
+
+        Raises `InvalidPayload`, `NotFound`, and `FailedPrecondition` when it is too late or the user has voted otherwise.
+        """
+        approvals.check_vote(decision, comment)
+        found = await self._store.vote(user.user_id, approval_id, decision, comment, granted)
+        if found.state != approvals.PENDING:
+            self._wake(found.run_id)
+        return found
+
+    async def approval(self, user: identity.Principal, approval_id: str, granted: str = "") -> approvals.Approval:
+        """One approval: of a run of the user's, or of a thread that was `granted` to them. Raises `NotFound`."""
+        return await self._store.approval(user.user_id, approval_id, granted)
+
+    async def approvals(
+        self, user: identity.Principal, *, run_id: str = "", state: str = "", after: str = "", size: int = 50, granted: str = ""
+    ) -> list[approvals.Approval]:
+        """Up to `size` approvals, newest first, older than the one `after`: of the user's runs, or of a thread `granted` to them."""
+        approvals.check_state(state)
+        return await self._store.approvals(user.user_id, run_id=run_id, state=state, after=after, size=size, granted=granted)
+
+    def _wake(self, run_id: ids.RunId) -> None:
+        if (running := self._running.get(run_id)) is not None:
+            running.wake()
+        else:
+            # not waited for: the row carries the same word
+            self._tasks.spawn(self._tell(_WAKE, run_id), name="wake")
+        self._woken.set()
 
     async def call(self, user: identity.Principal, wanted: admission.Wanted, arguments: dict[str, Any]) -> tuple[ids.RunId, bytes]:
         """Execute one tool and return its run and its answer; the same request gets the same answer.
@@ -126,7 +259,8 @@ class Supervisor:
             # before anything is stored: who is refused may send the same request again
             self._engine.require_room(user.user_id, self._entitled.of_user(user).concurrent())
             lease_s, began = wanted.deadline_s + _TOOL_GRACE_S, time.monotonic()
-            run, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
+            added, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
+            run = added.run
             if run.run_id not in self._running and run.state == runs.RunState.RUNNING:
                 running = engine.Running(
                     runs.Claim(order, 1, cancelled="", expired=False), order.context_token, leased_until=began + lease_s
@@ -149,13 +283,17 @@ class Supervisor:
     async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
         """Ask a run to stop, wherever it runs; of a thread of theirs that was `granted` anybody's. Raises `NotFound`."""
         run = await self._store.cancel(user_id, run_id, granted)
+        self._stop(run_id)
+        return run
+
+    def _stop(self, run_id: ids.RunId, *, rolled_back: bool = False) -> None:
         if (running := self._running.get(run_id)) is not None:
+            running.rolled_back = running.rolled_back or rolled_back
             running.ask_to_stop()
         else:
             # not waited for: the row carries the same word
-            self._tasks.spawn(self._tell(_CANCEL, run_id), name="cancel")
+            self._tasks.spawn(self._tell(_CANCEL, f"{run_id}{_ROLLBACK}" if rolled_back else run_id), name="cancel")
         self._woken.set()
-        return run
 
     def revoked(self, revocation: auth_pb2.Revocation) -> None:
         """Stop the runs of a session or a user that was withdrawn for reasons of security; otherwise they go on."""
@@ -196,6 +334,7 @@ class Supervisor:
             group.create_task(self._renew_always())
             group.create_task(self._renew_tokens_always())
             group.create_task(self._close_contexts_always())
+            group.create_task(self._seen_always())
             group.create_task(self._listen(_WAKE))
             group.create_task(self._listen(_CANCEL))
 
@@ -208,8 +347,12 @@ class Supervisor:
 
     async def _listen(self, topic: str) -> None:
         async for message in self._signals.listen(topic):
-            if topic == _CANCEL and (running := self._running.get(message)) is not None:
-                running.ask_to_stop()
+            if (running := self._running.get(message.removesuffix(_ROLLBACK))) is not None:
+                if topic == _CANCEL:
+                    running.rolled_back = running.rolled_back or message.endswith(_ROLLBACK)
+                    running.ask_to_stop()
+                else:
+                    running.wake()
             self._woken.set()
 
     async def _claim_always(self) -> None:
@@ -221,22 +364,35 @@ class Supervisor:
                         await self._woken.wait()
 
     async def _claim(self) -> bool:
-        free = self._limits.slots - len(self._running)
-        # what could not be recorded waits in the queue, where another process can take it
-        if free <= 0 or not self._claiming or not self._engine.can_record:
-            return False
-        try:
-            claims = await self._all.claim(self.owner, self._limits.lease_s, self._agents.names(), free, self._entitled.concurrent())
-        except (errors.Unavailable, errors.DeadlineExceeded):
-            return False
-        for claim in claims:
-            running = engine.Running(claim, claim.order.context_token, rights=claim.rights)
-            if claim.cancelled:
-                running.ask_to_stop(claim.cancelled)
-            before = self._running.get(claim.order.run_id)
-            self._running[claim.order.run_id] = running
-            running.task = self._tasks.spawn(self._own(running, before), name=f"run {claim.order.run_id}")
-        return bool(claims)
+        async with self._looking:
+            free = self._limits.slots - len(self._running)
+            # what could not be recorded waits in the queue, where another process can take it
+            if free <= 0 or not self._claiming or not self._engine.can_record:
+                return False
+            began, looks = time.monotonic(), time.monotonic() >= self._missing_at
+            try:
+                claims = await self._all.claim(
+                    self.owner, self._limits.lease_s, self._agents.versions(), free, self._entitled.concurrent(), after_user=self._after,
+                    missing_s=self._limits.version_missing_s if looks else math.inf, queued_s=self._limits.queued_s,
+                )  # fmt: skip
+            except _AWAY:
+                return False
+            self._after = claims.after
+            if looks and not any(claim.orphaned for claim in claims):
+                self._missing_at = began + self._seen_s
+            for claim in claims:
+                self._begin(claim, began + self._limits.lease_s)
+            return bool(claims)
+
+    def _begin(self, claim: runs.Claim, leased_until: float) -> None:
+        running = engine.Running(
+            claim, claim.order.context_token, rights=claim.rights, leased_until=leased_until, rolled_back=claim.rolled_back
+        )
+        if claim.cancelled:
+            running.ask_to_stop(claim.cancelled)
+        before = self._running.get(claim.order.run_id)
+        self._running[claim.order.run_id] = running
+        running.task = self._tasks.spawn(self._own(running, before), name=f"run {claim.order.run_id}")
 
     async def _own(self, running: engine.Running, before: engine.Running | None) -> None:
         try:
@@ -261,31 +417,48 @@ class Supervisor:
             leased = dict(self._running)
             try:
                 await self._renew(leased)
-                self._renewed_at, pause_s = time.monotonic(), self._limits.lease_s / 3
-            except (errors.Unavailable, errors.DeadlineExceeded):
+                pause_s = self._limits.lease_s / 3
+            except _AWAY:
                 pause_s = _RETRY_S
                 self._let_go(self._run_out(leased), "the lease could not be renewed")
 
     def _run_out(self, leased: Mapping[str, engine.Running]) -> dict[str, engine.Running]:
         """Those that another process may take over in a moment."""
-        now, kept_s = time.monotonic(), self._limits.lease_s
-        return {
-            run_id: running
-            for run_id, running in leased.items()
-            if now > max(self._renewed_at + kept_s, running.leased_until) - 1.0
-        }  # fmt: skip
+        now = time.monotonic()
+        return {run_id: running for run_id, running in leased.items() if now > running.leased_until - _BEFORE_S}
 
     async def _renew(self, leased: dict[str, engine.Running]) -> None:
-        kept = await self._all.renew(self.owner, self._limits.lease_s, list(leased)) if leased else {}
+        # a lease counts from here: nobody knows how long the answer was under way
+        asked = time.monotonic()
+        moved = [run_id for run_id, running in leased.items() if running.moved]
+        kept = await self._all.renew(self.owner, self._limits.lease_s, list(leased), moved) if leased else {}
         for run_id, running in leased.items():
             held = kept.get(run_id, runs.Held(0))
-            if held.epoch != running.claim.epoch and not running.over and self._running.get(run_id) is running:
-                self._let_go({run_id: running}, "another process owns it")
-            elif held.cancelled:
-                running.ask_to_stop(held.cancelled)
-            if held.rights is not None:
-                running.left_with(held.rights)
-            running.token_old = held.token_old
+            if held.epoch != running.claim.epoch:
+                if not running.over and self._running.get(run_id) is running:
+                    self._let_go({run_id: running}, "another process owns it")
+                continue
+            running.leased_until = max(running.leased_until, asked + self._limits.lease_s)
+            self._heard(running, held)
+
+    def _heard(self, running: engine.Running, held: runs.Held) -> None:
+        """What the row of a run says by now."""
+        running.rolled_back = running.rolled_back or held.rolled_back
+        if held.cancelled:
+            running.ask_to_stop(held.cancelled)
+        if held.woken:
+            running.wake()
+        if held.rights is not None:
+            running.left_with(held.rights)
+        running.token_old = held.token_old
+
+    async def _seen_always(self) -> None:
+        while True:
+            try:
+                await self._all.seen(self._agents.versions())
+            except _AWAY:
+                _log.warning("it could not be said which agents are here")
+            await asyncio.sleep(self._seen_s)
 
     async def _renewed(self, run_id: ids.RunId, epoch: int, token: str) -> str:
         try:
@@ -304,7 +477,7 @@ class Supervisor:
                     running.token = await self._renewed(running.claim.order.run_id, running.claim.epoch, running.token)
                 for run_id, epoch, token in await self._all.old_tokens(_TOKENS_AT_ONCE):
                     await self._renewed(run_id, epoch, token)
-            except (errors.Unavailable, errors.DeadlineExceeded):
+            except _AWAY:
                 _log.warning("context tokens could not be looked at")
             await asyncio.sleep(self._limits.tokens_s)
 
@@ -315,7 +488,7 @@ class Supervisor:
                 for run_id, token in await self._all.open_contexts(_TOKENS_AT_ONCE):
                     if await self._engine.closed(token):
                         await self._all.context_closed(run_id)
-            except (errors.Unavailable, errors.DeadlineExceeded):
+            except _AWAY:
                 _log.warning("contexts of runs that ended could not be looked at")
             await asyncio.sleep(_CLOSE_AGAIN_S)
 
@@ -326,8 +499,10 @@ class Supervisor:
                 running.task.cancel()
 
     async def close(self) -> None:
-        """Claim no more, give what runs its time, then let go of it so that another process can take it over."""
+        """Claim no more, give what runs its time, then let go of it: another process carries it on, and it counts as no takeover."""
         self._claiming = False
+        async with self._looking:
+            pass
         deadline = time.monotonic() + self._limits.drain_s
         while self._running and time.monotonic() < deadline:
             self._woken.clear()
@@ -338,7 +513,7 @@ class Supervisor:
         await self._engine.close()
         try:
             await self._all.release(self.owner)
-        except (errors.Unavailable, errors.DeadlineExceeded):
+        except _AWAY:
             _log.warning("leases could not be released; they run out by themselves")
 
 

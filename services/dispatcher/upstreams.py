@@ -69,6 +69,11 @@ class Contexts:
             answer = await self._stub.AppendMessage(request, metadata=_in_context(token))
         return ids.MessageId(answer.message.message_id)
 
+    async def hide(self, token: str) -> None:
+        """Hide all messages of the context's run from its thread; again, it changes nothing. Raises `FailedPrecondition` once closed."""
+        with status.translated():
+            await self._stub.HideMessages(context_pb2.HideMessagesRequest(), metadata=_in_context(token))
+
     async def rest(self, opened: Opened) -> None:
         """Say that nothing came of a context: it can be opened again by the same request, and until then nothing waits for it."""
         request = context_pb2.CloseContextRequest(unused=opened.expires_at)

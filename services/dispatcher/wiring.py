@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import grpc
 
 from chassis import audit, channel, identity, lifecycle, limits, migrations, postgres, replicas, server, streams, tls, trust
 from chassis.settings import MissingSecret
@@ -15,7 +19,21 @@ from netra.agent import AgentSpec
 from netra.auth.v1 import auth_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from netra.tool import Tier, ToolSpec
-from services.dispatcher import admission, appender, engine, entitlements, servicer, store, store_system, store_tools, supervisor, upstreams
+from services.dispatcher import (
+    admission,
+    appender,
+    engine,
+    entitlements,
+    executions,
+    servicer,
+    store,
+    store_system,
+    store_tools,
+    store_waits,
+    supervisor,
+    upstreams,
+    waits,
+)
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.settings import DispatcherSettings
 from services.dispatcher.tools import dispatch, means, registrations, workspace
@@ -23,6 +41,8 @@ from services.dispatcher.tools import registry as tools_
 from services.dispatcher.tools.sandbox import allowances, command, guardian, python, remote, sandboxes, script, tiers, workers
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+# a process that stands still in a transaction must not hold the rows of runs from those that take them over
+_PROMPT: Mapping[str, str] = MappingProxyType({"idle_in_transaction_session_timeout": "2s"})
 _DESCRIPTOR = dispatcher_pb2.DESCRIPTOR.services_by_name["DispatcherService"]
 
 
@@ -32,6 +52,10 @@ class Service:
 
     server: server.Server
     trust: trust.Trust
+    # what executes here, as it is looked at from inside
+    agents: agents_.AgentRegistry
+    executions: executions.Executions
+    dispatchers: dispatch.Dispatchers
 
     @property
     def port(self) -> int:
@@ -45,7 +69,11 @@ async def build(
 ) -> AsyncIterator[Service]:
     """Run the dispatcher for the time of the block; `agents` and `tools` come on top of the built-in and installed ones."""
     async with contextlib.AsyncExitStack() as stack:
-        known_agents = agents_.AgentRegistry([*agents_.built_in(), *agents_.installed(), *agents])
+        known_agents = agents_.AgentRegistry(
+            [*agents_.built_in(), *agents_.installed(), *agents],
+            agents_per_user=settings.agents_per_user,
+            session_age_s=settings.session_age_s,
+        )
         declared = [*tools_.built_in(), *tools_.installed(), *tools]
         known_tools = tools_.ToolRegistry(declared)
         spaces = await asyncio.to_thread(workspace.Workspaces, settings.workspaces(), workspace.NoArtifacts(), settings.tool_processes)
@@ -56,41 +84,28 @@ async def build(
         await contained.start()
         tasks = lifecycle.Tasks()
         trusted = trust.Trust(settings.state_dir, settings.trust_stale_s)
-        certificates = tls.of(settings)
-
-        to_auth = channel.connect(settings.auth_target, certificates=certificates, name="auth")
-        auth: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(to_auth)
-        authorized = channel.ServiceCredentials("dispatcher", settings.secret("service").get_secret_value(), auth)
-        refusals = audit.Refusals(audit.to_auth(auth, authorized))
+        others = _Others.of(settings)
+        spaces.artifacts = others.artifacts
+        refusals = audit.Refusals(audit.to_auth(others.auth, others.authorized))
         stack.push_async_callback(refusals.close)
         authenticator = identity.Authenticator(trusted)
-        listening = server.Server(settings.host, settings.port, authenticator, settings.drain_s, certificates, refusals)
-        contexts = upstreams.Contexts(channel.connect(settings.context_target, authorized, certificates=certificates, name="context"))
-        spaces.artifacts = upstreams.Artifacts(
-            channel.connect(settings.context_target, authorized, certificates=certificates, name="context")
-        )
-        replicated = replicas.Replicas(settings.events_target)
-        records = upstreams.Records(
-            replicated, lambda target: channel.connect(target, authorized, certificates=certificates, name="events")
-        )
-        signals = streams.Streams(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
-        stack.push_async_callback(signals.close)
-        counted = limits.Limits(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
-        stack.push_async_callback(counted.close)
+        listening = server.Server(settings.host, settings.port, authenticator, settings.drain_s, tls.of(settings), refusals)
+        signals, counted, mine, everyone = await _stores(settings, stack)
         entitled = entitlements.Entitlements(trusted, counted, refusals, settings)
-        dsn, size = settings.postgres_dsn("netra_dispatcher", "postgres"), settings.postgres_pool
-        mine = await postgres.open_pool(dsn, "dispatcher", size=size, options=postgres.BY_KEY)
-        stack.push_async_callback(mine.close)
-        everyone = await postgres.open_pool(settings.postgres_dsn("netra_dispatcher_system", "postgres_system"), "dispatcher system")
-        stack.push_async_callback(everyone.close)
 
-        users, all_runs, appends = store.Store(mine), store_system.SystemStore(everyone), appender.Appender(records)
+        users, all_runs, appends = store.Store(mine), store_system.SystemStore(everyone), appender.Appender(others.records)
         registered = registrations.Registrations(store_tools.ToolStore(everyone), known_tools)
         dispatchers = dispatch.Dispatchers(known_tools, contained, _rules(settings), functools.partial(_granted, settings))
         stack.push_async_callback(dispatchers.close)
-        executing = engine.ExecutionEngine(contexts, records, appends, all_runs, known_agents, dispatchers, entitled, spaces)
-        accepted = admission.Admission(contexts, users, entitled, settings)
-        overseer = supervisor.Supervisor(accepted, executing, users, all_runs, contexts, signals, known_agents, entitled, trusted, settings)
+        executed = executions.Executions(known_agents, silent_s=settings.agent_silent_s, history=settings.engine_history)
+        outside = waits.Waits(store_waits.SystemWaits(everyone))
+        executing = engine.ExecutionEngine(
+            others.contexts, others.records, appends, all_runs, known_agents, dispatchers, entitled, spaces, outside, settings, executed
+        )
+        accepted = admission.Admission(others.contexts, users, entitled, settings)
+        overseer = supervisor.Supervisor(
+            accepted, executing, users, all_runs, others.contexts, signals, known_agents, entitled, trusted, settings
+        )
         trusted.on_revocation(overseer.revoked)
         trusted.on_rights(overseer.narrowed)
         listening.add(
@@ -104,16 +119,64 @@ async def build(
         stack.push_async_callback(tasks.close)
         stack.push_async_callback(overseer.close)
         stack.push_async_callback(listening.drain)
-        tasks.spawn(trust.follow(trusted, auth, authorized), name="trust")
+        tasks.spawn(trust.follow(trusted, others.auth, others.authorized), name="trust")
         tasks.spawn(refusals.run(), name="refusals")
-        tasks.spawn(replicated.follow(), name="replicas of events")
+        tasks.spawn(others.records.replicas.follow(), name="replicas of events")
         tasks.spawn(appends.run(), name="append streams")
         tasks.spawn(appends.watch(lambda reachable: listening.part("netra.record", reachable)), name="health of the record")
+        tasks.spawn(executed.watch(), name="heartbeats of agents")
         tasks.spawn(
             contained.probe(lambda found: listening.part(f"netra.sandbox.{found.tier}", found.available)), name="probes of the sandboxes"
         )
         tasks.spawn(_serve(mine, trusted, listening, tasks, overseer, registered), name="serving")
-        yield Service(listening, trusted)
+        yield Service(listening, trusted, known_agents, executed, dispatchers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """The services that this one calls, in its own name."""
+
+    auth: auth_pb2_grpc.AuthServiceAsyncStub
+    authorized: channel.ServiceCredentials
+    contexts: upstreams.Contexts
+    artifacts: upstreams.Artifacts
+    records: upstreams.Records
+
+    @classmethod
+    def of(cls, settings: DispatcherSettings) -> Self:
+        certificates = tls.of(settings)
+        auth: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(
+            channel.connect(settings.auth_target, certificates=certificates, name="auth")
+        )
+        authorized = channel.ServiceCredentials("dispatcher", settings.secret("service").get_secret_value(), auth)
+
+        def to(name: str, target: str) -> grpc.aio.Channel:
+            return channel.connect(target, authorized, certificates=certificates, name=name)
+
+        return cls(
+            auth=auth,
+            authorized=authorized,
+            contexts=upstreams.Contexts(to("context", settings.context_target)),
+            artifacts=upstreams.Artifacts(to("context", settings.context_target)),
+            records=upstreams.Records(replicas.Replicas(settings.events_target), functools.partial(to, "events")),
+        )
+
+
+async def _stores(
+    settings: DispatcherSettings, stack: contextlib.AsyncExitStack
+) -> tuple[streams.Streams, limits.Limits, postgres.DatabaseManager, postgres.DatabaseManager]:
+    """Signals, counts, and the database as users and as the system have it; closed with the stack."""
+    signals = streams.Streams(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
+    stack.push_async_callback(signals.close)
+    counted = limits.Limits(settings.valkey_dsn("dispatcher"), "dispatcher", settings.valkey_namespace)
+    stack.push_async_callback(counted.close)
+    dsn, size = settings.postgres_dsn("netra_dispatcher", "postgres"), settings.postgres_pool
+    mine = await postgres.open_pool(dsn, "dispatcher", size=size, options={**postgres.BY_KEY, **_PROMPT})
+    stack.push_async_callback(mine.close)
+    system_dsn = settings.postgres_dsn("netra_dispatcher_system", "postgres_system")
+    everyone = await postgres.open_pool(system_dsn, "dispatcher system", options={**postgres.BY_KEY, "jit": "off", **_PROMPT})
+    stack.push_async_callback(everyone.close)
+    return signals, counted, mine, everyone
 
 
 def _sandboxes(settings: DispatcherSettings, declared: Iterable[ToolSpec], folder: Path) -> sandboxes.Sandboxes:

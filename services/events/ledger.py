@@ -41,6 +41,10 @@ class Cursor:
     last_at: datetime
 
 
+# user, day, class
+Mark = tuple[str, date, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """An event of the record as far as is needed to know it again."""
@@ -86,8 +90,8 @@ class Ledger:
     steps: list[StepRow] = field(default_factory=list)
     changed: dict[str, Head] = field(default_factory=dict)
     moved: dict[str, Cursor] = field(default_factory=dict)
-    # (user, day, class) -> its first cursor, as far as this transaction knows
-    marks: dict[tuple[str, date, str], int] = field(default_factory=dict)
+    # with its first cursor, as far as this transaction knows
+    marks: dict[Mark, int] = field(default_factory=dict)
     outcomes: list[log.Outcome] = field(default_factory=list)
     # runs whose rows another transaction holds
     held: frozenset[str] = frozenset()
@@ -100,6 +104,19 @@ class Ledger:
             self.outcomes.append(log.Outcome(append.request.append_id, refused=refused))
         else:
             self.outcomes.append(log.Outcome(append.request.append_id, cursor))
+
+    def goes_on(self, append: log.Append) -> bool:
+        """Judge an append if it simply goes on where its run stands, and no other row than those of the run and its user is needed
+        for that; false if it does not: then it is not judged.
+        """
+        head, request = self.heads.get(append.request.run_id), append.request
+        if append.context is not None or head is None or head.ended or request.epoch != head.epoch or request.first_seq != head.next_seq:
+            return False
+        if request.first_seq == head.last_first_seq and append.digest == head.last_digest:
+            return False
+        # steps alone may be there already: then they are not written a second time
+        self.outcomes.append(log.Outcome(request.append_id, self._take(append, head)))
+        return True
 
     def _admitted(self, append: log.Append) -> int:
         request = append.request
@@ -145,7 +162,7 @@ class Ledger:
         request, cursor = append.request, self.cursors[head.user_id]
         head.last_at = self._at(cursor, head.last_at)
         of = _Shared(head.user_id, head.run_id, head.thread_id, head.shared, head.retention)
-        self._write(of, cursor, list(enumerate(request.events, request.first_seq)))
+        self._write(of, cursor, head.last_at, list(enumerate(request.events, request.first_seq)))
         self.steps += [StepRow(head.run_id, head.user_id, step.key, step.result) for step in request.steps]
         if request.end:
             self._end(head)
@@ -169,20 +186,21 @@ class Ledger:
             known = self.without_run.get((user_id, event.event_id))
             if known is not None and known.digest != _digest(_frame(of.shared, event, known.cursor, 0, frames.timestamp(known.at))):
                 raise errors.AlreadyExists(f"Another event of the user has the id {event.event_id}.")
-        self._at(cursor, cursor.last_at)
-        for row in self._write(of, cursor, [(0, event) for event in events if (user_id, event.event_id) not in self.without_run]):
+        new = [(0, event) for event in events if (user_id, event.event_id) not in self.without_run]
+        for row in self._write(of, cursor, self._at(cursor, cursor.last_at), new):
             self.without_run[user_id, row.event_id] = Earlier(row.event.cursor, row.at, _digest(row.event.frame))
         return max(self.without_run[user_id, event.event_id].cursor for event in events)
 
     def _at(self, cursor: Cursor, last_at: datetime) -> datetime:
         # time does not go back, neither in a run nor in a user's record
-        cursor.last_at = max(self.now, cursor.last_at, last_at)
-        return cursor.last_at
+        return max(self.now, cursor.last_at, last_at)
 
-    def _write(self, of: _Shared, cursor: Cursor, events: Sequence[tuple[int, events_pb2.NewEvent]]) -> Sequence[EventRow]:
+    def _write(
+        self, of: _Shared, cursor: Cursor, last_at: datetime, events: Sequence[tuple[int, events_pb2.NewEvent]]
+    ) -> Sequence[EventRow]:  # fmt: skip
         if not events:
             return ()
-        at = frames.timestamp(cursor.last_at)
+        cursor.last_at, at = last_at, frames.timestamp(last_at)
         self.moved[of.user_id] = cursor
         self.marks.setdefault((of.user_id, days.day_of(cursor.last_at), of.retention), cursor.last + 1)
         for seq, event in events:

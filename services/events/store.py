@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from chassis import log as log_
 from chassis import postgres
 from netra import errors
-from services.events import days, heads, log, paging
+from services.events import days, heads, ledger, log, memory, paging
 
 _log = log_.get(__name__)
 # what is stopped in the middle of a transaction holds up nobody for long; a plan that fits any day would look into every day
@@ -36,22 +36,14 @@ _PAGE_OF_ALL, _PAGE_OF_RUN, _PAGE_ANYWHERE = (
         "",
     )
 )
-_NEW_CURSOR = "INSERT INTO events.cursors (user_id, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"
-# a row that says so already is not locked
-_TENANT = "UPDATE events.cursors SET tenant_id = $2 WHERE user_id = $1 AND tenant_id IS DISTINCT FROM $2"
-_NEW_HEAD = """
-INSERT INTO events.heads (run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, deadline)
-VALUES ($1, $2, $3, $4, $5, $6, $7, to_timestamp($8::float8)) ON CONFLICT DO NOTHING
-"""
-_HEAD = """
-SELECT epoch, next_seq, ended, terminal_type, retention, created_at, last_at FROM events.heads
-WHERE run_id = $1 AND user_id = $2 FOR UPDATE
-"""
-_OPEN_CALLS = """
-SELECT tool_call_id FROM events.events
-WHERE user_id = $2 AND run_id = $1 AND type IN ('tool_executing', 'tool_completed')
-  AND retention = $3 AND recorded_at >= $4 AND recorded_at <= $5
-GROUP BY tool_call_id HAVING count(*) FILTER (WHERE type = 'tool_completed') = 0 ORDER BY min(seq)
+# the wall of the user for the time of the statement, and behind it the function
+_OPEN = """
+SELECT r.refused, r.calls, r.reached, r.reached_at, clock_timestamp() AS now, (SELECT id FROM events.generation) AS generation,
+       (r.head).run_id, (r.head).user_id, (r.head).thread_id, (r.head).request_id, (r.head).correlation_id, (r.head).trace_id,
+       (r.head).retention, (r.head).created_at, (r.head).epoch, (r.head).next_seq, (r.head).last_digest, (r.head).last_first_seq,
+       (r.head).last_cursor, (r.head).last_at, (r.head).ended, (r.head).terminal_type
+FROM (SELECT set_config('netra.user_id', $1, true)::uuid AS user_id) wall
+CROSS JOIN LATERAL events.open_run(wall.user_id, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9::float8), $10) r
 """
 # sizes are known without reading the results
 _STEPS = """
@@ -72,34 +64,29 @@ class _Lookup:
 
 
 class Record:
-    """One user's part of the record per call."""
+    """One user's part of the record per call. What a run's new owner is told is left to the `memory` as well."""
 
-    def __init__(self, database: postgres.DatabaseManager) -> None:
+    def __init__(self, database: postgres.DatabaseManager, known: memory.Memory | None = None) -> None:
         self._database = database
+        self._memory = known or memory.Memory()
 
     async def open(self, head: heads.NewHead, epoch: int) -> heads.Opened:
         """Raise the epoch of a head, made when it is new; the same epoch again, whose answer was lost, gets the same answer.
 
         Raises `Fenced`, or `NotFound` when it is another user's.
         """
-        async with self._database.transaction(head.user_id) as transaction:
-            # in the order of the writer's locks: cursors, then heads
-            await transaction.execute(_NEW_CURSOR, head.user_id, head.tenant_id)
-            await transaction.execute(_TENANT, head.user_id, head.tenant_id)
-            await transaction.execute(
-                _NEW_HEAD, head.run_id, head.user_id, head.thread_id, head.request_id, head.correlation_id, head.trace_id,
-                head.retention, head.deadline,
-            )  # fmt: skip
-            row = await transaction.row(_HEAD, head.run_id, head.user_id)
-            if row is None:
-                raise errors.NotFound("There is no such run.")
-            # each claim of a run has an epoch of its own
-            if epoch < row["epoch"]:
-                raise errors.Fenced(f"The run is owned under epoch {row['epoch']} already.", epoch=row["epoch"])
-            owner = (head.run_id, head.user_id)
-            await transaction.execute("UPDATE events.heads SET epoch = $3 WHERE run_id = $1 AND user_id = $2", *owner, epoch)
-            calls = await transaction.fetch(_OPEN_CALLS, *owner, row["retention"], row["created_at"], row["last_at"])
-        return heads.Opened(row["next_seq"], row["ended"], row["terminal_type"], [call["tool_call_id"] for call in calls])
+        rows = await self._database.alone(
+            _OPEN, head.user_id, head.tenant_id, head.run_id, head.thread_id, head.request_id, head.correlation_id, head.trace_id,
+            head.retention, head.deadline, epoch,
+        )  # fmt: skip
+        if not rows:
+            raise errors.NotFound("There is no such run.")
+        row = rows[0]
+        if row["refused"]:
+            raise errors.Fenced(f"The run is owned under epoch {row['epoch']} already.", epoch=row["epoch"])
+        self._memory.of(row["generation"], row["now"])
+        self._memory.opened(memory.Run.of(row).head(row), ledger.Cursor(row["reached"], row["reached_at"]))
+        return heads.Opened(row["next_seq"], row["ended"], row["terminal_type"], row["calls"] or [])
 
     async def steps(self, user_id: str, run_id: str, epoch: int, after: str, *, limit: int, max_bytes: int) -> heads.Steps:
         """Steps after a key, for the owner of the run; at least one, however big, if there is one. Raises `NotFound`, `Fenced`."""

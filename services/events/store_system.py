@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from chassis import postgres
+from chassis import postgres, telemetry
 from netra import errors
-from services.events import frames, ledger, log
+from services.events import ledger, log, memory
 
+_wrong = telemetry.meter.create_counter("netra.events.commit.wrong", description="Group commits of rows that others had changed meanwhile.")
 # a replica that is stopped in the middle of a transaction holds up the users in it, and nobody for longer than this
 OPTIONS = {"idle_in_transaction_session_timeout": "2s", "lock_timeout": "500ms"}
 _RUNS = """
@@ -35,72 +37,115 @@ FROM events.earlier_events($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $
 """
 _EARLIER_STEPS = "SELECT of_run, at_key, digest FROM events.earlier_steps($1::uuid[])"
 _WITHOUT_RUN = "SELECT of_user, of_event, at_cursor, at_time, digest FROM events.earlier_without_run($1::uuid[], $2::uuid[], $3)"
-# arrays as text: the server reads them several times faster than the driver packs them, element by element
-_WRITE = """
-WITH written AS (
+# What one statement has of each kind of row, each part with its own numbers. Arrays as text: the server reads them several times faster
+# than the driver packs them, element by element.
+_PARTS = {
+    # every row as it was seen, or nothing is written: the locks are taken in the one order, and heads are not looked for before the
+    # cursors are held and found the same; the time is asked for under the locks
+    "same": """
+cursor_rows AS MATERIALIZED (
+    SELECT last, last_at FROM events.cursors WHERE user_id = ANY($3::text::uuid[]) ORDER BY user_id FOR UPDATE
+), same_cursors AS MATERIALIZED (
+    SELECT array_agg(last) = $4::text::bigint[] AND array_agg(last_at) = $5::text::timestamptz[] AS yes FROM cursor_rows
+), head_rows AS MATERIALIZED (
+    SELECT epoch, next_seq, last_cursor, last_at, coalesce(last_digest, '') AS last_digest, ended FROM events.heads
+    WHERE run_id = ANY($6::text::uuid[]) AND (SELECT yes FROM same_cursors) ORDER BY run_id FOR UPDATE
+), same AS MATERIALIZED (
+    SELECT array_agg(epoch) = $7::text::bigint[] AND array_agg(next_seq) = $8::text::bigint[]
+       AND array_agg(last_cursor) = $9::text::bigint[] AND array_agg(last_at) = $10::text::timestamptz[]
+       AND array_agg(last_digest) = $11::bytea[] AND NOT bool_or(ended) AND $1::uuid = (SELECT id FROM events.generation)
+       AND clock_timestamp() - $2::timestamptz BETWEEN interval '-1 second' AND interval '1 second'
+       AND (clock_timestamp() AT TIME ZONE 'UTC')::date = ($2 AT TIME ZONE 'UTC')::date AS yes
+    FROM head_rows
+)""",
+    "written": """
+written AS (
     INSERT INTO events.events
         (retention, recorded_at, user_id, cursor, run_id, seq, thread_id, event_id, type, tool_call_id, ends, frame)
     SELECT * FROM unnest($1::text::text[], $2::text::timestamptz[], $3::text::uuid[], $4::text::bigint[], $5::text::uuid[],
                          $6::text::bigint[], $7::text::uuid[], $8::text::uuid[], $9::text::text[], $10::text::text[],
-                         $11::text::boolean[], $12::bytea[])
-), journaled AS (
+                         $11::text::boolean[], $12::bytea[]) WHERE {only_if}
+)""",
+    "journaled": """
+journaled AS (
     INSERT INTO events.steps (run_id, user_id, key, result)
-    SELECT * FROM unnest($13::text::uuid[], $14::text::uuid[], $15::text::text[], $16::bytea[])
-), counted AS (
+    SELECT * FROM unnest($1::text::uuid[], $2::text::uuid[], $3::text::text[], $4::bytea[]) WHERE {only_if}
+)""",
+    "counted": """
+counted AS (
     UPDATE events.cursors c SET last = n.last, last_at = n.last_at
-    FROM unnest($17::text::uuid[], $18::text::bigint[], $19::text::timestamptz[]) AS n (user_id, last, last_at)
-    WHERE c.user_id = n.user_id
-)
-UPDATE events.heads h
-SET next_seq = n.next_seq, last_digest = decode(n.last_digest, 'hex'), last_first_seq = n.last_first_seq,
-    last_cursor = n.last_cursor, last_at = n.last_at, ended = n.ended, terminal_type = n.terminal_type
-FROM unnest($20::text::uuid[], $21::text::bigint[], $22::text::text[], $23::text::bigint[], $24::text::bigint[],
-            $25::text::timestamptz[], $26::text::boolean[], $27::text::text[])
-    AS n (run_id, next_seq, last_digest, last_first_seq, last_cursor, last_at, ended, terminal_type)
-WHERE h.run_id = n.run_id
-"""
-_MARK = """
-INSERT INTO events.days (user_id, day, retention, first_cursor) SELECT * FROM unnest($1::uuid[], $2::date[], $3::text[], $4::bigint[])
-ON CONFLICT DO NOTHING
-"""
-_KNOWN_RUNS = 20_000
-_KNOWN_USERS = 100_000
-_KNOWN_MARKS = 100_000
+    FROM unnest($1::text::uuid[], $2::text::bigint[], $3::text::timestamptz[]) AS n (user_id, last, last_at)
+    WHERE c.user_id = n.user_id AND {only_if}
+)""",
+    "advanced": """
+advanced AS (
+    UPDATE events.heads h
+    SET next_seq = n.next_seq, last_digest = decode(n.last_digest, 'hex'), last_first_seq = n.last_first_seq,
+        last_cursor = n.last_cursor, last_at = n.last_at, ended = n.ended, terminal_type = n.terminal_type
+    FROM unnest($1::text::uuid[], $2::text::bigint[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
+                $6::text::timestamptz[], $7::text::boolean[], $8::text::text[])
+        AS n (run_id, next_seq, last_digest, last_first_seq, last_cursor, last_at, ended, terminal_type)
+    WHERE h.run_id = n.run_id AND {only_if}
+)""",
+    "marked": """
+marked AS (
+    INSERT INTO events.days (user_id, day, retention, first_cursor)
+    SELECT * FROM unnest($1::text::uuid[], $2::text::date[], $3::text::text[], $4::text::bigint[]) WHERE {only_if} ON CONFLICT DO NOTHING
+)""",
+}
+_Parts = dict[str, Sequence[object]]
 _UUID7_MS = 12
 # clocks of those who make ids differ from ours by less
 _CLOCKS_DIFFER = timedelta(days=1)
-Mark = tuple[str, date, str]
 
 
 class Writer:
-    """Writes the appends of many users in one transaction."""
+    """Writes the appends of many users in one transaction. What it saw of their rows it leaves to the `memory`."""
 
-    def __init__(self, database: postgres.DatabaseManager) -> None:
+    def __init__(self, database: postgres.DatabaseManager, known: memory.Memory | None = None) -> None:
         self._database = database
-        self._generation: object = None
-        self._runs: dict[str, _Run] = {}
-        self._with_cursor: set[str] = set()
-        self._marked: set[Mark] = set()
+        self._memory = known or memory.Memory()
 
     async def commit(self, appends: Sequence[log.Append], *, pass_over: bool = False) -> ledger.Ledger:
         """Judge and write appends, in order, under locks taken in one fixed order: cursors, then heads.
 
         When told to `pass_over`, it waits for no row that is held: appends that need one are refused with `Unavailable`.
         """
-        if not pass_over:
-            await self._make_cursors(appends)
+        if pass_over:
+            return await self._looked_up(appends, " SKIP LOCKED")
+        if (guess := self._memory.guess(appends)) is not None and await self._as_guessed(*guess):
+            return guess[0]
+        await self._make_cursors(appends)
+        return await self._looked_up(appends, "")
+
+    async def _as_guessed(self, book: ledger.Ledger, seen: memory.Seen) -> bool:
+        """Write what rests on rows that were seen, if they are the same still: in one statement, which is a transaction."""
+        query, values = _statement({"same": _as_seen(book, seen), **_rows(book, self._memory.unmarked(book))})
+        try:
+            # done twice it finds that the rows are not the same any more
+            (row,) = await self._database.alone(query, *values)
+        except postgres.Conflict:
+            # steps that are there already: who looks them up says whose they are
+            return False
+        if not row["yes"]:
+            _wrong.add(1)
+            self._memory.wrong()
+            return False
+        self._memory.right(row["now"])
+        self._memory.written(book)
+        return True
+
+    async def _looked_up(self, appends: Sequence[log.Append], held: str) -> ledger.Ledger:
         async with self._database.transaction() as transaction:
-            book = await self._locked(transaction, appends, " SKIP LOCKED" if pass_over else "")
+            book = await self._locked(transaction, appends, held)
             await _load_earlier(transaction, book, appends)
             for append in appends:
                 book.add(append)
-            marks = {mark: cursor for mark, cursor in book.marks.items() if mark not in self._marked}
-            if book.changed or book.moved:
-                await transaction.execute(_WRITE, *_columns(book))
-            if marks:
-                await transaction.execute(_MARK, *_transposed([(*mark, cursor) for mark, cursor in marks.items()], 4))
-        # not before: what was rolled back marked nothing
-        self._remember(marks)
+            if rows := _rows(book, self._memory.unmarked(book)):
+                query, values = _statement(rows)
+                await transaction.execute(query, *values)
+        # not before: what was rolled back wrote nothing
+        self._memory.written(book)
         return book
 
     async def _locked(self, transaction: postgres.Transaction, appends: Sequence[log.Append], held: str) -> ledger.Ledger:
@@ -108,75 +153,38 @@ class Writer:
         owners = (run.user_id for run in runs.values())
         users = sorted({*owners, *(append.context.user_id for append in appends if append.context is not None)})
         found = await transaction.fetch(_CURSORS + held, users)
-        if found and found[0]["generation"] != self._generation:
-            # another backup: nothing need be in it of what was seen before
-            self._generation, self._with_cursor, self._marked = found[0]["generation"], set(), set()
-            self._runs.clear()
         cursors = {str(row["user_id"]): ledger.Cursor(row["last"], row["last_at"]) for row in found}
         rows = await transaction.fetch(_HEADS + held, list(runs)) if runs else []
         # the time is asked for under the locks
         now: datetime = rows[0]["now"] if rows else await transaction.value("SELECT clock_timestamp()")
+        if found:
+            self._memory.of(found[0]["generation"], now)
         # a run that was erased and opened again is not the one that was known
         if again := [row["run_id"] for row in rows if runs[row["run_id"]].opened_at != row["created_at"]]:
             runs |= await self._look_up(transaction, again)
-        heads = {row["run_id"]: _head(runs[row["run_id"]], row) for row in rows}
+        heads = {row["run_id"]: runs[row["run_id"]].head(row) for row in rows}
         passed_over = frozenset(run_id for run_id, run in runs.items() if run_id not in heads or run.user_id not in cursors)
         return ledger.Ledger(heads, cursors, now, held=passed_over if held else frozenset())
 
-    async def _known(self, transaction: postgres.Transaction, runs: list[str]) -> dict[str, _Run]:
+    async def _known(self, transaction: postgres.Transaction, runs: list[str]) -> dict[str, memory.Run]:
         # what was seen of a run once needs no second look
-        if len(self._runs) > _KNOWN_RUNS:
-            self._runs.clear()
-        if unknown := [run for run in runs if run not in self._runs]:
-            await self._look_up(transaction, unknown)
-        return {run: self._runs[run] for run in runs if run in self._runs}
+        known = self._memory.known(runs)
+        if unknown := [run for run in runs if run not in known]:
+            known |= await self._look_up(transaction, unknown)
+        return {run: known[run] for run in runs if run in known}
 
-    async def _look_up(self, transaction: postgres.Transaction, runs: list[str]) -> dict[str, _Run]:
-        found = {row["run_id"]: _run(row) for row in await transaction.fetch(_RUNS, runs)}
-        self._runs |= found
+    async def _look_up(self, transaction: postgres.Transaction, runs: list[str]) -> dict[str, memory.Run]:
+        found = {row["run_id"]: memory.Run.of(row) for row in await transaction.fetch(_RUNS, runs)}
+        self._memory.looked_up(found)
         return found
 
     async def _make_cursors(self, appends: Sequence[log.Append]) -> None:
         # in a transaction of its own: a new row is locked by who makes it, and not in the order of the others
         contexts = {append.context.user_id: append.context for append in appends if append.context is not None}
-        if unknown := [(user, context.tenant_id) for user, context in contexts.items() if user not in self._with_cursor]:
+        if unknown := [(user, context.tenant_id) for user, context in contexts.items() if not self._memory.has_cursor(user)]:
             async with self._database.transaction() as transaction:
                 await transaction.execute(_NEW_CURSORS, *_transposed(unknown, 2))
-            if len(self._with_cursor) > _KNOWN_USERS:
-                self._with_cursor.clear()
-            self._with_cursor |= contexts.keys()
-
-    def _remember(self, marks: Iterable[Mark]) -> None:
-        if len(self._marked) > _KNOWN_MARKS:
-            self._marked.clear()
-        self._marked.update(marks)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What never changes of the head of a run."""
-
-    run_id: str
-    user_id: str
-    thread_id: str
-    shared: bytes
-    retention: str
-    opened_at: datetime
-
-
-def _run(row: postgres.Row) -> _Run:
-    shared = frames.envelope(
-        user_id=row["user_id"], thread_id=row["thread_id"], run_id=row["run_id"], request_id=row["request_id"],
-        correlation_id=row["correlation_id"], trace_id=row["trace_id"],
-    )  # fmt: skip
-    return _Run(row["run_id"], row["user_id"], row["thread_id"], shared, row["retention"], row["created_at"])
-
-
-def _head(run: _Run, row: postgres.Row) -> ledger.Head:
-    return ledger.Head(
-        run.run_id, run.user_id, run.thread_id, run.shared, run.retention, run.opened_at, row["epoch"], row["next_seq"],
-        row["last_digest"] or b"", row["last_first_seq"], row["last_cursor"], row["last_at"], row["ended"], row["terminal_type"],
-    )  # fmt: skip
+            self._memory.have_cursor(contexts)
 
 
 async def _load_earlier(transaction: postgres.Transaction, book: ledger.Ledger, appends: Sequence[log.Append]) -> None:
@@ -209,20 +217,60 @@ def _made_at(uuid7: str) -> datetime:
     return datetime.fromtimestamp(min(milliseconds // 1000, 2**35), UTC)
 
 
-def _columns(book: ledger.Ledger) -> list[object]:
-    rows, steps, heads = book.events, book.steps, book.changed.values()
+def _rows(book: ledger.Ledger, marks: Mapping[ledger.Mark, int]) -> _Parts:
+    """The columns of what is to be written, by kind; of what there is nothing of, nothing."""
+    rows, steps, moved, heads = book.events, book.steps, book.moved, book.changed.values()
     events = [row.event for row in rows]
-    return [
-        _text(row.retention for row in rows), _times(row.at for row in rows), _plain(e.user_id for e in events),
-        _plain(e.cursor for e in events), _plain(e.run_id or "NULL" for e in events), _plain(e.seq for e in events),
-        _plain(e.thread_id for e in events), _plain(row.event_id for row in rows), _text(e.kind for e in events),
-        _text(row.tool_call_id for row in rows), _plain(e.ends for e in events), [e.frame for e in events],
-        _plain(s.run_id for s in steps), _plain(s.user_id for s in steps), _text(s.key for s in steps), [s.result for s in steps],
-        _plain(book.moved), _plain(c.last for c in book.moved.values()), _times(c.last_at for c in book.moved.values()),
-        _plain(h.run_id for h in heads), _plain(h.next_seq for h in heads), _plain(h.last_digest.hex() for h in heads),
-        _plain(h.last_first_seq for h in heads), _plain(h.last_cursor for h in heads), _times(h.last_at for h in heads),
-        _plain(h.ended for h in heads), _text(h.terminal_type for h in heads),
-    ]  # fmt: skip
+    parts: _Parts = {}
+    if rows:
+        parts["written"] = (
+            _text(row.retention for row in rows), _times(row.at for row in rows), _plain(e.user_id for e in events),
+            _plain(e.cursor for e in events), _plain(e.run_id or "NULL" for e in events), _plain(e.seq for e in events),
+            _plain(e.thread_id for e in events), _plain(row.event_id for row in rows), _text(e.kind for e in events),
+            _text(row.tool_call_id for row in rows), _plain(e.ends for e in events), [e.frame for e in events],
+        )  # fmt: skip
+    if steps:
+        parts["journaled"] = (
+            _plain(s.run_id for s in steps), _plain(s.user_id for s in steps), _text(s.key for s in steps), [s.result for s in steps]
+        )  # fmt: skip
+    if moved:
+        parts["counted"] = (_plain(moved), _plain(c.last for c in moved.values()), _times(c.last_at for c in moved.values()))
+    if heads:
+        parts["advanced"] = (
+            _plain(h.run_id for h in heads), _plain(h.next_seq for h in heads), _plain(h.last_digest.hex() for h in heads),
+            _plain(h.last_first_seq for h in heads), _plain(h.last_cursor for h in heads), _times(h.last_at for h in heads),
+            _plain(h.ended for h in heads), _text(h.terminal_type for h in heads),
+        )  # fmt: skip
+    if marks:
+        users, days, classes = _transposed(list(marks), 3)
+        parts["marked"] = (_plain(users), _plain(days), _text(map(str, classes)), _plain(marks.values()))
+    return parts
+
+
+def _as_seen(book: ledger.Ledger, seen: memory.Seen) -> Sequence[object]:
+    users, lasts, last_ats = zip(*seen.cursors, strict=True)
+    runs, epochs, next_seqs, last_cursors, moved_ats, digests = zip(*seen.heads, strict=True)
+    return (
+        seen.generation, book.now, _plain(users), _plain(lasts), _times(last_ats), _plain(runs), _plain(epochs), _plain(next_seqs),
+        _plain(last_cursors), _times(moved_ats), digests,
+    )  # fmt: skip
+
+
+def _statement(parts: _Parts) -> tuple[str, list[object]]:
+    """One statement that does all of it, and its values."""
+    return _text_of(tuple((part, len(values)) for part, values in parts.items())), [value for values in parts.values() for value in values]
+
+
+@functools.cache
+def _text_of(parts: tuple[tuple[str, int], ...]) -> str:
+    # few come together in few ways: each is prepared once per connection
+    guessed = parts[0][0] == "same"
+    only_if, texts, before = "(SELECT yes FROM same)" if guessed else "true", [], 0
+    for part, many in parts:
+        numbered = re.sub(r"\$(\d+)", lambda found, before=before: f"${int(found[1]) + before}", _PARTS[part])  # type: ignore[misc]
+        texts.append(numbered.format(only_if=only_if))
+        before += many
+    return f"WITH {','.join(texts)} SELECT {'yes, clock_timestamp() AS now FROM same' if guessed else 'true'}"
 
 
 def _plain(values: Iterable[object]) -> str:

@@ -18,6 +18,7 @@ from services.events import (
     fanout,
     follow,
     intake,
+    memory,
     paces,
     reach,
     servicer,
@@ -74,11 +75,12 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
 
         trusted = trust.Trust(settings.state_dir, settings.trust_stale_s)
         authenticator = identity.Authenticator(trusted)
-        record, cursors = store.Record(own), store_system.Cursors(crossing)
+        known = memory.Memory()
+        record, cursors = store.Record(own, known), store_system.Cursors(crossing)
         pages = paces.Pages(record, _PAGES_AT_ONCE)
         announcer = announce.Announcer(valkey, settings.events_stream_entries)
         passing = transients.Transients(announcer)
-        committer = commit.Committer(store_system.Writer(crossing), announcer, passing.committed)
+        committer = commit.Committer(store_system.Writer(crossing, known), announcer, passing.committed)
         threads = follow.Threads(store_threads.Threads(own), cursors, settings.events_follows_per_user)
         live = fanout.Fanout(valkey, record, cursors, tasks, settings.events_compare_s, settings.events_poll_s, threads)
         appends = intake.Intake(committer, authenticator.verifier, tasks, passing.show)

@@ -26,10 +26,8 @@ async def test_a_killed_process_costs_no_event(system: System, new_user: NewUser
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert [event["cursor"] for event in events] == list(range(1, len(events) + 1))
     last = events[-1]
-    if name == "dispatcher":
-        assert (last["type"], last["data"]["error"]["code"]) == ("agent_failed", "OWNER_LOST")
-    else:
-        assert last["type"] == "agent_completed"
+    # also when it was the run's owner: another one goes on with it
+    assert last["type"] == "agent_completed"
     async with sockets.opened(system, user, "resume.0") as socket:
         assert await socket.ended(last["run_id"]) == events
 

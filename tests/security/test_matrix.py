@@ -284,7 +284,10 @@ def _asked(world: World, rpc: Rpc, named: dict[str, str], token: str) -> tuple[s
 def _request(rpc: Rpc, named: dict[str, str]) -> Any:
     fields = rpc.method.input_type.fields_by_name
     request = message_factory.GetMessageClass(rpc.method.input_type)()
-    plain = {"request_id": ids.uuid7(), "user_request": "Some text.", "tool_name": "text_statistics", "arguments": b'{"text":"Some text."}'}
+    plain = {
+        "request_id": ids.uuid7(), "user_request": "Some text.", "message": "Some text.", "tool_name": "text_statistics",
+        "arguments": b'{"text":"Some text."}',
+    }  # fmt: skip
     for name, value in {**{name: named[name] for name in _IDS}, **plain}.items():
         # either a user or a thread of one's own
         if name in fields and not (name == "thread_id" and rpc.method.name == "EraseEvents"):

@@ -204,7 +204,7 @@ async def test_nothing_is_left_when_the_tier_is_closed(sandbox: Command | None, 
     await sandboxes.until(lambda: sandboxes.there(mark))
     await there.close()
     assert running.done()
-    with pytest.raises(errors.Cancelled):
+    with pytest.raises(errors.Unavailable):
         await running
     await sandboxes.until(lambda: not sandboxes.there(mark), 0.25)
     assert isinstance(await sandboxes.refused(there, job(tmp_path, "true")), errors.SandboxUnavailable)

@@ -33,6 +33,17 @@ _MORE = (
     "INSERT INTO auth.identities (provider, subject, user_id) VALUES ('corp', 'a', $1::uuid)",
     "INSERT INTO auth.known_devices (user_id, device_digest) VALUES ($1::uuid, sha256('d'))",
     "INSERT INTO events.erasures (user_id, request_id, asked_by, asked_at, upto, runs) VALUES ($1::uuid, 'x', $1::uuid, now(), 0, 0)",
+    "INSERT INTO context.hidden_runs (user_id, run_id, thread_id)"
+    " SELECT $1::uuid, gen_random_uuid(), thread_id FROM context.threads WHERE user_id = $1::uuid LIMIT 1",
+    "INSERT INTO dispatcher.messages (run_id, number, message_id, user_id, owner_id, thread_id, request_id, content)"
+    " SELECT run_id, 1000, gen_random_uuid(), user_id, user_id, thread_id, 'walls', 'a' FROM dispatcher.runs"
+    " WHERE user_id = $1::uuid AND kind = 'agent' LIMIT 1",
+    "WITH asked AS (INSERT INTO dispatcher.approvals"
+    "  (approval_id, run_id, user_id, thread_id, step_key, message, tool_name, parameters, quorum, expires_at)"
+    "  SELECT gen_random_uuid(), run_id, user_id, thread_id, 'walls', 'a', '', '{}', 1, now() + interval '1 hour' FROM dispatcher.runs"
+    "  WHERE user_id = $1::uuid AND kind = 'agent' LIMIT 1 RETURNING approval_id, user_id, thread_id)"
+    " INSERT INTO dispatcher.approval_votes (approval_id, user_id, owner_id, thread_id, decision, comment)"
+    " SELECT approval_id, user_id, user_id, thread_id, 'approve', 'a' FROM asked",
 )
 
 # beside what reads one thing that is named

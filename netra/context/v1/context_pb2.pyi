@@ -812,6 +812,45 @@ class AppendMessageResponse(_message.Message):
 Global___AppendMessageResponse: _TypeAlias = AppendMessageResponse  # noqa: Y015
 
 @_typing.final
+class HideMessagesRequest(_message.Message):
+    """HideMessagesRequest hides those of the run of the context it is sent with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HideMessagesRequest: _TypeAlias = HideMessagesRequest  # noqa: Y015
+
+@_typing.final
+class HideMessagesResponse(_message.Message):
+    """HideMessagesResponse tells how many were hidden by it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HIDDEN_FIELD_NUMBER: _builtins.int
+    hidden: _builtins.int
+    """Those that were not hidden before."""
+    def __init__(
+        self,
+        *,
+        hidden: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hidden", b"hidden"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HideMessagesResponse: _TypeAlias = HideMessagesResponse  # noqa: Y015
+
+@_typing.final
 class ListMessagesRequest(_message.Message):
     """ListMessagesRequest names a thread and a page."""
 

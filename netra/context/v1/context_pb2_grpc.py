@@ -75,6 +75,11 @@ class ContextServiceStub:
                 request_serializer=netra_dot_context_dot_v1_dot_context__pb2.AppendMessageRequest.SerializeToString,
                 response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.AppendMessageResponse.FromString,
                 _registered_method=True)
+        self.HideMessages = channel.unary_unary(
+                '/netra.context.v1.ContextService/HideMessages',
+                request_serializer=netra_dot_context_dot_v1_dot_context__pb2.HideMessagesRequest.SerializeToString,
+                response_deserializer=netra_dot_context_dot_v1_dot_context__pb2.HideMessagesResponse.FromString,
+                _registered_method=True)
         self.ListMessages = channel.unary_unary(
                 '/netra.context.v1.ContextService/ListMessages',
                 request_serializer=netra_dot_context_dot_v1_dot_context__pb2.ListMessagesRequest.SerializeToString,
@@ -226,8 +231,17 @@ class ContextServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HideMessages(self, request, context):
+        """HideMessages hides all messages of the run of the context in `x-netra-context` from ListMessages, for everybody and for good; also
+        those that it still gets. Export and erasure see them, and their places stay: positions have gaps then. Again, it changes nothing.
+        FAILED_PRECONDITION: the context is closed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMessages(self, request, context):
-        """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first.
+        """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first; without those that are hidden.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -395,6 +409,11 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     servicer.AppendMessage,
                     request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.AppendMessageRequest.FromString,
                     response_serializer=netra_dot_context_dot_v1_dot_context__pb2.AppendMessageResponse.SerializeToString,
+            ),
+            'HideMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.HideMessages,
+                    request_deserializer=netra_dot_context_dot_v1_dot_context__pb2.HideMessagesRequest.FromString,
+                    response_serializer=netra_dot_context_dot_v1_dot_context__pb2.HideMessagesResponse.SerializeToString,
             ),
             'ListMessages': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMessages,
@@ -694,6 +713,33 @@ class ContextService:
             '/netra.context.v1.ContextService/AppendMessage',
             netra_dot_context_dot_v1_dot_context__pb2.AppendMessageRequest.SerializeToString,
             netra_dot_context_dot_v1_dot_context__pb2.AppendMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HideMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.context.v1.ContextService/HideMessages',
+            netra_dot_context_dot_v1_dot_context__pb2.HideMessagesRequest.SerializeToString,
+            netra_dot_context_dot_v1_dot_context__pb2.HideMessagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,8 +64,13 @@ class ContextServiceStub:
     """AppendMessage adds a message at the end of the thread of the context in `x-netra-context`.
     The same request id adds it once.
     """
+    HideMessages: _grpc.UnaryUnaryMultiCallable[_context_pb2.HideMessagesRequest, _context_pb2.HideMessagesResponse]
+    """HideMessages hides all messages of the run of the context in `x-netra-context` from ListMessages, for everybody and for good; also
+    those that it still gets. Export and erasure see them, and their places stay: positions have gaps then. Again, it changes nothing.
+    FAILED_PRECONDITION: the context is closed.
+    """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListMessagesRequest, _context_pb2.ListMessagesResponse]
-    """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first."""
+    """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first; without those that are hidden."""
     ListThreads: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListThreadsRequest, _context_pb2.ListThreadsResponse]
     """ListThreads pages through the caller's threads, or those that were granted to them, or those the caller deleted; newest first."""
     GetThread: _grpc.UnaryUnaryMultiCallable[_context_pb2.GetThreadRequest, _context_pb2.GetThreadResponse]
@@ -158,8 +163,13 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """AppendMessage adds a message at the end of the thread of the context in `x-netra-context`.
     The same request id adds it once.
     """
+    HideMessages: _aio.UnaryUnaryMultiCallable[_context_pb2.HideMessagesRequest, _context_pb2.HideMessagesResponse]  # type: ignore[assignment]
+    """HideMessages hides all messages of the run of the context in `x-netra-context` from ListMessages, for everybody and for good; also
+    those that it still gets. Export and erasure see them, and their places stay: positions have gaps then. Again, it changes nothing.
+    FAILED_PRECONDITION: the context is closed.
+    """
     ListMessages: _aio.UnaryUnaryMultiCallable[_context_pb2.ListMessagesRequest, _context_pb2.ListMessagesResponse]  # type: ignore[assignment]
-    """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first."""
+    """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first; without those that are hidden."""
     ListThreads: _aio.UnaryUnaryMultiCallable[_context_pb2.ListThreadsRequest, _context_pb2.ListThreadsResponse]  # type: ignore[assignment]
     """ListThreads pages through the caller's threads, or those that were granted to them, or those the caller deleted; newest first."""
     GetThread: _aio.UnaryUnaryMultiCallable[_context_pb2.GetThreadRequest, _context_pb2.GetThreadResponse]  # type: ignore[assignment]
@@ -299,12 +309,23 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def HideMessages(
+        self,
+        request: _context_pb2.HideMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.HideMessagesResponse, _abc.Awaitable[_context_pb2.HideMessagesResponse]]:
+        """HideMessages hides all messages of the run of the context in `x-netra-context` from ListMessages, for everybody and for good; also
+        those that it still gets. Export and erasure see them, and their places stay: positions have gaps then. Again, it changes nothing.
+        FAILED_PRECONDITION: the context is closed.
+        """
+
+    @_abc_1.abstractmethod
     def ListMessages(
         self,
         request: _context_pb2.ListMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.ListMessagesResponse, _abc.Awaitable[_context_pb2.ListMessagesResponse]]:
-        """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first."""
+        """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first; without those that are hidden."""
 
     @_abc_1.abstractmethod
     def ListThreads(

@@ -36,7 +36,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_RUNNING: _RunState.ValueType  # 3
     """Runs."""
     RUN_STATE_SUSPENDED: _RunState.ValueType  # 4
-    """Waits for a message or an approval."""
+    """Waits for a message, an approval or a time, and takes no slot."""
     RUN_STATE_FINISHING: _RunState.ValueType  # 5
     """Has ended; its last event is being written."""
     RUN_STATE_COMPLETED: _RunState.ValueType  # 6
@@ -60,7 +60,7 @@ RUN_STATE_QUEUED: RunState.ValueType  # 2
 RUN_STATE_RUNNING: RunState.ValueType  # 3
 """Runs."""
 RUN_STATE_SUSPENDED: RunState.ValueType  # 4
-"""Waits for a message or an approval."""
+"""Waits for a message, an approval or a time, and takes no slot."""
 RUN_STATE_FINISHING: RunState.ValueType  # 5
 """Has ended; its last event is being written."""
 RUN_STATE_COMPLETED: RunState.ValueType  # 6
@@ -85,6 +85,12 @@ class _OnBusyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnBusy.ValueTy
     """Wait until the thread is free."""
     ON_BUSY_REJECT: _OnBusy.ValueType  # 2
     """Refuse with BUSY."""
+    ON_BUSY_INTERRUPT: _OnBusy.ValueType  # 3
+    """Cancel the caller's own runs of the thread, and begin when they have ended. Runs of others in it are waited for."""
+    ON_BUSY_ROLLBACK: _OnBusy.ValueType  # 4
+    """The same, and hide the messages of the runs that were cancelled from the thread. What they did outside is not undone, and their
+    events stay.
+    """
 
 class OnBusy(_OnBusy, metaclass=_OnBusyEnumTypeWrapper):
     """OnBusy says what happens when the thread already has an active run."""
@@ -95,6 +101,12 @@ ON_BUSY_ENQUEUE: OnBusy.ValueType  # 1
 """Wait until the thread is free."""
 ON_BUSY_REJECT: OnBusy.ValueType  # 2
 """Refuse with BUSY."""
+ON_BUSY_INTERRUPT: OnBusy.ValueType  # 3
+"""Cancel the caller's own runs of the thread, and begin when they have ended. Runs of others in it are waited for."""
+ON_BUSY_ROLLBACK: OnBusy.ValueType  # 4
+"""The same, and hide the messages of the runs that were cancelled from the thread. What they did outside is not undone, and their
+events stay.
+"""
 Global___OnBusy: _TypeAlias = OnBusy  # noqa: Y015
 
 @_typing.final
@@ -113,6 +125,7 @@ class StartRunRequest(_message.Message):
     CONNECTION_ID_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
     VALIDATED_AT_FIELD_NUMBER: _builtins.int
+    DELIVER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, unique per user, 1 to 64 characters."""
     agent: _builtins.str
@@ -127,9 +140,13 @@ class StartRunRequest(_message.Message):
     """What to do when the thread has an active run."""
     connection_id: _builtins.str
     """The socket it came from; empty when none."""
+    deliver: _builtins.bool
+    """When the caller's newest run of the thread is suspended and waits for a message, give `user_request` to it and start none."""
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """How long the run may run; unset means 30 s; at most 24 h."""
+        """How long the run may run; unset means what its agent declares, mostly 30 s; at most 24 h. Neither the time in the queue counts nor
+        that in which it is suspended.
+        """
 
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp:
@@ -152,10 +169,11 @@ class StartRunRequest(_message.Message):
         connection_id: _builtins.str = ...,
         received_at: _timestamp_pb2.Timestamp | None = ...,
         validated_at: _timestamp_pb2.Timestamp | None = ...,
+        deliver: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "received_at", b"received_at", "validated_at", b"validated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "connection_id", b"connection_id", "deadline", b"deadline", "inputs", b"inputs", "on_busy", b"on_busy", "received_at", b"received_at", "request_id", b"request_id", "thread_id", b"thread_id", "user_request", b"user_request", "validated_at", b"validated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "connection_id", b"connection_id", "deadline", b"deadline", "deliver", b"deliver", "inputs", b"inputs", "on_busy", b"on_busy", "received_at", b"received_at", "request_id", b"request_id", "thread_id", b"thread_id", "user_request", b"user_request", "validated_at", b"validated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,22 +188,26 @@ class StartRunResponse(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     THREAD_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    DELIVERED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     thread_id: _builtins.str
     """Its thread."""
     message_id: _builtins.str
     """The stored message."""
+    delivered: _builtins.bool
+    """True when `deliver` was asked for and the run is one that had waited for the message."""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         thread_id: _builtins.str = ...,
         message_id: _builtins.str = ...,
+        delivered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "run_id", b"run_id", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "message_id", b"message_id", "run_id", b"run_id", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,6 +231,8 @@ class Run(_message.Message):
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
     thread_id: _builtins.str
@@ -225,6 +249,10 @@ class Run(_message.Message):
     """What joins its traces, logs, events and errors."""
     user_id: _builtins.str
     """Whose it is."""
+    agent_version: _builtins.str
+    """The version of the agent that it runs on; empty for a tool, and for a run of before there were versions."""
+    waits_for: _builtins.str
+    """What a suspended run waits for: `message`, `approval` or `timer`; empty otherwise."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -259,10 +287,12 @@ class Run(_message.Message):
         correlation_id: _builtins.str = ...,
         stages: _abc.Iterable[Global___Stage] | None = ...,
         user_id: _builtins.str = ...,
+        agent_version: _builtins.str = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "correlation_id", b"correlation_id", "created_at", b"created_at", "ended_at", b"ended_at", "kind", b"kind", "request_id", b"request_id", "run_id", b"run_id", "stages", b"stages", "started_at", b"started_at", "state", b"state", "thread_id", b"thread_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_version", b"agent_version", "correlation_id", b"correlation_id", "created_at", b"created_at", "ended_at", b"ended_at", "kind", b"kind", "request_id", b"request_id", "run_id", b"run_id", "stages", b"stages", "started_at", b"started_at", "state", b"state", "thread_id", b"thread_id", "user_id", b"user_id", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,6 +491,66 @@ class CancelRunResponse(_message.Message):
 Global___CancelRunResponse: _TypeAlias = CancelRunResponse  # noqa: Y015
 
 @_typing.final
+class SendMessageRequest(_message.Message):
+    """SendMessageRequest says what to whom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    GRANT_TOKEN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Idempotency key, unique per user, 1 to 64 characters."""
+    run_id: _builtins.str
+    """The run."""
+    message: _builtins.str
+    """What to say, not empty, at most 64 KiB. Stored as a message of the thread."""
+    grant_token: _builtins.str
+    """What ContextService.CreateGrantToken returned to the same user for the run's thread, when the run is somebody else's."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+        grant_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant_token", b"grant_token", "message", b"message", "request_id", b"request_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendMessageRequest: _TypeAlias = SendMessageRequest  # noqa: Y015
+
+@_typing.final
+class SendMessageResponse(_message.Message):
+    """SendMessageResponse tells that it was sent. That the run took it is an event, `message_created`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """The stored message."""
+    state: Global___RunState.ValueType
+    """The state the run is in now."""
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.str = ...,
+        state: Global___RunState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendMessageResponse: _TypeAlias = SendMessageResponse  # noqa: Y015
+
+@_typing.final
 class Agent(_message.Message):
     """Agent describes an agent."""
 
@@ -469,22 +559,46 @@ class Agent(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    INPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    NARROWED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     version: _builtins.str
     """Its version (semantic versioning)."""
     description: _builtins.str
     """What it does, one or two sentences."""
+    input_schema: _builtins.bytes
+    """JSON Schema 2020-12 of its inputs, as JSON; empty when not declared."""
+    output_schema: _builtins.bytes
+    """JSON Schema 2020-12 of its result, as JSON; empty when not declared."""
+    narrowed: _builtins.bool
+    """True when `tools` are all that it may call, also when there are none; otherwise it may call those that its user may call."""
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """How long a run of it may run when its request does not say."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tools that it may call, when it declares them."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.str = ...,
         description: _builtins.str = ...,
+        input_schema: _builtins.bytes = ...,
+        output_schema: _builtins.bytes = ...,
+        deadline: _duration_pb2.Duration | None = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        narrowed: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "description", b"description", "input_schema", b"input_schema", "name", b"name", "narrowed", b"narrowed", "output_schema", b"output_schema", "tools", b"tools", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

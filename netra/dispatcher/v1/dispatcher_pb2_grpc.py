@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from netra.dispatcher.v1 import approvals_pb2 as netra_dot_dispatcher_dot_v1_dot_approvals__pb2
 from netra.dispatcher.v1 import dispatcher_pb2 as netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -26,7 +27,7 @@ if _version_not_supported:
 
 
 class DispatcherServiceStub:
-    """DispatcherService starts, shows and cancels runs, and calls tools.
+    """DispatcherService starts, shows and cancels runs, brings them what they wait for, and calls tools.
     """
 
     def __init__(self, channel):
@@ -54,6 +55,26 @@ class DispatcherServiceStub:
                 '/netra.dispatcher.v1.DispatcherService/CancelRun',
                 request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunResponse.FromString,
+                _registered_method=True)
+        self.SendMessage = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/SendMessage',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.SendMessageRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.SendMessageResponse.FromString,
+                _registered_method=True)
+        self.ResolveApproval = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/ResolveApproval',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ResolveApprovalRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ResolveApprovalResponse.FromString,
+                _registered_method=True)
+        self.GetApproval = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/GetApproval',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.GetApprovalRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.GetApprovalResponse.FromString,
+                _registered_method=True)
+        self.ListApprovals = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/ListApprovals',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ListApprovalsRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ListApprovalsResponse.FromString,
                 _registered_method=True)
         self.RecordStages = channel.unary_unary(
                 '/netra.dispatcher.v1.DispatcherService/RecordStages',
@@ -93,13 +114,14 @@ class DispatcherServiceStub:
 
 
 class DispatcherServiceServicer:
-    """DispatcherService starts, shows and cancels runs, and calls tools.
+    """DispatcherService starts, shows and cancels runs, brings them what they wait for, and calls tools.
     """
 
     def StartRun(self, request, context):
         """StartRun accepts a run and returns at once; its events follow in the record.
         The same request id with the same payload returns the same run for 24 hours; with another payload ALREADY_EXISTS.
         NOT_FOUND: no such agent or thread. BUSY: the thread has an active run and `on_busy` is reject.
+        RATE_LIMITED: the caller, or the installation, has as many runs waiting as there may be.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +144,42 @@ class DispatcherServiceServicer:
     def CancelRun(self, request, context):
         """CancelRun asks a run to stop. `agent_cancelled` is written once its tools are gone. Cancelling an ended run changes
         nothing and tells its state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendMessage(self, request, context):
+        """SendMessage says something to a run that has not ended: it is stored in the thread, and the run's next wait for a message gets it.
+        The owner of the run may send, and with a grant token of the run's thread whoever may write there. The same request id with the same
+        message is sent once; with another one ALREADY_EXISTS. NOT_FOUND: there is no such run for the caller. FAILED_PRECONDITION: it has
+        ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveApproval(self, request, context):
+        """ResolveApproval is the caller's word on what a run asked for. A first rejection decides; approved it is by as many users as it asks
+        for. The owner of the run may decide, and with a grant token of its thread whoever may write there. The same word again changes
+        nothing and tells what became of it. NOT_FOUND: there is no such approval for the caller. FAILED_PRECONDITION: the caller had said
+        something else, or it is decided, or has expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetApproval(self, request, context):
+        """GetApproval returns an approval that a run of the caller asked for, or with a grant token any run of that thread.
+        NOT_FOUND: there is none for the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApprovals(self, request, context):
+        """ListApprovals pages through the approvals that the caller's runs asked for, or with a grant token all runs of that thread; newest
+        first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,6 +266,26 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
                     request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunRequest.FromString,
                     response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunResponse.SerializeToString,
             ),
+            'SendMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendMessage,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.SendMessageRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.SendMessageResponse.SerializeToString,
+            ),
+            'ResolveApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveApproval,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ResolveApprovalRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ResolveApprovalResponse.SerializeToString,
+            ),
+            'GetApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApproval,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.GetApprovalRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.GetApprovalResponse.SerializeToString,
+            ),
+            'ListApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApprovals,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ListApprovalsRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ListApprovalsResponse.SerializeToString,
+            ),
             'RecordStages': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordStages,
                     request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RecordStagesRequest.FromString,
@@ -252,7 +330,7 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DispatcherService:
-    """DispatcherService starts, shows and cancels runs, and calls tools.
+    """DispatcherService starts, shows and cancels runs, brings them what they wait for, and calls tools.
     """
 
     @staticmethod
@@ -353,6 +431,114 @@ class DispatcherService:
             '/netra.dispatcher.v1.DispatcherService/CancelRun',
             netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunRequest.SerializeToString,
             netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/SendMessage',
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.SendMessageRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.SendMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/ResolveApproval',
+            netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ResolveApprovalRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ResolveApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/GetApproval',
+            netra_dot_dispatcher_dot_v1_dot_approvals__pb2.GetApprovalRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_approvals__pb2.GetApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/ListApprovals',
+            netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ListApprovalsRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_approvals__pb2.ListApprovalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

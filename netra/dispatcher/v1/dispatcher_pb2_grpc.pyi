@@ -5,6 +5,7 @@ Runs agents and the tools they call."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from netra.dispatcher.v1 import approvals_pb2 as _approvals_pb2
 from netra.dispatcher.v1 import dispatcher_pb2 as _dispatcher_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -27,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DispatcherServiceStub:
-    """DispatcherService starts, shows and cancels runs, and calls tools."""
+    """DispatcherService starts, shows and cancels runs, brings them what they wait for, and calls tools."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,6 +38,7 @@ class DispatcherServiceStub:
     """StartRun accepts a run and returns at once; its events follow in the record.
     The same request id with the same payload returns the same run for 24 hours; with another payload ALREADY_EXISTS.
     NOT_FOUND: no such agent or thread. BUSY: the thread has an active run and `on_busy` is reject.
+    RATE_LIMITED: the caller, or the installation, has as many runs waiting as there may be.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.GetRunRequest, _dispatcher_pb2.GetRunResponse]
     """GetRun returns one run of the caller. NOT_FOUND when there is none, or it is somebody else's."""
@@ -45,6 +47,26 @@ class DispatcherServiceStub:
     CancelRun: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.CancelRunRequest, _dispatcher_pb2.CancelRunResponse]
     """CancelRun asks a run to stop. `agent_cancelled` is written once its tools are gone. Cancelling an ended run changes
     nothing and tells its state.
+    """
+    SendMessage: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.SendMessageRequest, _dispatcher_pb2.SendMessageResponse]
+    """SendMessage says something to a run that has not ended: it is stored in the thread, and the run's next wait for a message gets it.
+    The owner of the run may send, and with a grant token of the run's thread whoever may write there. The same request id with the same
+    message is sent once; with another one ALREADY_EXISTS. NOT_FOUND: there is no such run for the caller. FAILED_PRECONDITION: it has
+    ended.
+    """
+    ResolveApproval: _grpc.UnaryUnaryMultiCallable[_approvals_pb2.ResolveApprovalRequest, _approvals_pb2.ResolveApprovalResponse]
+    """ResolveApproval is the caller's word on what a run asked for. A first rejection decides; approved it is by as many users as it asks
+    for. The owner of the run may decide, and with a grant token of its thread whoever may write there. The same word again changes
+    nothing and tells what became of it. NOT_FOUND: there is no such approval for the caller. FAILED_PRECONDITION: the caller had said
+    something else, or it is decided, or has expired.
+    """
+    GetApproval: _grpc.UnaryUnaryMultiCallable[_approvals_pb2.GetApprovalRequest, _approvals_pb2.GetApprovalResponse]
+    """GetApproval returns an approval that a run of the caller asked for, or with a grant token any run of that thread.
+    NOT_FOUND: there is none for the caller.
+    """
+    ListApprovals: _grpc.UnaryUnaryMultiCallable[_approvals_pb2.ListApprovalsRequest, _approvals_pb2.ListApprovalsResponse]
+    """ListApprovals pages through the approvals that the caller's runs asked for, or with a grant token all runs of that thread; newest
+    first.
     """
     RecordStages: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.RecordStagesRequest, _dispatcher_pb2.RecordStagesResponse]
     """RecordStages notes when the edge had sent the end of runs to their users. The first one counts; unknown runs are passed over."""
@@ -76,13 +98,14 @@ class DispatcherServiceStub:
 
 @_typing.type_check_only
 class DispatcherServiceAsyncStub(DispatcherServiceStub):
-    """DispatcherService starts, shows and cancels runs, and calls tools."""
+    """DispatcherService starts, shows and cancels runs, brings them what they wait for, and calls tools."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartRun: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.StartRunRequest, _dispatcher_pb2.StartRunResponse]  # type: ignore[assignment]
     """StartRun accepts a run and returns at once; its events follow in the record.
     The same request id with the same payload returns the same run for 24 hours; with another payload ALREADY_EXISTS.
     NOT_FOUND: no such agent or thread. BUSY: the thread has an active run and `on_busy` is reject.
+    RATE_LIMITED: the caller, or the installation, has as many runs waiting as there may be.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.GetRunRequest, _dispatcher_pb2.GetRunResponse]  # type: ignore[assignment]
     """GetRun returns one run of the caller. NOT_FOUND when there is none, or it is somebody else's."""
@@ -91,6 +114,26 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     CancelRun: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.CancelRunRequest, _dispatcher_pb2.CancelRunResponse]  # type: ignore[assignment]
     """CancelRun asks a run to stop. `agent_cancelled` is written once its tools are gone. Cancelling an ended run changes
     nothing and tells its state.
+    """
+    SendMessage: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.SendMessageRequest, _dispatcher_pb2.SendMessageResponse]  # type: ignore[assignment]
+    """SendMessage says something to a run that has not ended: it is stored in the thread, and the run's next wait for a message gets it.
+    The owner of the run may send, and with a grant token of the run's thread whoever may write there. The same request id with the same
+    message is sent once; with another one ALREADY_EXISTS. NOT_FOUND: there is no such run for the caller. FAILED_PRECONDITION: it has
+    ended.
+    """
+    ResolveApproval: _aio.UnaryUnaryMultiCallable[_approvals_pb2.ResolveApprovalRequest, _approvals_pb2.ResolveApprovalResponse]  # type: ignore[assignment]
+    """ResolveApproval is the caller's word on what a run asked for. A first rejection decides; approved it is by as many users as it asks
+    for. The owner of the run may decide, and with a grant token of its thread whoever may write there. The same word again changes
+    nothing and tells what became of it. NOT_FOUND: there is no such approval for the caller. FAILED_PRECONDITION: the caller had said
+    something else, or it is decided, or has expired.
+    """
+    GetApproval: _aio.UnaryUnaryMultiCallable[_approvals_pb2.GetApprovalRequest, _approvals_pb2.GetApprovalResponse]  # type: ignore[assignment]
+    """GetApproval returns an approval that a run of the caller asked for, or with a grant token any run of that thread.
+    NOT_FOUND: there is none for the caller.
+    """
+    ListApprovals: _aio.UnaryUnaryMultiCallable[_approvals_pb2.ListApprovalsRequest, _approvals_pb2.ListApprovalsResponse]  # type: ignore[assignment]
+    """ListApprovals pages through the approvals that the caller's runs asked for, or with a grant token all runs of that thread; newest
+    first.
     """
     RecordStages: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.RecordStagesRequest, _dispatcher_pb2.RecordStagesResponse]  # type: ignore[assignment]
     """RecordStages notes when the edge had sent the end of runs to their users. The first one counts; unknown runs are passed over."""
@@ -121,7 +164,7 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     """
 
 class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
-    """DispatcherService starts, shows and cancels runs, and calls tools."""
+    """DispatcherService starts, shows and cancels runs, brings them what they wait for, and calls tools."""
 
     @_abc_1.abstractmethod
     def StartRun(
@@ -132,6 +175,7 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         """StartRun accepts a run and returns at once; its events follow in the record.
         The same request id with the same payload returns the same run for 24 hours; with another payload ALREADY_EXISTS.
         NOT_FOUND: no such agent or thread. BUSY: the thread has an active run and `on_busy` is reject.
+        RATE_LIMITED: the caller, or the installation, has as many runs waiting as there may be.
         """
 
     @_abc_1.abstractmethod
@@ -158,6 +202,50 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_dispatcher_pb2.CancelRunResponse, _abc.Awaitable[_dispatcher_pb2.CancelRunResponse]]:
         """CancelRun asks a run to stop. `agent_cancelled` is written once its tools are gone. Cancelling an ended run changes
         nothing and tells its state.
+        """
+
+    @_abc_1.abstractmethod
+    def SendMessage(
+        self,
+        request: _dispatcher_pb2.SendMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.SendMessageResponse, _abc.Awaitable[_dispatcher_pb2.SendMessageResponse]]:
+        """SendMessage says something to a run that has not ended: it is stored in the thread, and the run's next wait for a message gets it.
+        The owner of the run may send, and with a grant token of the run's thread whoever may write there. The same request id with the same
+        message is sent once; with another one ALREADY_EXISTS. NOT_FOUND: there is no such run for the caller. FAILED_PRECONDITION: it has
+        ended.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveApproval(
+        self,
+        request: _approvals_pb2.ResolveApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_approvals_pb2.ResolveApprovalResponse, _abc.Awaitable[_approvals_pb2.ResolveApprovalResponse]]:
+        """ResolveApproval is the caller's word on what a run asked for. A first rejection decides; approved it is by as many users as it asks
+        for. The owner of the run may decide, and with a grant token of its thread whoever may write there. The same word again changes
+        nothing and tells what became of it. NOT_FOUND: there is no such approval for the caller. FAILED_PRECONDITION: the caller had said
+        something else, or it is decided, or has expired.
+        """
+
+    @_abc_1.abstractmethod
+    def GetApproval(
+        self,
+        request: _approvals_pb2.GetApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_approvals_pb2.GetApprovalResponse, _abc.Awaitable[_approvals_pb2.GetApprovalResponse]]:
+        """GetApproval returns an approval that a run of the caller asked for, or with a grant token any run of that thread.
+        NOT_FOUND: there is none for the caller.
+        """
+
+    @_abc_1.abstractmethod
+    def ListApprovals(
+        self,
+        request: _approvals_pb2.ListApprovalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_approvals_pb2.ListApprovalsResponse, _abc.Awaitable[_approvals_pb2.ListApprovalsResponse]]:
+        """ListApprovals pages through the approvals that the caller's runs asked for, or with a grant token all runs of that thread; newest
+        first.
         """
 
     @_abc_1.abstractmethod

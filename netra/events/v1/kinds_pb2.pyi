@@ -577,6 +577,7 @@ class AgentSuspended(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The execution of the agent."""
     agent_name: _builtins.str
@@ -589,6 +590,8 @@ class AgentSuspended(_message.Message):
     """For a person."""
     approval_id: _builtins.str
     """The approval, when it waits for one."""
+    until: _builtins.str
+    """When it goes on at the latest, RFC 3339; absent when it is not known."""
     def __init__(
         self,
         *,
@@ -598,19 +601,24 @@ class AgentSuspended(_message.Message):
         waits_for: _builtins.str = ...,
         message: _builtins.str | None = ...,
         approval_id: _builtins.str | None = ...,
+        until: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_approval_id", b"_approval_id", "_message", b"_message", "approval_id", b"approval_id", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_approval_id", b"_approval_id", "_message", b"_message", "_until", b"_until", "approval_id", b"approval_id", "message", b"message", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_approval_id", b"_approval_id", "_message", b"_message", "agent_id", b"agent_id", "agent_name", b"agent_name", "approval_id", b"approval_id", "message", b"message", "status", b"status", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_approval_id", b"_approval_id", "_message", b"_message", "_until", b"_until", "agent_id", b"agent_id", "agent_name", b"agent_name", "approval_id", b"approval_id", "message", b"message", "status", b"status", "until", b"until", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__approval_id: _TypeAlias = _typing.Literal["approval_id"]  # noqa: Y015
     _WhichOneofArgType__approval_id: _TypeAlias = _typing.Literal["_approval_id", b"_approval_id"]  # noqa: Y015
     _WhichOneofReturnType__message: _TypeAlias = _typing.Literal["message"]  # noqa: Y015
     _WhichOneofArgType__message: _TypeAlias = _typing.Literal["_message", b"_message"]  # noqa: Y015
+    _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
+    _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__approval_id) -> _WhichOneofReturnType__approval_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__message) -> _WhichOneofReturnType__message | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until) -> _WhichOneofReturnType__until | None: ...
 
 Global___AgentSuspended: _TypeAlias = AgentSuspended  # noqa: Y015
 
@@ -1048,6 +1056,7 @@ class ApprovalRequested(_message.Message):
     PARAMETERS_REF_FIELD_NUMBER: _builtins.int
     PARAMETERS_PREVIEW_FIELD_NUMBER: _builtins.int
     MASKED_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The execution of the agent."""
     agent_name: _builtins.str
@@ -1062,6 +1071,8 @@ class ApprovalRequested(_message.Message):
     """Until when, RFC 3339; absent when it may take any time."""
     parameters_preview: _builtins.str
     """How they begin then."""
+    quorum: _builtins.int
+    """How many users have to approve it; absent when one is enough."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Its arguments, secrets masked."""
@@ -1087,10 +1098,11 @@ class ApprovalRequested(_message.Message):
         parameters_ref: Global___ResultRef | None = ...,
         parameters_preview: _builtins.str | None = ...,
         masked: _abc.Iterable[_builtins.str] | None = ...,
+        quorum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_parameters", b"_parameters", "_parameters_preview", b"_parameters_preview", "_parameters_ref", b"_parameters_ref", "_tool_name", b"_tool_name", "expires_at", b"expires_at", "parameters", b"parameters", "parameters_preview", b"parameters_preview", "parameters_ref", b"parameters_ref", "tool_name", b"tool_name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_parameters", b"_parameters", "_parameters_preview", b"_parameters_preview", "_parameters_ref", b"_parameters_ref", "_quorum", b"_quorum", "_tool_name", b"_tool_name", "expires_at", b"expires_at", "parameters", b"parameters", "parameters_preview", b"parameters_preview", "parameters_ref", b"parameters_ref", "quorum", b"quorum", "tool_name", b"tool_name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_parameters", b"_parameters", "_parameters_preview", b"_parameters_preview", "_parameters_ref", b"_parameters_ref", "_tool_name", b"_tool_name", "agent_id", b"agent_id", "agent_name", b"agent_name", "approval_id", b"approval_id", "expires_at", b"expires_at", "masked", b"masked", "message", b"message", "parameters", b"parameters", "parameters_preview", b"parameters_preview", "parameters_ref", b"parameters_ref", "tool_name", b"tool_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_parameters", b"_parameters", "_parameters_preview", b"_parameters_preview", "_parameters_ref", b"_parameters_ref", "_quorum", b"_quorum", "_tool_name", b"_tool_name", "agent_id", b"agent_id", "agent_name", b"agent_name", "approval_id", b"approval_id", "expires_at", b"expires_at", "masked", b"masked", "message", b"message", "parameters", b"parameters", "parameters_preview", b"parameters_preview", "parameters_ref", b"parameters_ref", "quorum", b"quorum", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
@@ -1100,6 +1112,8 @@ class ApprovalRequested(_message.Message):
     _WhichOneofArgType__parameters_preview: _TypeAlias = _typing.Literal["_parameters_preview", b"_parameters_preview"]  # noqa: Y015
     _WhichOneofReturnType__parameters_ref: _TypeAlias = _typing.Literal["parameters_ref"]  # noqa: Y015
     _WhichOneofArgType__parameters_ref: _TypeAlias = _typing.Literal["_parameters_ref", b"_parameters_ref"]  # noqa: Y015
+    _WhichOneofReturnType__quorum: _TypeAlias = _typing.Literal["quorum"]  # noqa: Y015
+    _WhichOneofArgType__quorum: _TypeAlias = _typing.Literal["_quorum", b"_quorum"]  # noqa: Y015
     _WhichOneofReturnType__tool_name: _TypeAlias = _typing.Literal["tool_name"]  # noqa: Y015
     _WhichOneofArgType__tool_name: _TypeAlias = _typing.Literal["_tool_name", b"_tool_name"]  # noqa: Y015
     @_typing.overload
@@ -1110,6 +1124,8 @@ class ApprovalRequested(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parameters_preview) -> _WhichOneofReturnType__parameters_preview | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parameters_ref) -> _WhichOneofReturnType__parameters_ref | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quorum) -> _WhichOneofReturnType__quorum | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tool_name) -> _WhichOneofReturnType__tool_name | None: ...
 
@@ -1127,6 +1143,7 @@ class ApprovalResolved(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
     COMMENT_FIELD_NUMBER: _builtins.int
+    TOGETHER_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The execution of the agent."""
     agent_name: _builtins.str
@@ -1136,9 +1153,13 @@ class ApprovalResolved(_message.Message):
     decision: _builtins.str
     """What was decided; `expired` when nobody did in time."""
     by: _builtins.str
-    """Who decided; absent when nobody did."""
+    """Who decided, the last of them when it took several; absent when nobody did."""
     comment: _builtins.str
     """What that person said to it."""
+    @_builtins.property
+    def together(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All who said what was decided, when it took several; absent otherwise."""
+
     def __init__(
         self,
         *,
@@ -1148,10 +1169,11 @@ class ApprovalResolved(_message.Message):
         decision: _builtins.str = ...,
         by: _builtins.str | None = ...,
         comment: _builtins.str | None = ...,
+        together: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_by", b"_by", "_comment", b"_comment", "by", b"by", "comment", b"comment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_by", b"_by", "_comment", b"_comment", "agent_id", b"agent_id", "agent_name", b"agent_name", "approval_id", b"approval_id", "by", b"by", "comment", b"comment", "decision", b"decision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_by", b"_by", "_comment", b"_comment", "agent_id", b"agent_id", "agent_name", b"agent_name", "approval_id", b"approval_id", "by", b"by", "comment", b"comment", "decision", b"decision", "together", b"together"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__by: _TypeAlias = _typing.Literal["by"]  # noqa: Y015
     _WhichOneofArgType__by: _TypeAlias = _typing.Literal["_by", b"_by"]  # noqa: Y015

@@ -8,7 +8,7 @@ import functools
 import random
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Container, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ _UNWELL_OF_FOREIGN = frozenset({"UNAVAILABLE", "INTERNAL"})
 class Asked:
     """What is to be done: the call, as which step, told to whom, and until when at the latest, by the monotonic clock.
 
-    `again` when an earlier owner of the run may have made it already.
+    `again` when an earlier owner of the run may have made it already; `only` are the names of the tools that may be called for it.
     """
 
     call: calls.Call
@@ -48,6 +48,7 @@ class Asked:
     step_key: str
     until: float
     again: bool = False
+    only: Container[str] | None = None
 
 
 @dataclass(slots=True)
@@ -59,6 +60,8 @@ class Answer:
     error: errors.NetraError | None = None
     attempts: int = 0
     degraded: calls.Degraded | None = None
+    # another may own the run in a moment: it was not made, and that is told nobody
+    fenced: bool = False
 
 
 class _Again(Exception):
@@ -73,21 +76,22 @@ class Attempts:
     """The calls of one dispatcher, whose tasks are in `tasks`. `allow` raises what stands against a tool for this user by now."""
 
     def __init__(
-        self, frame: provided.Frame, mine: permits.Permits, tasks: lifecycle.Tasks, allow: Callable[[registry.Registered], None],
+        self, frame: provided.Frame, mine: permits.Permits, tasks: lifecycle.Tasks,
+        allow: Callable[[registry.Registered, Container[str] | None], None],
     ) -> None:  # fmt: skip
         self._frame, self._permits, self._tasks, self._allow = frame, mine, tasks, allow
         self._user = frame.context.user_id
         self._apart: workers.Workers | None = None
 
     async def answer(self, tool: registry.Registered, asked: Asked) -> Answer:
-        """What a call comes to. Only a cancellation is raised, when what it ran is gone (or `trusted.StillRunning`)."""
+        """What a call comes to. Raised is only a cancellation, when what it ran is gone (or `trusted.StillRunning`), and `Fenced`."""
         first = await self._through(tool, asked)
         if first.error is None or not _may_be_stood_in_for(tool.spec, first, asked) or time.monotonic() >= asked.until:
             return first
         other, name = None, tool.spec.fallback
         try:
             other = self._frame.means.tools.get(name)
-            self._allow(other)
+            self._allow(other, asked.only)
             other.check_arguments(dict(asked.call.arguments))
             second = await self._through(other, asked)
         except errors.NetraError as error:
@@ -156,6 +160,9 @@ class Attempts:
             heard = True
             answer.result = await self._kept(spec, asked, value)
         except Exception as error:
+            if answer.fenced:
+                # whatever the tool made of it
+                raise errors.Fenced from None
             answer.error = _shown(spec.name, error)
             if not heard and answer.attempts and _unwell(spec, answer.error):
                 breakers.failed(passed, spec.name, self._user)
@@ -222,46 +229,48 @@ class Attempts:
             tool.called()
             answer.attempts += 1
             asked.hears.attempted()
-            value = await self._function(spec, asked, until)
+            value = await self._function(spec, asked, until, functools.partial(_begins, spec, asked, answer))
             tool.check_result(value)
             return value
 
-    async def _function(self, spec: ToolSpec, asked: Asked, until: float) -> object:
+    async def _function(self, spec: ToolSpec, asked: Asked, until: float, begins: Callable[[], None]) -> object:
         # what one attempt does to its arguments is nothing to the next
         may_follow = spec.retries or spec.fallback
         arguments = copy.deepcopy(dict(asked.call.arguments)) if may_follow else asked.call.arguments
         if spec.backend == "asyncio" and not spec.context_parameter:
-            return await trusted.run(spec, arguments, _left(until), self._tasks)
-        given = self._given(spec, asked, until)
+            return await trusted.bounded(spec.name, functools.partial(_begun, begins, spec, arguments), _left(until), self._tasks)
+        given = self._given(spec, asked, until, begins)
         try:
             if spec.backend == "worker":
-                return await self._owned(self._warm(spec, arguments, given), until)
+                return await self._owned(self._warm(spec, arguments, given, begins), until)
             if spec.backend == "sandbox":
                 return await self._owned(_program(spec, arguments, given), until)
             # for what the tool starts in a process of its own
             outer = guardian.current.set(self._frame.means.sandboxes.guard)
             try:
                 mine = {spec.context_parameter: given} if spec.context_parameter else {}
-                return await trusted.run(spec, {**arguments, **mine}, _left(until), self._tasks)
+                begun = functools.partial(_begun, begins, spec, {**arguments, **mine})
+                return await trusted.bounded(spec.name, begun, _left(until), self._tasks)
             finally:
                 guardian.current.reset(outer)
         finally:
             await given.close()
 
-    def _given(self, spec: ToolSpec, asked: Asked, until: float) -> provided.Provided:
+    def _given(self, spec: ToolSpec, asked: Asked, until: float, begins: Callable[[], None] = lambda: None) -> provided.Provided:
         step = asked.step_key or asked.call.tool_call_id
         # the tool that stands in for another does something else
         key = ledger.effect_key(self._frame.context.run_id, step if spec.name == asked.call.tool else f"{step}~{spec.name}")
-        return provided.Provided(self._frame, asked.hears, asked.call, spec, until, key)
+        return provided.Provided(self._frame, asked.hears, asked.call, spec, until, key, begins)
 
-    async def _warm(self, spec: ToolSpec, arguments: Mapping[str, Any], given: provided.Provided) -> object:
+    async def _warm(self, spec: ToolSpec, arguments: Mapping[str, Any], given: provided.Provided, begins: Callable[[], None]) -> object:
         if self._frame.apart and self._apart is None:
             self._apart = self._frame.means.sandboxes.apart()
         warm = self._apart or self._frame.means.sandboxes.warm
         async with given.folder() as folder:
             return await warm.run(
-                spec.function.__module__, spec.function.__qualname__, arguments, user=self._user, timeout_s=given.left_s, folder=folder
-            )
+                spec.function.__module__, spec.function.__qualname__, arguments, user=self._user, timeout_s=given.left_s, folder=folder,
+                begins=begins,
+            )  # fmt: skip
 
     async def _owned(self, work: Coroutine[Any, Any, object], until: float) -> object:
         """Do it in a task of the dispatcher's, which ends it with itself. A cancel is raised when it is over."""
@@ -287,6 +296,19 @@ class Attempts:
         if error is not None:
             raise error
         return value
+
+
+def _begins(spec: ToolSpec, asked: Asked, answer: Answer) -> None:
+    """Asked in the very place where a function begins: whatever was waited for before, another may own the run by then."""
+    if spec.side_effects:
+        answer.fenced = True
+        asked.reporter.require_lease()
+        answer.fenced = False
+
+
+def _begun(begins: Callable[[], None], spec: ToolSpec, arguments: Mapping[str, Any]) -> Any:
+    begins()
+    return spec.function(**arguments)
 
 
 async def _captured(work: Coroutine[Any, Any, object]) -> tuple[object, Exception | None]:

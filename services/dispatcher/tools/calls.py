@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class Outcome:
     """What became of a call: `status` is success, error, timeout, denied, cancelled or unknown.
 
     `attempts` is how often a function was called for it (0: it was refused before), `enforcement` how what gave the result was contained.
+    `stopped` is one that whoever waited for it stopped; `at` is when it was over, in seconds since 1970.
     """
 
     call: Call
@@ -51,6 +53,8 @@ class Outcome:
     attempts: int = 1
     degraded: Degraded | None = None
     enforcement: Mapping[str, object] = field(default_factory=lambda: TRUSTED)
+    stopped: bool = False
+    at: float = field(default_factory=time.time, compare=False)
 
     def unwrap(self) -> Any:
         """The result. Raises the error when there is none."""
@@ -85,6 +89,9 @@ class Reporter(Protocol):
 
     async def barrier(self) -> None:
         """Returns when everything told so far is in the record."""
+
+    def require_lease(self) -> None:
+        """Raises `Fenced` when somebody else may own the run in a moment: nothing outside is changed for it any more."""
 
 
 def status_of(error: errors.NetraError | None) -> str:

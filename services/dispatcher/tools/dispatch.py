@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Container, Mapping
 from typing import Any, Literal, Self, get_args
 
 from chassis import lifecycle, log
@@ -148,12 +148,13 @@ class UnifiedToolDispatcher:
 
     async def execute(
         self, name: str, arguments: Mapping[str, Any], *, step_key: str = "", reporter: calls.Reporter | None = None,
-        timeout_s: float | None = None, tool_call_id: ids.ToolCallId | None = None,
+        timeout_s: float | None = None, tool_call_id: ids.ToolCallId | None = None, only: Container[str] | None = None,
     ) -> calls.Outcome:  # fmt: skip
         """Call a tool; it has until the least of its own deadline, `timeout_s`, the caller's and that of the run.
 
-        `tool_call_id` is that of a call that an earlier owner of the run began. Always reports a pair of `tool_executing` and
-        `tool_completed`; only a cancellation is raised, and `FailedPrecondition` when the dispatcher is closed.
+        `tool_call_id` is that of a call that an earlier owner of the run began; with `only`, tools of other names are refused. Always
+        reports a pair of `tool_executing` and `tool_completed`; only a cancellation is raised, `FailedPrecondition` when the dispatcher is
+        closed, and `Fenced` when the run may be another's in a moment.
         """
         if not self._open:
             raise errors.FailedPrecondition("The execution context is closed; no tool can be called in it.")
@@ -165,7 +166,7 @@ class UnifiedToolDispatcher:
         until = self._ends_at if left_s is None else min(self._ends_at, time.monotonic() + left_s)
         try:
             told = _Told(self, tool_call_id or ids.ToolCallId.new(), name, arguments, reporter or self._reporter, step_key)
-            return await self._executed(told, until, again=tool_call_id is not None)
+            return await self._executed(told, until, again=tool_call_id is not None, only=only)
         finally:
             self._active -= 1
             if not self._active:
@@ -179,12 +180,12 @@ class UnifiedToolDispatcher:
         told = _Told(self, ids.ToolCallId(left.tool_call_id), left.tool, left.arguments or {}, self._reporter, left.key)
         return await self._attempts.reconciled(tool, attempts.Asked(told.call, self._reporter, told, left.key, self._ends_at))
 
-    async def _executed(self, told: _Told, until: float, *, again: bool) -> calls.Outcome:
+    async def _executed(self, told: _Told, until: float, *, again: bool, only: Container[str] | None) -> calls.Outcome:
         refused: errors.NetraError | None = None
         entered = False
         try:
             try:
-                tool = await self._admitted(told, until)
+                tool = await self._admitted(told, until, only)
                 self._means.enter(self._context.user_id)
                 entered = True
             except errors.NetraError as error:
@@ -192,7 +193,7 @@ class UnifiedToolDispatcher:
             told.begins()
             if refused is not None:
                 return told.ends(attempts.Answer(self._attempts.enforcement(told.spec), error=refused))
-            asked = attempts.Asked(told.call, told.reporter, told, told.step_key, until, again)
+            asked = attempts.Asked(told.call, told.reporter, told, told.step_key, until, again, only)
             return told.ends(await self._attempts.answer(tool, asked))
         except asyncio.CancelledError as stopped:
             told.stops(confirmed=not isinstance(stopped, trusted.StillRunning))
@@ -201,10 +202,10 @@ class UnifiedToolDispatcher:
             if entered:
                 self._means.leave(self._context.user_id)
 
-    async def _admitted(self, told: _Told, until: float) -> registry.Registered:
+    async def _admitted(self, told: _Told, until: float, only: Container[str] | None) -> registry.Registered:
         """The tool, when it may be called now: permission, what the tier is entitled to, the arguments. Raises what stands against it."""
         tool = self._means.tools.get(told.call.tool)
-        self._allow(tool)
+        self._allow(tool, only)
         if self._context.is_expired or until <= time.monotonic():
             raise errors.DeadlineExceeded(f"{tool.spec.name} was not called: the time of the run is over.", tool=tool.spec.name)
         # who calls too often is told so before anything takes long
@@ -214,12 +215,14 @@ class UnifiedToolDispatcher:
         tool.check_arguments(dict(told.call.arguments))
         return tool
 
-    def _allow(self, tool: registry.Registered) -> None:
+    def _allow(self, tool: registry.Registered, only: Container[str] | None) -> None:
         """Raises `PermissionDenied`; it is on record then."""
         spec = tool.spec
         self._metrics.checked()
         try:
             self._permits.require(spec)
+            if only is not None and spec.name not in only:
+                raise errors.PermissionDenied(f"The tool {spec.name} is not one of those that this agent may call.", tool=spec.name)
             if spec.min_role == _ADMIN and self.strategy != "admin":
                 message = f"The tool {spec.name} is for admins: it takes a dispatcher of the strategy admin."
                 raise errors.PermissionDenied(message, roles=_ADMIN, tool=spec.name)
@@ -275,12 +278,12 @@ class _Told:
             self.reporter.tool_executing(self.call, self.step_key, effects)
             self._dispatcher._metrics.told()
 
-    def ends(self, answer: attempts.Answer) -> calls.Outcome:
+    def ends(self, answer: attempts.Answer, *, stopped: bool = False) -> calls.Outcome:
         """The second of the pair."""
         took_ms = round((time.perf_counter() - self._began) * 1000, 3)
         outcome = calls.Outcome(
             self.call, calls.status_of(answer.error), answer.result, answer.error, took_ms, answer.attempts, answer.degraded,
-            answer.enforcement,
+            answer.enforcement, stopped,
         )  # fmt: skip
         self._dispatcher.last = outcome
         self.reporter.tool_completed(outcome, answer.enforcement, self.step_key)
@@ -295,7 +298,7 @@ class _Told:
         message = f"{call.tool} was stopped." if confirmed else f"{call.tool} was told to stop; whether it did is not known."
         self.begins()
         how = self._dispatcher._attempts.enforcement(self.spec)
-        self.ends(attempts.Answer(how, error=errors.Cancelled(message), attempts=self.attempts))
+        self.ends(attempts.Answer(how, error=errors.Cancelled(message), attempts=self.attempts), stopped=True)
 
     def attempted(self) -> None:
         """See `provided.Hears`."""

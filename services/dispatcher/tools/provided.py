@@ -7,7 +7,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -56,8 +56,12 @@ class Hears(Protocol):
 class Provided:
     """`netra.tool.ToolContext` of one call of one tool. `until` is when its time is over, by the monotonic clock."""
 
-    def __init__(self, frame: Frame, hears: Hears, call: calls.Call, spec: ToolSpec, until: float, effect_key: str) -> None:
-        self._frame, self._hears, self._call, self._spec, self._until = frame, hears, call, spec, until
+    def __init__(
+        self, frame: Frame, hears: Hears, call: calls.Call, spec: ToolSpec, until: float, effect_key: str,
+        begins: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`begins` is called where something begins for the call, and raises `Fenced` when nothing may any more."""
+        self._frame, self._hears, self._call, self._spec, self._until, self._begins = frame, hears, call, spec, until, begins
         self.effect_key = effect_key
         self._count = 0
         self._shown_at = -math.inf
@@ -127,7 +131,7 @@ class Provided:
                 await asyncio.to_thread(_fill, folder, dict(files), limits)
             job = tiers.Job(
                 folder, limits, code=code, argv=tuple(argv), arguments=given.written(dict(arguments), "arguments"), environment=environment,
-                owner="" if self._frame.apart else self.context.user_id, module=module,
+                owner="" if self._frame.apart else self.context.user_id, module=module, begins=self._begins,
             )  # fmt: skip
             try:
                 return await sandbox.run(job)

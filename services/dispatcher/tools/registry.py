@@ -13,7 +13,7 @@ from chassis import telemetry
 from netra import declarations, errors, registration
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.tool import ToolSpec, from_object
-from services.dispatcher.tools import arguments, code, demo, permits, schemas, text
+from services.dispatcher.tools import arguments, code, demo, model, permits, schemas, text
 from services.dispatcher.tools.spend import chart, report
 from services.dispatcher.tools.spend import tools as spend
 
@@ -217,7 +217,8 @@ def registered(spec: ToolSpec, digest: str, weight: int = 0) -> Registered:
 def built_in() -> list[ToolSpec]:
     """The tools that come with Netra."""
     figures = [spend.usage_load, spend.usage_profile, spend.cost_breakdown, spend.spend_opportunities]
-    return [text.text_statistics, text.text_keywords, *figures, chart.spend_chart, report.spend_report, *code.BUILT_IN, *demo.BUILT_IN]
+    texts = [text.text_statistics, text.text_keywords, model.model]
+    return [*texts, *figures, chart.spend_chart, report.spend_report, *code.BUILT_IN, *demo.BUILT_IN]
 
 
 def installed() -> list[ToolSpec]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,6 +18,7 @@ from netra.auth.v1 import auth_pb2
 from netra.context.v1 import context_pb2
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
+from tests.fixtures import proxy
 
 SERVICES = {"auth": auth_pb2, "context": context_pb2, "dispatcher": dispatcher_pb2, "events": events_pb2}
 # once made, they may have changed something that a second time would change again
@@ -99,13 +99,11 @@ async def test_nothing_is_made_again_at_a_service_that_was_not_named(broken: tup
     assert handler.calls == {"GetRun": 1}
 
 
-class Frozen(grpc.GenericRpcHandler):
-    """Streams of which nothing comes, behind a line that may stand still."""
+class Silent(grpc.GenericRpcHandler):
+    """Streams of which nothing comes."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
-        self._moving = asyncio.Event()
-        self._moving.set()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         async def waits(_request: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -116,49 +114,23 @@ class Frozen(grpc.GenericRpcHandler):
 
         return grpc.unary_stream_rpc_method_handler(waits)
 
-    def freeze(self) -> None:
-        """Pass nothing on, and close nothing, as a process does that is stopped."""
-        self._moving.clear()
-
-    def thaw(self) -> None:
-        """Pass on again."""
-        self._moving.set()
-
-    async def line(self, port: int) -> asyncio.Server:
-        """A line to a port."""
-
-        async def passed_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(ConnectionError):
-                while data := await reader.read(65536):
-                    await self._moving.wait()
-                    writer.write(data)
-            writer.close()
-
-        async def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            there, to = await asyncio.open_connection("127.0.0.1", port)
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(passed_on(reader, to), passed_on(there, writer))
-
-        return await asyncio.start_server(taken, "127.0.0.1", 0)
-
 
 async def test_a_peer_that_is_stopped_is_found_out_by_who_only_listens() -> None:
-    frozen, behind = Frozen(), grpc.aio.server(options=server_._OPTIONS)
-    behind.add_generic_rpc_handlers((frozen,))
-    line = await frozen.line(behind.add_insecure_port("127.0.0.1:0"))
-    await behind.start()
-    to = channel.connect(f"127.0.0.1:{line.sockets[0].getsockname()[1]}")
-    call: Any = to.unary_stream("/s/S", None, None)(b"")  # type: ignore[arg-type]
-    try:
-        async with asyncio.timeout(15):
-            await frozen.open.wait()
-            frozen.freeze()
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call.read()
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    finally:
-        frozen.thaw()
-        await to.close()
-        await behind.stop(None)
-        line.close()
-        await line.wait_closed()
+    silent, behind = Silent(), grpc.aio.server(options=server_._OPTIONS)
+    behind.add_generic_rpc_handlers((silent,))
+    async with proxy.listening() as line:
+        line.to = behind.add_insecure_port("127.0.0.1:0")
+        await behind.start()
+        to = channel.connect(f"127.0.0.1:{line.port}")
+        call: Any = to.unary_stream("/s/S", None, None)(b"")  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(15):
+                await silent.open.wait()
+                # as of a process that is stopped: nothing comes, and nothing is closed
+                async with line.stalled():
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await call.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        finally:
+            await to.close()
+            await behind.stop(None)

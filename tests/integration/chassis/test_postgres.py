@@ -28,25 +28,6 @@ _STATE = (
 )
 
 
-class _Trips(proxy.Proxy):
-    """Counts what a client sends."""
-
-    def __init__(self, to: int) -> None:
-        super().__init__()
-        self.to, self.sent = to, list[bytes]()
-
-    async def serve(self, connected: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        read = connected.read
-
-        async def reading(most: int = -1) -> bytes:
-            part = await read(most)
-            self.sent.append(part)
-            return part
-
-        connected.read = reading  # type: ignore[method-assign, assignment]
-        await super().serve(connected, back)
-
-
 async def _until(true: Callable[[], bool]) -> None:
     """Returns when a condition holds."""
     async with asyncio.timeout(20):
@@ -70,15 +51,11 @@ async def _called(work: Coroutine[Any, Any, _T]) -> _T:
     return task.result()
 
 
-def _port(one: Walled) -> int:
-    return int(one.dsn.rpartition("@")[2].partition("/")[0].rpartition(":")[2])
-
-
 @pytest.fixture
 async def proxied(walled: Walled) -> AsyncIterator[proxy.Proxy]:
     """A proxy before PostgreSQL; pools are closed before it ends."""
     async with proxy.listening() as one:
-        one.to = _port(walled)
+        one.to = rows.port(walled)
         yield one
 
 
@@ -96,7 +73,7 @@ async def test_twenty_writers_lose_no_update(walled: Walled) -> None:
 
 
 async def test_a_transaction_takes_three_round_trips(walled: Walled) -> None:
-    trips = _Trips(_port(walled))
+    trips = proxy.Trips(rows.port(walled))
     server = await asyncio.start_server(trips.serve, "127.0.0.1", 0)
     async with server:
         database = await walled.pool(size=1, port=server.sockets[0].getsockname()[1])
@@ -115,7 +92,7 @@ async def test_a_transaction_takes_three_round_trips(walled: Walled) -> None:
 async def test_a_new_connection_does_not_ask_what_types_are_that_come_with_postgresql(walled: Walled) -> None:
     given = [rows.user(), rows.user()]
     for _ in range(2):
-        trips = _Trips(_port(walled))
+        trips = proxy.Trips(rows.port(walled))
         server = await asyncio.start_server(trips.serve, "127.0.0.1", 0)
         async with server:
             database = await walled.pool(size=1, port=server.sockets[0].getsockname()[1])

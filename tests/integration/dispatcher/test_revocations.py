@@ -297,8 +297,8 @@ class TestRights:
         claim, narrow, renew = store_system.SystemStore.claim, store_system.SystemStore.narrow, store_system.SystemStore.renew
         claimed, changed, renewed = asyncio.Event(), asyncio.Event(), asyncio.Condition()
 
-        async def slow(self: store_system.SystemStore, *arguments: Any) -> Any:
-            found = await claim(self, *arguments)
+        async def slow(self: store_system.SystemStore, *arguments: Any, **more: Any) -> Any:
+            found = await claim(self, *arguments, **more)
             if found:
                 claimed.set()
                 await asyncio.wait_for(changed.wait(), 20)

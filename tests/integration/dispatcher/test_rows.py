@@ -79,11 +79,11 @@ async def test_a_start_that_has_to_give_way_is_done_again(services: Services, st
         await admin.execute(_ONCE)
         added = await store.Store(pool).add(
             user_id, order, session_id=ids.uuid7(), tier="free", thread_id=thread_id, request_id="r", digest=b"", correlation_id="c",
-            most_queued=10, only_if_free=True, passed={},
+            most_queued=10, on_busy=runs.REJECT, passed={},
         )  # fmt: skip
         assert await admin.value("SELECT last_value FROM public.tries") == 2
         assert await admin.value("SELECT count(*) FROM dispatcher.runs") == 1
-    assert (added.run_id, added.state) == (run_id, runs.RunState.QUEUED)
+    assert (added.run.run_id, added.run.state) == (run_id, runs.RunState.QUEUED)
 
 
 async def test_contexts_are_to_be_closed_for_as_long_as_their_token_lasts(services: Services, stores: Standalone, database: str) -> None:

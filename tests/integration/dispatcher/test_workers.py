@@ -392,8 +392,8 @@ async def test_a_close_ends_every_call(folder: Path) -> None:
         await pids(folder)
         await made.workers.close()
         assert [ended(pid) for pid in both] == [True, True]
-        assert {type(await task) for task in (running, *waiting)} == {errors.Cancelled}
-        assert isinstance(await caught(made.call("who")), errors.Cancelled)
+        assert {type(await task) for task in (running, *waiting)} == {errors.Unavailable}
+        assert isinstance(await caught(made.call("who")), errors.Unavailable)
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from chassis import postgres
 from netra import ids
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
-from services.events import commit, erasure, heads, log, store, store_retention, store_system, sweep
+from services.events import commit, erasure, heads, log, memory, store, store_retention, store_system, sweep
 from standalone import prepare
 from tests.fixtures.stack import Standalone
 
@@ -59,8 +59,9 @@ class Replica:
 
     def __init__(self, own: postgres.DatabaseManager, crossing: postgres.DatabaseManager) -> None:
         self.own, self.crossing = own, crossing
-        self.record = store.Record(own)
-        self.writer = store_system.Writer(crossing)
+        self.memory = memory.Memory()
+        self.record = store.Record(own, self.memory)
+        self.writer = store_system.Writer(crossing, self.memory)
         self.committer = commit.Committer(self.writer, self)
         self.announced: list[log.Recorded] = []
         self.retention = store_retention.Retention(crossing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import pytest
 
 from gateway import rpc
 from netra import ids
+from netra.agent import Turn, agent
 from tests.fixtures import oidc
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
@@ -23,6 +25,13 @@ from tests.integration.gateway.conftest import bearer
 _PAGE = "https://app.netra.example/signed-in"
 # what a gateway says that is about to stop or has lost a service
 _NOT_CALLED = {("GET /readyz", "503")}
+
+
+@agent("asker")
+async def asker(turn: Turn) -> dict[str, object]:
+    """Asks people, and then what they mean."""
+    decision = await turn.approve("Go on?")
+    return {"message": (await turn.wait_for_message()).text, "decision": decision.decision}
 
 
 @dataclass(slots=True)
@@ -89,7 +98,7 @@ async def client(services: Services, tmp_path: Path) -> AsyncIterator[tuple[Clie
         await services.auth(oidc_providers=oidc.write(tmp_path / "oidc.json", **entries))
         await services.context()
         await services.events()
-        await services.dispatcher()
+        await services.dispatcher(agents=[asker])
         await services.gateway(port=port)
         async with httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as http:
             described = (await http.get("/openapi.json")).json()
@@ -121,6 +130,28 @@ async def _runs(client: Client) -> None:
     await client.call("GET /v1/agents")
     await client.call("GET /v1/me")
     await client.call("GET /v1/me/statistics")
+
+
+async def _waits(client: Client) -> None:
+    run_id = (await client.call("POST /v1/runs", json={"agent": "asker", "user_request": "Some text."})).json()["run_id"]
+    approvals = "/v1/approvals/{approval_id}"
+    async with asyncio.timeout(20):
+        while True:
+            asked = {"run_id": run_id, "state": "pending", "page_size": 1}
+            if found := (await client.call("GET /v1/approvals", params=asked)).json()["approvals"]:
+                break
+    mine = {"approval_id": found[0]["approval_id"]}
+    await client.call(f"GET {approvals}", path=mine)
+    await client.call(f"POST {approvals}:resolve", path=mine, json={"decision": "approve", "comment": "Yes."})
+    key = {"Idempotency-Key": ids.uuid7()}
+    await client.call("POST /v1/runs/{run_id}:send", path={"run_id": run_id}, json={"message": "By region."}, headers=key)
+    # it has ended: what follows erases everything
+    events = {"Accept": "text/event-stream", "Last-Event-ID": "0"}
+    await client.call("GET /v1/runs/{run_id}/events", path={"run_id": run_id}, headers=events)
+    async with asyncio.timeout(20):
+        while True:
+            if (await client.call("GET /v1/runs/{run_id}", path={"run_id": run_id})).json()["state"] == "completed":
+                return
 
 
 async def _threads(client: Client, named: dict[str, str], run: dict[str, str]) -> None:
@@ -178,7 +209,7 @@ async def _sign_in_and_out(client: Client) -> None:
 async def test_every_route_answers_what_is_said_of_it(client: tuple[Client, str]) -> None:
     one, callback = client
     await _outside(one, callback)
-    for step in (_open_to_all, _runs, _artifacts, _everything, _sign_in_and_out):
+    for step in (_open_to_all, _runs, _waits, _artifacts, _everything, _sign_in_and_out):
         await step(one)
     remote = {method.path for method in rpc.methods()}
     routes = {f"{method.upper()} {path}": told for path, found in one.described["paths"].items() for method, told in found.items()}

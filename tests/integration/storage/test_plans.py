@@ -26,6 +26,7 @@ from services.context import (
 from services.dispatcher import store as dispatcher_store
 from services.dispatcher import store_system as dispatcher_system
 from services.dispatcher import store_tools as dispatcher_tools
+from services.dispatcher import store_waits as dispatcher_waits
 from services.events import follow, progress
 from services.events import store as events_store
 from services.events import store_threads as events_threads
@@ -97,6 +98,30 @@ INSERT INTO dispatcher.tools (name, version, digest, document, state, revision, 
 SELECT 'tool.' || n, '1.0.0', repeat('a', 64), 'x', CASE WHEN n % 4 = 0 THEN 'replaced' ELSE 'active' END, n, 'x', 'x'
 FROM generate_series(1, {_ALL}) AS n;
 ANALYZE dispatcher.runs, dispatcher.tools;
+"""  # noqa: S608 - of constants
+# of 10,000 runs that wait half are one user's, on ten threads; so many are suspended, and so many execute whose lease has not run out
+_QUEUED_ROWS = f"""
+UPDATE dispatcher.runs SET state = 'queued', agent_version = '1.0.0',
+    user_id = CASE WHEN run_id < {_sql(5, "5001")} THEN {_user("1")} ELSE user_id END,
+    thread_id = CASE WHEN run_id < {_sql(5, "5001")} THEN ({_DIGITS.format(kind=2, n="90000 + get_byte(uuid_send(run_id), 15) % 10")})::uuid
+        ELSE thread_id END
+WHERE run_id < {_sql(5, "10001")};
+UPDATE dispatcher.runs SET state = 'suspended', agent_version = '1.0.0', waits_for = 'message', wakes_at = now() + interval '1 day'
+WHERE run_id BETWEEN {_sql(5, "10001")} AND {_sql(5, "12000")};
+UPDATE dispatcher.runs SET state = 'running', agent_version = '1.0.0', lease_owner = 'x', lease_until = now() + interval '1 hour'
+WHERE run_id BETWEEN {_sql(5, "12001")} AND {_sql(5, "12200")};
+INSERT INTO dispatcher.messages (run_id, number, message_id, user_id, owner_id, thread_id, request_id, content)
+SELECT {_sql(5, "10000 + n / 20")}, n % 20 + 1, {_sql(3, "n")}, {_user()}, {_user()}, {_sql(2, "n")}, 'm' || n, 'x'
+FROM generate_series(20, {_ALL}) AS n;
+INSERT INTO dispatcher.approvals (approval_id, run_id, user_id, thread_id, step_key, message, tool_name, parameters, quorum, created_at,
+    expires_at)
+SELECT {_sql(4, "n")}, {_sql(5, "10000 + n / 20")}, {_user()}, CASE WHEN n % 160 = 0 THEN {_sql(2, "80")} ELSE {_sql(2, "n")} END, '1', 'x',
+    '', '{{}}', 1, now() - make_interval(secs => {_ALL} - n), now() + interval '1 day'
+FROM generate_series(1, {_ALL}) AS n;
+INSERT INTO dispatcher.approval_votes (approval_id, user_id, owner_id, thread_id, decision, comment)
+SELECT {_sql(4, "n")}, {_user("1")}, {_user()}, {_sql(2, "n")}, 'approve', '' FROM generate_series(1, {_ALL}) AS n;
+INSERT INTO dispatcher.agents_seen VALUES ('echo', '1.0.0', now());
+ANALYZE dispatcher.runs, dispatcher.messages, dispatcher.approvals, dispatcher.approval_votes;
 """  # noqa: S608 - of constants
 _EVENTS_ROWS = f"""
 INSERT INTO events.cursors (user_id, last, last_at) SELECT {_user("n")}, 10000, now() FROM generate_series(1, 1000) AS n;
@@ -236,11 +261,49 @@ async def test_the_hot_reads_of_the_dispatcher(stores: Standalone, database: str
         everyone = dispatcher_system.SystemStore(pool)
         tools = dispatcher_tools.ToolStore(pool)
         claim: dict[str, Read] = {
-            "claim": (lambda: everyone.claim("me", 10.0, ["echo"], 1, {"free": 1000}), {"runs_waiting"}, 1200),
+            "claim": (lambda: everyone.claim("me", 10.0, [("echo", "1.0.0")], 1, {"free": 1000}), {"runs_ready"}, 1200),
             "tools, as ever": (lambda: tools.since(_ALL, 200), {"tools_changed"}, 5),
             "tools, at the start": (lambda: tools.since(_ALL // 2, 20), {"tools_changed"}, _FEW),
         }
         assert await _slow(pool, claim) == {}
+
+
+async def test_what_is_asked_of_a_long_queue(stores: Standalone, database: str) -> None:
+    await _filled(stores, database, _DISPATCHER_ROWS + _QUEUED_ROWS)
+    pairs, caps, run_id = [("echo", "1.0.0")], {"free": 1000}, ids.RunId(_id(5, 10_500))
+    async with _as(stores, database, "dispatcher", "_system", jit="off", **postgres.BY_KEY) as pool:
+        everyone, waits = dispatcher_system.SystemStore(pool), dispatcher_waits.SystemWaits(pool)
+        reads: dict[str, Read] = {
+            # of twenty users and one: the noisy one among them, whose first run is found at once, and all that executes
+            "claim of one": (lambda: everyone.claim("me", 10.0, pairs, 1, caps), {"runs_ready"}, 1200),
+            "claim of one, later": (lambda: everyone.claim("me", 10.0, pairs, 1, caps, after_user=_ME), {"runs_ready"}, 1200),
+            "claim of what nobody has": (lambda: everyone.claim("me", 10.0, pairs, 1, caps, missing_s=60.0), {"runs_versions"}, 1200),
+            "claim of what waited too long": (lambda: everyone.claim("me", 10.0, pairs, 1, caps, queued_s=60.0), {"runs_ready"}, 3000),
+            "mail of a run": (lambda: waits.mail(run_id, 10), {"messages_pkey"}, 20),
+            "approval of a run": (lambda: waits.approval(run_id, _id(4, 10_000)), {"approvals_pkey"}, 5),
+            "old tokens": (lambda: everyone.old_tokens(100), {"runs_tokens"}, _FEW),
+        }
+        # the role asks for such plans always
+        assert await _slow(pool, reads, plans.MODES[1:]) == {}
+    async with _as(stores, database, "dispatcher", **postgres.BY_KEY) as pool:
+        mine = dispatcher_store.Store(pool)
+
+        def page(after: str = "", **more: str) -> Callable[[], Awaitable[Any]]:
+            given = {"run_id": "", "state": "", **more}
+            return lambda: mine.approvals(_ME, after=after, size=20, **given)
+
+        own: dict[str, Read] = {
+            "start of a run": (lambda: mine.known(_YOU, "new", thread_id=_THREAD, most_queued=9, on_busy="reject"), {"runs_ready"}, 50),
+            "whom a message goes to": (lambda: mine.addressee(_ME, "new", _THREAD), {"runs_of_thread"}, 50),
+            "message by request": (lambda: mine.mail_by_request(_ME, f"m{_ALL // 2}"), {"messages_user_id_request_id_key"}, 5),
+            "approval by id": (lambda: mine.approval(_ME, _id(4, _ALL // 2)), {"approvals_pkey"}, 5),
+            "approvals, first page": (page(), {"approvals_of_user"}, _FEW),
+            "approvals, later page": (page(_id(4, _ALL // 2)), {"approvals_of_user"}, _FEW),
+            "approvals pending": (page(state="pending"), {"approvals_of_user"}, _FEW),
+            "approvals of a run": (page(run_id=run_id), {"approvals_of_run", "approvals_of_user"}, 600),
+            "approvals of a granted thread": (page(granted=_THREAD), {"approvals_of_thread"}, _FEW),
+        }
+        assert await _slow(pool, own) == {}
 
 
 async def test_the_hot_reads_of_events(stores: Standalone, database: str) -> None:

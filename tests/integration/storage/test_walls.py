@@ -43,7 +43,7 @@ _POLICIES = (
 )
 _COMMANDS = {"SELECT": "r", "INSERT": "a", "UPDATE": "w", "DELETE": "d"}
 # the transaction says whose rows it is about, and the policy looks at that; bytes of a file are seen with the file
-_BOUND = ("current_setting('netra.user_id'", "current_setting('netra.thread_id'", "current_setting('netra.owned_thread_id'")
+_BOUND = tuple(f"current_setting('netra.{name}'" for name in ("user_id", "thread_id", "owned_thread_id", "written_thread_id"))
 _BOUND_ELSEWHERE = {("context.artifact_chunks", "seen")}
 
 

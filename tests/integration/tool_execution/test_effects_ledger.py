@@ -14,7 +14,7 @@ import pytest
 
 from chassis import postgres
 from netra import ids
-from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
+from netra.dispatcher.v1 import approvals_pb2, dispatcher_pb2, dispatcher_pb2_grpc
 from services.dispatcher import ledger
 from standalone import prepare
 from tests.fixtures import effects
@@ -162,7 +162,7 @@ async def test_every_call_of_a_killed_dispatcher_is_settled_as_its_tool_declares
         # one key for all that was done for a call, known beforehand
         assert {*world.outside.of(name)} == {ledger.effect_key(answer.run_id, ledger.INTERACTIVE)}
         assert await world.settled(all_asked[name]) == answer
-    await _agent_is_settled(world, run.result())
+    await _agent_goes_on(world, run.result())
 
 
 async def _spends(world: World, port: int) -> str:
@@ -173,13 +173,19 @@ async def _spends(world: World, port: int) -> str:
         return str((await stub.StartRun(request, metadata=world.user.bearer, wait_for_ready=True, timeout=30)).run_id)
 
 
-async def _agent_is_settled(world: World, run_id: str) -> None:
-    """Its run cannot be carried on: nothing is done again, and what is known of its calls is told before its end."""
+async def _agent_goes_on(world: World, run_id: str) -> None:
+    """Its run is carried on: of what nobody can find out a person says that it is not to be done again, and its agent is told so."""
+    runs = Runs(world.services)
+    asked = next(event for event in await runs.until(world.user, run_id, "agent_suspended") if event["type"] == "approval_requested")
+    assert (asked["data"]["tool_name"], asked["data"]["parameters"]["mark"]) == ("pay", "agent pays")
+    approval_id = asked["data"]["approval_id"]
+    request = approvals_pb2.ResolveApprovalRequest(approval_id=approval_id, decision=approvals_pb2.DECISION_REJECT)
+    await runs.dispatcher.ResolveApproval(request, metadata=world.user.bearer, wait_for_ready=True, timeout=30)
     events = await world.told(run_id)
-    assert types(events)[-4:] == [*["tool_completed"] * 3, "agent_failed"]
-    ends = {data["tool_name"]: (data["status"], data["settled"]) for data in (event["data"] for event in events[-4:-1])}
-    assert ends == {"pay": ("unknown", "unknown"), "order": ("success", "reconcile"), "look": ("error", "dropped")}
-    assert [len(world.outside.of(mark)) for mark in ("agent pays", "agent orders", "agent looks")] == [1, 1, 1]
+    ends = {data["tool_name"]: (data["status"], data["settled"]) for data in (event["data"] for event in events) if "settled" in data}
+    assert ends == {"pay": ("unknown", "unknown"), "order": ("success", "reconcile"), "look": ("success", "repeat")}
+    assert (events[-1]["type"], events[-1]["data"]["error"]["code"]) == ("agent_failed", "OWNER_LOST")
+    assert [len(world.outside.of(mark)) for mark in ("agent pays", "agent orders", "agent looks")] == [1, 1, 2]
 
 
 async def test_what_is_in_the_record_is_answered_from_there_and_what_is_not_never_began(world: World) -> None:

@@ -163,5 +163,5 @@ class TestWebSocketToolExecutionIntegration:
             async with made.open(who) as tools:
                 await tools.execute("shown.step", {"text": "a"})
         assert who.heard.types() == ["tool_executing", "tool_progress", "tool_completed"]
-        for name in ("tool_executing", "tool_progress", "tool_completed", "security_violation", "barrier"):
+        for name in ("tool_executing", "tool_progress", "tool_completed", "security_violation", "barrier", "require_lease"):
             assert callable(getattr(journal.AgentWebSocketBridge, name))

@@ -57,6 +57,11 @@ async def _(world: World, who: Party) -> Any:
     return context_pb2.AppendMessageRequest(request_id=who.once(), role="user", content=f"About {who.canary}.")
 
 
+@rpcs("context.HideMessages", "dispatcher", context=True)
+async def _(world: World, who: Party) -> Any:
+    return context_pb2.HideMessagesRequest()
+
+
 @rpcs("context.ListMessages", USER, shows="message_id thread_id canary", reads="thread_id")
 async def _(world: World, who: Party) -> Any:
     return context_pb2.ListMessagesRequest(thread_id=who.things["thread_id"], page_size=200)

@@ -35,6 +35,17 @@ async def _(world: World, who: Party) -> Any:
     return {"payload": {"run_id": who.things["run_id"]}, "id": who.once()}
 
 
+@frames("SEND", USER)
+async def _(world: World, who: Party) -> Any:
+    return {"payload": {"run_id": await world.waiting(who), "message": f"About {who.canary}."}, "id": who.once()}
+
+
+@frames("APPROVE", USER, shows="approval_id", reads="approval_id")
+async def _(world: World, who: Party) -> Any:
+    payload = {"approval_id": who.things["approval_id"], "decision": "approve", "comment": "Yes."}
+    return {"payload": payload, "id": who.once()}
+
+
 @frames("RESUME", USER, shows="canary", live=True)
 async def _(world: World, who: Party) -> Any:
     return {"payload": {"after": 0}, "id": who.once(), "thread_id": who.things["thread_id"]}

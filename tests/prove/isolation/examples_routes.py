@@ -90,6 +90,28 @@ async def _(world: World, who: Party) -> Any:
     return Wanted(path={"run_id": who.things["run_id"]})
 
 
+@routes("POST /v1/runs/{run_id}:send", USER)
+async def _(world: World, who: Party) -> Any:
+    run_id, headers = await world.waiting(who), {"Idempotency-Key": who.once()}
+    return Wanted(path={"run_id": run_id}, json={"message": f"About {who.canary}."}, headers=headers)
+
+
+@routes("GET /v1/approvals", USER, shows="approval_id run_id canary", reads="run_id")
+async def _(world: World, who: Party) -> Any:
+    return Wanted(query={"page_size": "200", "run_id": who.things["run_id"]})
+
+
+@routes("GET /v1/approvals/{approval_id}", USER, shows="approval_id thread_id canary", reads="approval_id")
+async def _(world: World, who: Party) -> Any:
+    return Wanted(path={"approval_id": who.things["approval_id"]})
+
+
+@routes("POST /v1/approvals/{approval_id}:resolve", USER, shows="approval_id canary")
+async def _(world: World, who: Party) -> Any:
+    body = {"decision": "approve", "comment": "Yes."}
+    return Wanted(path={"approval_id": who.things["approval_id"]}, json=body)
+
+
 @routes("GET /v1/runs/{run_id}/events", USER, shows="run_id event_id canary", reads="run_id")
 async def _(world: World, who: Party) -> Any:
     return Wanted(path={"run_id": who.things["run_id"]}, query={"limit": "200"})

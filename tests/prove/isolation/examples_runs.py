@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from netra import ids
-from netra.dispatcher.v1 import dispatcher_pb2
+from netra.dispatcher.v1 import approvals_pb2, dispatcher_pb2
 from netra.events.v1 import events_pb2
 from tests.prove.isolation.example import OPERATOR, USER, rpcs
 from tests.prove.isolation.people import Party
@@ -35,6 +35,27 @@ async def _(world: World, who: Party) -> Any:
 @rpcs("dispatcher.CancelRun", USER)
 async def _(world: World, who: Party) -> Any:
     return dispatcher_pb2.CancelRunRequest(run_id=who.things["run_id"])
+
+
+@rpcs("dispatcher.SendMessage", USER)
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.SendMessageRequest(request_id=who.once(), run_id=await world.waiting(who), message=f"About {who.canary}.")
+
+
+@rpcs("dispatcher.ResolveApproval", USER, shows="approval_id run_id thread_id canary")
+async def _(world: World, who: Party) -> Any:
+    approval_id = who.things["approval_id"]
+    return approvals_pb2.ResolveApprovalRequest(approval_id=approval_id, decision=approvals_pb2.DECISION_APPROVE, comment="Yes.")
+
+
+@rpcs("dispatcher.GetApproval", USER, shows="approval_id run_id thread_id canary", reads="approval_id")
+async def _(world: World, who: Party) -> Any:
+    return approvals_pb2.GetApprovalRequest(approval_id=who.things["approval_id"])
+
+
+@rpcs("dispatcher.ListApprovals", USER, shows="approval_id run_id canary", reads="run_id")
+async def _(world: World, who: Party) -> Any:
+    return approvals_pb2.ListApprovalsRequest(page_size=200, run_id=who.things["run_id"])
 
 
 # the contract: the edge tells of runs of anybody's, and is told nothing

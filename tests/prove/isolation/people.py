@@ -14,7 +14,10 @@ from tests.prove import people
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # what says of which thing something is: in an answer, none of them may be another user's
 ID_FIELDS = frozenset(
-    "user_id email tenant_id owner_id session_id thread_id run_id context_id artifact_id message_id key_id event_id tool_call_id".split()
+    (
+        "user_id email tenant_id owner_id session_id thread_id run_id context_id artifact_id message_id key_id event_id tool_call_id"
+        " approval_id"
+    ).split()
 )
 
 

@@ -176,7 +176,8 @@ async def _still(world: World) -> dict[str, set[str]]:
     async with asyncio.timeout(60):
         before = await tables.digests(world, world["A"].user_id)
         while True:
-            await asyncio.sleep(2)
+            # longer than a run that was told something lasts: see `World.waiting`
+            await asyncio.sleep(4)
             after = await tables.digests(world, world["A"].user_id)
             if before == after:
                 return after

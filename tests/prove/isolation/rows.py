@@ -16,10 +16,16 @@ _PERSONAL = (*WHOSE, "tenant_id", "email", "session_id", "thread_id", "run_id", 
 # What a transaction says beside whom it is about, and what that opens of the thread that it names: in which tables all rows of it are
 # seen; and which columns of it are written, where they are.
 OPENED: Mapping[str, frozenset[str]] = {
-    "thread_id": frozenset({"dispatcher.runs", "events.heads", "events.events"}),
+    "thread_id": frozenset(f"dispatcher.{name}" for name in ("runs", "messages", "approvals", "approval_votes"))
+    | {"events.heads", "events.events"},
     "owned_thread_id": frozenset(),
+    "written_thread_id": frozenset(),
 }
-_WRITTEN = {"owned_thread_id": frozenset({("dispatcher.runs", "cancelled_at")})}
+_OF_RUNS = frozenset(("dispatcher.runs", name) for name in ("cancelled_at", "woken_at", "rolled_back_at"))
+_WRITTEN = {
+    "owned_thread_id": _OF_RUNS,
+    "written_thread_id": _OF_RUNS | {("dispatcher.approvals", "outcome"), ("dispatcher.approvals", "resolved_at")},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from netra.context.v1 import context_pb2
-from netra.dispatcher.v1 import dispatcher_pb2
+from netra.dispatcher.v1 import approvals_pb2, dispatcher_pb2
 from netra.events.v1 import events_pb2
 from tests.fixtures import forge
 from tests.prove.isolation.people import Party
@@ -55,7 +55,7 @@ async def _one_of_each(world: World, who: Party, named: bool) -> dict[str, str]:
     return {
         "run_id": run.run_id, "thread_id": run.thread_id, "message_id": run.message_id, "event_id": event["event_id"],
         "artifact_id": file.artifact_id, "key_id": key.key.key_id, "prefix": key.key.prefix, "request_id": found.request_id,
-        "correlation_id": found.correlation_id,
+        "correlation_id": found.correlation_id, "approval_id": await world.asked_for(who, run.run_id, run.thread_id),
     }  # fmt: skip
 
 
@@ -69,6 +69,7 @@ async def granted(world: World, who: Party) -> str:
 async def _pages(world: World, who: Party) -> None:
     asked: dict[str, Callable[[], Any]] = {
         "runs": lambda: world.runs.ListRuns(dispatcher_pb2.ListRunsRequest(page_size=1), metadata=who.bearer, timeout=20),
+        "approvals": lambda: world.runs.ListApprovals(approvals_pb2.ListApprovalsRequest(page_size=1), metadata=who.bearer, timeout=20),
         "threads": lambda: world.context.ListThreads(context_pb2.ListThreadsRequest(page_size=1), metadata=who.bearer, timeout=20),
         "artifacts": lambda: world.context.ListArtifacts(context_pb2.ListArtifactsRequest(page_size=1), metadata=who.bearer, timeout=20),
         "contexts": lambda: world.context.ListContexts(context_pb2.ListContextsRequest(page_size=1), metadata=who.bearer, timeout=20),

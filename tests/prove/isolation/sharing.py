@@ -37,7 +37,7 @@ OUTSIDE = (WITHDRAWN, STRANGER, ELSEWHERE)
 _OK, _NO, _NONE = "OK", "PERMISSION_DENIED", "NOT_FOUND"
 # who sees the thread may be told that this is not for them, or that there is none of theirs
 _NOT_THEIRS = f"{_NO} {_NONE}"
-_GOES_ON, _CANCELLED = ("RUN_STATE_QUEUED", "RUN_STATE_RUNNING"), ("RUN_STATE_CANCELLED",)
+_GOES_ON, _CANCELLED = ("RUN_STATE_QUEUED", "RUN_STATE_RUNNING", "RUN_STATE_SUSPENDED"), ("RUN_STATE_CANCELLED",)
 
 Make = Callable[[Shared, str, str], list[Message]]
 

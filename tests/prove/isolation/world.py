@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import httpx
+from google.protobuf import duration_pb2
 
 from chassis import postgres
 from netra import ids
@@ -28,6 +29,24 @@ from tests.prove.isolation.listening import Held
 from tests.prove.isolation.people import Party, canary
 
 SERVICES = ("auth", "context", "dispatcher", "events")
+# runs where the secrets of the dispatcher are
+_ASK = """
+import asyncio
+from chassis import postgres
+from services.dispatcher.settings import DispatcherSettings
+async def ask(approval_id, run_id, user_id, thread_id, message):
+    settings = DispatcherSettings.load()
+    async with postgres.connection(settings.postgres_dsn("netra_dispatcher_system", "postgres_system")) as database:
+        await database.execute(
+            "INSERT INTO dispatcher.approvals (approval_id, run_id, user_id, thread_id, step_key, message, tool_name, parameters, quorum,"
+            " expires_at) VALUES ($1, $2, $3, $4, '1:approve', $5, '', '{}', 2, now() + interval '1 day')",
+            approval_id, run_id, user_id, thread_id, message)
+    async with postgres.connection(settings.postgres_dsn("netra_dispatcher", "postgres")) as database:
+        await database.execute("SELECT set_config('netra.user_id', $1, false)", user_id)
+        await database.execute(
+            "INSERT INTO dispatcher.approval_votes (approval_id, user_id, owner_id, thread_id, decision, comment)"
+            " VALUES ($1, $2, $2, $3, 'approve', 'Yes.')", approval_id, user_id, thread_id)
+"""
 _OPTIONS = (("grpc.max_metadata_size", 64 * 1024), ("grpc.use_local_subchannel_pool", 1))
 _TRIES = 40
 
@@ -151,10 +170,29 @@ class World:
         request = dispatcher_pb2.StartRunRequest(**more)
         return await self.runs.StartRun(request, metadata=who.bearer, timeout=20)
 
+    async def waiting(self, who: Party) -> str:
+        """A run of a user that can be told something; of one of theirs where they name what is another's, that."""
+        if who.things.ids.get("user_id", who.user_id) != who.user_id:
+            return who.things["run_id"]
+        # what of A goes on by itself must be over soon: it is looked at whether anything of theirs changes
+        pace_s, lasts_s = (4, 3) if who.name == "A" else (60, 3600)
+        inputs, deadline = f'{{"pace_s":{pace_s}}}'.encode(), duration_pb2.Duration(seconds=lasts_s)
+        return (await self.started(who, inputs=inputs, deadline=deadline)).run_id
+
     async def ended(self, who: Party, run_id: str) -> None:
         """Returns when a run of a user is over."""
         async for _ in self.events.Subscribe(events_pb2.SubscribeRequest(run_id=run_id), metadata=who.bearer, timeout=60):
             pass
+
+    async def asked_for(self, who: Party, run_id: str, thread_id: str) -> str:
+        """What a run of a user asked people for, with one of two votes, which is the user's: saying it again changes nothing.
+
+        No agent that comes with Netra asks, so it is stored as the dispatcher stores it.
+        """
+        approval_id = ids.uuid7()
+        told = approval_id, run_id, who.user_id, thread_id, f"May it go on with {who.canary}?"
+        await asyncio.to_thread(self.system.python, "dispatcher", f"{_ASK}\nasyncio.run(ask{told!r})")
+        return approval_id
 
     async def kept(self, who: Party, **more: Any) -> context_pb2.Artifact:
         """A file of a user."""

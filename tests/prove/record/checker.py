@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from dataclasses import dataclass, field
 
 import grpc
 import stamina
 
 from netra.events.v1 import events_pb2, events_pb2_grpc
+from tests.prove import pages
 from tests.prove.record import book, place
 
-_PAGE = 1000
 _ENDS = frozenset({"agent_completed", "agent_failed", "agent_cancelled", "agent_timed_out"})
 
 
@@ -36,27 +35,6 @@ class Verdict:
         return not (self.gaps or self.leaks or self.lost or self.duplicates or self.unfinished or self.wrong)
 
 
-def _away(error: Exception) -> bool:
-    # the last fault may still be felt
-    return isinstance(error, grpc.aio.AioRpcError) and error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-
-
-@stamina.retry(on=_away, attempts=None, timeout=60.0, wait_initial=0.1, wait_max=1.0)
-async def pages(where: place.Place, user: place.Person, replica: str) -> list[dict[str, object]]:
-    """A user's whole record as one replica tells it."""
-    found: list[dict[str, object]] = []
-    async with grpc.aio.insecure_channel(where.target(replica)) as channel:
-        stub: events_pb2_grpc.EventsServiceAsyncStub = events_pb2_grpc.EventsServiceStub(channel)
-        after = 0
-        while True:
-            request = events_pb2.ListEventsRequest(after=after, page_size=_PAGE)
-            page = await stub.ListEvents(request, metadata=user.bearer, timeout=20)
-            found.extend(json.loads(event.frame) for event in page.events)
-            if page.next_after >= page.last:
-                return found
-            after = page.next_after
-
-
 async def ended(where: place.Place, found: book.Book, patience_s: float = 180.0) -> None:
     """Returns when every accepted run has its end in the record, or after a while: the verdict tells."""
     async with grpc.aio.insecure_channel(where.target(place.EVENTS[0])) as channel:
@@ -68,7 +46,7 @@ async def ended(where: place.Place, found: book.Book, patience_s: float = 180.0)
                         await _end(stub, user, run_id)
 
 
-@stamina.retry(on=_away, attempts=None, timeout=60.0, wait_initial=0.1, wait_max=1.0)
+@stamina.retry(on=pages.away, attempts=None, timeout=60.0, wait_initial=0.1, wait_max=1.0)
 async def _end(stub: events_pb2_grpc.EventsServiceAsyncStub, user: place.Person, run_id: str) -> None:
     # the stream is over with its run
     async for _ in stub.Subscribe(events_pb2.SubscribeRequest(run_id=run_id), metadata=user.bearer, wait_for_ready=True):
@@ -77,7 +55,7 @@ async def _end(stub: events_pb2_grpc.EventsServiceAsyncStub, user: place.Person,
 
 async def owed(where: place.Place, found: book.Book, patience_s: float = 180.0) -> None:
     """Returns when every client has seen the end of its record, or after a while."""
-    ends = {user.user_id: len(await pages(where, user, "events")) for user in where.users}
+    ends = {user.user_id: len(await pages.whole(where.target("events"), user)) for user in where.users}
     try:
         async with asyncio.timeout(patience_s):
             while any(seen.last < ends[seen.user_id] for seen in found.clients):  # noqa: ASYNC110  (another process decides)
@@ -90,7 +68,7 @@ async def judged(where: place.Place, found: book.Book) -> Verdict:
     """The verdict, from the record as both replicas tell it."""
     verdict = Verdict()
     for user in where.users:
-        first, second = await pages(where, user, place.EVENTS[0]), await pages(where, user, place.EVENTS[1])
+        first, second = [await pages.whole(where.target(replica), user) for replica in place.EVENTS]
         if first != second:
             verdict.wrong.append("the replicas tell different records")
         _judge(verdict, user, first, found)

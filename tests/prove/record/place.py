@@ -18,11 +18,7 @@ from tests.prove import people
 
 Person = people.Person
 EVENTS, GATEWAYS = ("events", "events2"), ("gateway", "gateway2")
-_REPLICAS = tuple(
-    processes.Process(f"{row.name}2", row.command, row.port + 100, row.waits_for, row.health, replica_of=row.name)
-    for row in processes.TABLE
-    if row.name in ("events", "gateway")
-)
+_REPLICAS = tuple(processes.replica(row, 2) for row in processes.TABLE if row.name in ("events", "gateway"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.prove import pages
 from tests.prove.record import book, checker, clients, nemesis, place, writers
 
 # what can be made up, one or both: a hole in what one client saw, an event that another saw twice
@@ -49,7 +50,7 @@ async def _forge(what: str, where: place.Place, seen: book.Seen, other: book.See
         seen.events.pop(max(seen.events))
     if DOUBLE in what:
         (user,) = (one for one in where.users if one.user_id == other.user_id)
-        other.take((await checker.pages(where, user, "events"))[-1])
+        other.take((await pages.whole(where.target("events"), user))[-1])
 
 
 async def _load(where: place.Place, found: book.Book, wanted: Wanted, chance: random.Random, tell: Callable[[str], None]) -> Any:

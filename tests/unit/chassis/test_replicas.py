@@ -202,3 +202,13 @@ def test_the_stub_of_a_replica_that_is_gone_is_let_go() -> None:
     here.targets = ("a:1", "b:1")
     each.of("a:1")
     assert made == ["a:1", "b:1", "a:1"]
+
+
+def test_targets_have_their_turns_and_those_that_are_away_come_last() -> None:
+    now = [0.0]
+    known = replicas.Replicas("a:1,b:1,c:1", clock=lambda: now[0])
+    assert [known.in_turn()[0] for _ in range(4)] == ["a:1", "b:1", "c:1", "a:1"]
+    known.away("b:1")
+    assert [known.in_turn() for _ in range(3)] == [["c:1", "a:1", "b:1"], ["c:1", "a:1", "b:1"], ["a:1", "c:1", "b:1"]]
+    now[0] = 2.0
+    assert "b:1" in {known.in_turn()[0] for _ in range(3)}

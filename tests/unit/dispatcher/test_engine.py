@@ -18,7 +18,7 @@ from netra.agent import AgentSpec, Turn, agent
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
 from netra.tool import tool
-from services.dispatcher import engine, journal, runs, stages
+from services.dispatcher import engine, executions, journal, running, runs, settings, stages
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, workspace
 from services.dispatcher.tools import registry as tools_
@@ -123,6 +123,10 @@ class Record:
         assert not context_open
         self.ends.append((state, [stage for stage, _ in stages.in_order(passed)]))
 
+    async def rolled_back(self, *_: object) -> bool:
+        """The messages of a run stay."""
+        return False
+
     async def append_message(self, *_: object) -> ids.MessageId:
         """A message of the thread."""
         return ids.MessageId(ids.uuid7())
@@ -160,7 +164,8 @@ class World:
         self.spaces = workspace.Workspaces(folder / "work", None, 1)  # type: ignore[arg-type]
         agents = agents_.AgentRegistry([swift, raiser, sleeper, survivor, blind, heavy])
         tools = dispatch.Dispatchers(tools_.ToolRegistry([echo]))
-        self.engine = engine.ExecutionEngine(there, there, there, there, agents, tools, entitled, self.spaces)
+        limits, seen = settings.DispatcherSettings(), executions.Executions(agents)
+        self.engine = engine.ExecutionEngine(there, there, there, there, agents, tools, entitled, self.spaces, there, limits, seen)
 
     def running(self, spec: AgentSpec, *, deadline_s: float = 30, epoch: int = 1, **claimed: Any) -> engine.Running:
         """A run of an agent, claimed."""
@@ -183,7 +188,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A fresh one."""
-    monkeypatch.setattr(engine, "_GRACE_S", 0.05)
+    monkeypatch.setattr(running, "GRACE_S", 0.05)
     BEGUN.clear()
     world = World(tmp_path, await permitted("tools:execute"))
     yield world

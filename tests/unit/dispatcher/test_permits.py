@@ -240,6 +240,9 @@ class Reporter:
         """Waits until the test says that all is recorded."""
         await self.recorded.wait()
 
+    def require_lease(self) -> None:
+        """It is ours."""
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[workspace.Workspace]:

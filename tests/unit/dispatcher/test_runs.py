@@ -32,3 +32,15 @@ def test_an_end_is_reached_through_finishing_or_by_a_call_or_before_the_start() 
 @pytest.mark.parametrize("terminal", ["agent_completed", "agent_failed", "agent_cancelled", "agent_timed_out"])
 def test_every_terminal_event_means_an_end(terminal: str) -> None:
     assert runs.state_after(terminal) in runs.ENDED
+
+
+def test_what_may_be_stopped_or_sent_a_message_has_not_begun_to_end() -> None:
+    assert set(runs.GOES_ON) == set(RunState) - runs.ENDED - {RunState.CREATED, RunState.FINISHING}
+
+
+def test_a_run_that_waits_goes_on_or_ends_without_having_been_begun_again() -> None:
+    assert runs.LEGAL[RunState.SUSPENDED] == {RunState.RUNNING, RunState.FINISHING}
+
+
+def test_a_look_at_the_queue_is_its_claims_and_whose_turn_it_was() -> None:
+    assert (runs.Claims(), runs.Claims(after="x").after) == ([], "x")

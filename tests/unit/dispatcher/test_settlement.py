@@ -18,7 +18,7 @@ from netra.context import UserExecutionContext
 from netra.dispatcher.v1 import dispatcher_pb2 as pb
 from netra.events.v1 import events_pb2
 from netra.tool import Settled, ToolContext, ToolSpec, tool
-from services.dispatcher import engine, ledger, outbox, runs
+from services.dispatcher import engine, executions, ledger, outbox, runs, settings
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, workspace
 from services.dispatcher.tools import registry as tools_
@@ -70,6 +70,10 @@ class Record:
         """The end of a run, whose context is closed already, or will be."""
         assert context_open is not self.closed.is_set()
         self.ends.append((state, outcome))
+
+    async def rolled_back(self, *_: object) -> bool:
+        """The messages of a run stay."""
+        return False
 
     async def close(self, _token: str) -> None:
         """The context of the run is closed."""
@@ -163,9 +167,10 @@ class World:
     def _engine(self) -> engine.ExecutionEngine:
         there: Any = self.record
         entitled: Any = self._entitled
+        agents = agents_.AgentRegistry([])
         return engine.ExecutionEngine(
-            there, there, there, there, agents_.AgentRegistry([]), dispatch.Dispatchers(tools_.ToolRegistry(self._tools)), entitled,
-            self.spaces,
+            there, there, there, there, agents, dispatch.Dispatchers(tools_.ToolRegistry(self._tools)), entitled, self.spaces, there,
+            settings.DispatcherSettings(), executions.Executions(agents),
         )  # fmt: skip
 
     def _running(self, name: str, epoch: int, **claimed: Any) -> engine.Running:
@@ -325,7 +330,7 @@ async def test_what_is_to_end_is_asked_about_and_not_made_again(world: World, st
 async def test_what_too_many_owners_did_not_survive_is_left_alone(world: World, name: str) -> None:
     await world.begin(name)
     world.says = Settled(True, "found")
-    _, answer = await world.take_up(name, 11)
+    _, answer = await world.take_up(name, 12, takeovers=11)
     assert (told(answer), len(world.made), world.asked) == (("unknown", "OWNER_LOST"), 1, [])
 
 

@@ -112,11 +112,11 @@ class World:
     @property
     def keys(self) -> list[str]:
         """The keys of the steps in the order of the record, but for those that say that a call begins."""
-        return [key for key, step in self.record.steps.items() if step is None or step["tool_call"]["state"] != "intent"]
+        return [key for key, step in self.record.steps.items() if "tool_call" not in step or step["tool_call"]["state"] != "intent"]
 
     def results(self) -> dict[str, Any]:
         """What each step that is a tool came to."""
-        return {key: step["result"] for key, step in self.record.steps.items() if step is not None and "result" in step}
+        return {key: step["result"] for key, step in self.record.steps.items() if "result" in step}
 
 
 Made = Callable[..., World]

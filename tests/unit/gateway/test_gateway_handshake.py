@@ -185,7 +185,7 @@ async def test_the_revocation_of_a_user_closes_the_sockets_that_were_there_befor
         ({"user_request": "x", "inputs": []}, "payload.inputs"),
         ({"user_request": "x", "agent": 7}, "payload.agent"),
         ({"user_request": "x", "thread_id": "x"}, "payload.thread_id"),
-        ({"user_request": "x", "on_busy": "rollback"}, "payload.on_busy"),
+        ({"user_request": "x", "on_busy": "undo"}, "payload.on_busy"),
         ({"user_request": "x", "deadline_s": 0}, "payload.deadline_s"),
         ({"user_request": "x", "deadline_s": True}, "payload.deadline_s"),
     ],

@@ -1,5 +1,6 @@
 """What each process is told, and what it is not."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,32 @@ def test_ports_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("NETRA_EVENTS_PORT", "7104")
     ports = processes.default_ports()
     assert (ports["events"], ports["auth"]) == (7104, 7001)
+
+
+def test_dispatchers_are_as_many_as_wanted(setting: processes.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.wanted() == processes.TABLE
+    monkeypatch.setenv("NETRA_DISPATCHERS", "3")
+    table = processes.wanted()
+    assert [one.name for one in table[len(processes.TABLE) :]] == ["dispatcher2", "dispatcher3"]
+    ports = processes.default_ports(table)
+    assert (ports["dispatcher"], ports["dispatcher2"], ports["dispatcher3"]) == (7003, 7103, 7203)
+    told = processes.environment_of(table[-1], dataclasses.replace(setting, ports=ports))
+    assert (told["NETRA_DISPATCHER_PORT"], told["NETRA_SECRETS_DIR"]) == ("7203", str(setting.place.secrets / "dispatcher"))
+    assert told["NETRA_DISPATCHER_TARGET"] == "127.0.0.1:7003,127.0.0.1:7103,127.0.0.1:7203"
+
+
+def test_a_replica_has_a_port_of_its_own_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRA_DISPATCHERS", "2")
+    monkeypatch.setenv("NETRA_DISPATCHER2_PORT", "7333")
+    ports = processes.default_ports(processes.wanted())
+    assert (ports["dispatcher"], ports["dispatcher2"]) == (7003, 7333)
+
+
+@pytest.mark.parametrize("told", ["0", "10", "two", "-1"])
+def test_a_number_of_dispatchers_that_is_none_is_refused(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRA_DISPATCHERS", told)
+    with pytest.raises(StandaloneError, match="NETRA_DISPATCHERS"):
+        processes.wanted()
 
 
 def test_one_launcher_per_folder(tmp_path: Path) -> None:

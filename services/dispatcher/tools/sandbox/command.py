@@ -66,6 +66,7 @@ class Command:
             launcher = self._ready()
             # there are more than there are slots
             uid = self._uids.pop(0) if self._own_user else None
+            job.begins()
             with launcher.started(job, files, uid) as call:
                 return await self._run(call, job, until)
         finally:
@@ -84,7 +85,7 @@ class Command:
         """End every command, and return when they are gone."""
         self._launcher = None
         for call in self._calls:
-            call.kill(errors.Cancelled("The platform is stopping."))
+            call.kill(errors.Unavailable("This process stops."))
         for _ in range(self._most):
             await self._slots.acquire()
         for _ in range(self._most):

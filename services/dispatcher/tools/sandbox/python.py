@@ -87,6 +87,7 @@ class Python:
             except TimeoutError:
                 raise _late(job) from None
             files = stack.enter_context(_Files(job))
+            job.begins()
             return await self._called(zygote, job, files, until)
 
     async def probe(self) -> Availability:

@@ -69,6 +69,7 @@ class Script:
                 async with self._slots:
                     host = await self._taken(job.owner)
                     try:
+                        job.begins()
                         head, result = await host.ask(_request(job, files), files.values(), job.limits.output)
                     except BaseException:
                         await self._ended(host)

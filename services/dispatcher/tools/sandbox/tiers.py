@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -37,7 +37,8 @@ class Job:
     empty, or holds the files it was given; it is the working directory and the only place that can be written. `environment` is all
     of the environment: the secrets that were granted to the tool among it. `owner` is whose call it is: what a tier keeps warm after
     a call serves this owner again and nobody else; after a call of nobody it is ended. `module` is one that the code is about to
-    import, of those that calls may: where it is imported already, the call need not wait for that.
+    import, of those that calls may: where it is imported already, the call need not wait for that. `begins` is called when there is a
+    place for it, right before it begins; what that raises stands against it.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     owner: str = ""
     module: str = ""
+    begins: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

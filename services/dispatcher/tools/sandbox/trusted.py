@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from chassis import lifecycle
@@ -25,16 +24,11 @@ def enforcement(spec: ToolSpec | None) -> dict[str, object]:
     return {"tier": "trusted", "backend": spec.backend if spec is not None else "asyncio"}
 
 
-async def run(spec: ToolSpec, arguments: Mapping[str, Any], timeout_s: float, tasks: lifecycle.Tasks) -> object:
-    """The tool's result.
-
-    Raises what the tool raises, `DeadlineExceeded` after `timeout_s`, `StillRunning` when a cancel did not stop it.
-    """
-    return await bounded(spec.name, functools.partial(spec.function, **arguments), timeout_s, tasks)
-
-
 async def bounded(name: str, function: Callable[[], Any], timeout_s: float, tasks: lifecycle.Tasks) -> object:
-    """What a coroutine function of a tool returns; raises what `run` raises."""
+    """What a coroutine function of a tool returns.
+
+    Raises what it raises, `DeadlineExceeded` after `timeout_s`, `StillRunning` when a cancel did not stop it.
+    """
     task = tasks.spawn(_call(name, function), name=f"tool {name}")
     try:
         if not await _done(task, timeout_s):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,20 @@ class Workers:
             self._refill()
 
     async def run(
-        self, module: str, qualname: str, arguments: Mapping[str, Any], *, user: str, timeout_s: float, folder: Path
+        self, module: str, qualname: str, arguments: Mapping[str, Any], *, user: str, timeout_s: float, folder: Path,
+        begins: Callable[[], None] = lambda: None,
     ) -> Any:  # fmt: skip
         """What `text` returns, as a value. To make values of megabytes holds up everybody: keep what is large as text."""
-        return orjson.loads(await self.text(module, qualname, arguments, user=user, timeout_s=timeout_s, folder=folder))
+        return orjson.loads(await self.text(module, qualname, arguments, user=user, timeout_s=timeout_s, folder=folder, begins=begins))
 
     async def text(
-        self, module: str, qualname: str, arguments: Mapping[str, Any], *, user: str, timeout_s: float, folder: Path
+        self, module: str, qualname: str, arguments: Mapping[str, Any], *, user: str, timeout_s: float, folder: Path,
+        begins: Callable[[], None] = lambda: None,
     ) -> bytearray:  # fmt: skip
         """Call a plain function that can be imported, with its arguments by name, in a process that serves this user alone.
 
-        `folder` is the call's own: the current directory, and where temporary files go. `timeout_s` includes the wait for a place.
+        `folder` is the call's own: the current directory, and where temporary files go. `timeout_s` includes the wait for a place;
+        `begins` is called when there is one, right before the call, and what it raises stands against it.
         Returns what it returns, in JSON, at most 64 MiB. Raises the `NetraError` that the function raises (by its code), `ToolFailed`
         with the type of anything else that it raises, or with how its process ended; `DeadlineExceeded`, `ResourceExhausted` (memory),
         `Unavailable` when no process can be started. A deadline and a cancel kill the process and its group, and are raised when
@@ -73,12 +76,13 @@ class Workers:
         call, began = warm.Call(module, qualname, arguments, folder, timeout_s), time.monotonic()
         request = call.frame()
         if not self._open:
-            raise errors.Cancelled("This process stops.")
+            raise errors.Unavailable("This process stops.")
         if not self._places.taken_now(user):
             await self._place(call, user)
         try:
             worker = self._chosen(user)
             try:
+                begins()
                 return await worker.call(call, request, began + timeout_s - time.monotonic())
             finally:
                 self._back(worker)
@@ -92,7 +96,7 @@ class Workers:
             self._expiry.cancel()
         self._places.close()
         for worker in self._all:
-            worker.kill(errors.Cancelled("This process stops."))
+            worker.kill(errors.Unavailable("This process stops."))
         for worker in tuple(self._all):
             await worker.end()
         await self._tasks.close()
@@ -211,7 +215,7 @@ class _Places:
         """Nobody gets one any more."""
         for _user, granted in self._waiting:
             if not granted.done():
-                granted.set_exception(errors.Cancelled("This process stops."))
+                granted.set_exception(errors.Unavailable("This process stops."))
 
     def _may(self, user: str) -> bool:
         return self.taken < self.most and self._by_user[user] < self._each

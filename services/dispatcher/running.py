@@ -1,0 +1,340 @@
+"""A run in this process: what is owned of it, how its record is opened and told, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from chassis import lifecycle, log, telemetry
+from netra import errors, ids
+from netra.auth.v1 import auth_pb2
+from netra.context import UserExecutionContext
+from netra.context.v1 import context_pb2
+from netra.events.v1 import events_pb2
+from services.dispatcher import appender, journal, outbox, parking, runs, stages, upstreams
+from services.dispatcher.patience import patient
+from services.dispatcher.tools import dispatch, permits, workspace
+
+_log = log.get(__name__)
+# how long what was told to stop may take for it
+GRACE_S = 3.0
+_PATIENCE_S = 30.0
+_ADMIN = "admin"
+# what is said of a context that is closed for good, or gone
+_ENDED = (errors.NotFound, errors.FailedPrecondition)
+
+
+class Ends(Protocol):
+    """Where the ends of runs are kept."""
+
+    async def finishing(self, run_id: ids.RunId, epoch: int, passed: Mapping[str, datetime]) -> bool:
+        """The run's thread is free from now on; it has passed these stages. False when another owns the run."""
+        ...
+
+    async def ended(
+        self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
+    ) -> None:
+        """The run's final state; it has passed these stages. A context that is `context_open` is still to be closed."""
+        ...
+
+    async def suspended(
+        self, run_id: ids.RunId, epoch: int, waits_for: str, wait_s: float, *, mail_after: int | None = None, asked: Sequence[str] = ()
+    ) -> bool:
+        """The run waits, and nobody owns it until it is woken or the time is over. False when another owns it by now.
+
+        It is woken at once when there is a message with a greater number than `mail_after`, or one of the approvals `asked` for is decided.
+        """
+        ...
+
+    async def rolled_back(self, run_id: ids.RunId) -> bool:
+        """Whether the messages of a run are to be hidden; once it is finishing that changes no more."""
+        ...
+
+    async def context_closed(self, run_id: ids.RunId) -> None:
+        """The context of a run that has ended is closed, or has ended as well."""
+        ...
+
+
+@dataclass(slots=True)
+class Running:
+    """A run in this process: what is owned, its current context token, what its user has by now, and whether it is to stop."""
+
+    claim: runs.Claim
+    token: str
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_asked_at: float = 0.0
+    stop_asked_by: str = "user"
+    token_old: bool = False
+    rights: runs.Rights | None = None
+    # its final state is being stored: from then on nobody owns it
+    over: bool = False
+    task: asyncio.Task[Any] | None = None
+    passed: stages.Passed = field(default_factory=stages.Passed)
+    # the record was away for longer than the run may take
+    overdue: bool = False
+    # by `time.monotonic`, from when it was asked for; 0 is not known
+    leased_until: float = 0.0
+    # its messages are to be hidden when it has ended
+    rolled_back: bool = False
+    # it has events in the record that it did not have when it was claimed: whoever dies of it now did not die of the same as before
+    moved: bool = False
+    # its answer is in the record already
+    answered: bool = False
+    # where its strands wait, once it executes
+    parking: parking.Parking | None = None
+    # there is something for whoever executes it: it is to stop, or to be put away, or has fallen silent
+    notice: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ask_to_stop(self, by: str = "user") -> None:
+        """Cancel the run, once."""
+        if not self.stop.is_set():
+            self.stop_asked_at, self.stop_asked_by = time.monotonic(), by
+            self.stop.set()
+            self.notice.set()
+
+    def went_on(self) -> None:
+        """There is more in the record of it."""
+        self.moved = True
+
+    def wake(self) -> None:
+        """Something came that the run may wait for."""
+        if self.parking is not None:
+            self.parking.wake()
+
+    def is_meant(self, revocation: auth_pb2.Revocation) -> bool:
+        """Whether the run was started in the session, or by the user before they were withdrawn."""
+        context = context_of(self.claim.order)
+        before = revocation.revoked_at.ToDatetime(UTC)
+        return context.session_id == revocation.session_id or (context.user_id == revocation.user_id and context.created_at <= before)
+
+    def narrow(self, user_id: str, rights: runs.Rights) -> None:
+        """Take note of what a user has by now; the last word counts, for what they started before."""
+        context = context_of(self.claim.order)
+        if context.user_id == user_id and context.created_at <= rights.since + runs.LATE:
+            self.left_with(rights)
+
+    def left_with(self, rights: runs.Rights) -> None:
+        """The run's user has these rights, unless later ones are known."""
+        if self.rights is None or self.rights.since < rights.since:
+            self.rights = rights
+
+
+# the step that an answer is told with
+ANSWER = "~answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ends: the final state and what tells it to the record, and what is said in the thread before."""
+
+    state: runs.RunState
+    tell: Callable[[journal.AgentWebSocketBridge], None]
+    answer: str = ""
+
+
+class Course:
+    """What runs of agents and of tools have in common: both are opened, told and ended in the same way."""
+
+    def __init__(
+        self, contexts: upstreams.Contexts, records: upstreams.Records, appends: appender.Appender, store: Ends,
+        dispatchers: dispatch.Dispatchers, workspaces: workspace.Workspaces, takeovers: int,
+    ) -> None:  # fmt: skip
+        """A run whose owner has died more often than `takeovers` says, without anything new of it in the record, is given up."""
+        self._contexts, self._records, self._appends = contexts, records, appends
+        self.store, self.dispatchers, self.takeovers = store, dispatchers, takeovers
+        self._workspaces = workspaces
+        self.tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("an agent's task failed", exc_info=error))
+
+    def is_poison(self, claim: runs.Claim) -> bool:
+        """Whether too many owners in a row did not survive the run, and none of them brought it further."""
+        return claim.takeovers > self.takeovers
+
+    def bridge(
+        self, running: Running, context: UserExecutionContext, record: events_pb2.OpenRunResponse, version: str = ""
+    ) -> contextlib.AbstractAsyncContextManager[journal.AgentWebSocketBridge]:
+        """The run's way to its record for the time of the block. Whoever is told to stop in it lets go of the run."""
+        order, keep = running.claim.order, self.files(running).keep
+        owned = outbox.Owned(
+            order.run_id, context.user_id, running.claim.epoch, lambda: running.token, keep, lambda: running.leased_until,
+            running.went_on,
+        )  # fmt: skip
+        bridge = journal.AgentWebSocketBridge(
+            self._appends, owned, record.next_seq, order.agent, agent_version=version, ends_with_tool=order.kind == "tool"
+        )
+        return _closing(bridge)
+
+    def dispatcher(
+        self, running: Running, context: UserExecutionContext, permitted: permits.Permits, bridge: journal.AgentWebSocketBridge
+    ) -> contextlib.AbstractAsyncContextManager[dispatch.UnifiedToolDispatcher]:
+        """What the run calls tools with."""
+        order = running.claim.order
+        is_agent = order.kind == "agent"
+        # what an admin's agent calls, an admin calls: nobody else has the role
+        strategy: dispatch.Strategy = "admin" if _ADMIN in context.roles else "default"
+        # the end of the run stops its calls, as what it is; should it not come, they end soon after
+        deadline_s = order.deadline_s + GRACE_S if is_agent else None
+        return self.dispatchers.for_context(
+            context, permitted, bridge, self.files(running), strategy=strategy, deadline_s=deadline_s,
+            held=is_agent or running.claim.epoch > 1, most=permitted.concurrent(),
+        )  # fmt: skip
+
+    def files(self, running: Running) -> workspace.Workspace:
+        """The files of the run."""
+        return self._workspaces.of(running.claim.order.run_id, lambda: running.token)
+
+    async def opened(self, running: Running) -> events_pb2.OpenRunResponse | None:
+        """The record so far; None when nothing can be recorded in the user's name any more."""
+        order, epoch = running.claim.order, running.claim.epoch
+        if running.claim.expired:
+            _log.error("the context token of the run ran out; it ends without an event")
+            return None
+        user_id, began = context_of(order).user_id, time.monotonic()
+
+        async def opened() -> events_pb2.OpenRunResponse:
+            # only what the record was away counts: it answers within the first call, or it is
+            running.overdue = time.monotonic() - began > order.deadline_s
+            return await self._records.open(order.run_id, user_id, epoch, running.token, telemetry.trace_id())
+
+        try:
+            return await patient(opened)
+        except errors.Fenced:
+            raise
+        except errors.NetraError as error:
+            if not self.is_poison(running.claim):
+                raise
+            _log.error("the record of the run cannot be opened; it ends without an event", code=error.code)
+            return None
+
+    def steps(self, running: Running, context: UserExecutionContext) -> AsyncIterator[tuple[str, bytes]]:
+        """The steps of the run's earlier owners."""
+        order, epoch = running.claim.order, running.claim.epoch
+        return self._records.steps(order.run_id, context.user_id, epoch, running.token)
+
+    async def end(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: Ending, outcome: bytes = b"") -> None:
+        """Bring the run to its end: the answer in the thread, which is free then, the end in the record, and the row's final state."""
+        if bridge.left:
+            raise errors.Fenced
+        if ending.answer:
+            ending = await self._answered(running, bridge, ending)
+        with contextlib.suppress(errors.NetraError):
+            # should the record refuse it, that is how the run ends
+            await bridge.begun()
+        if not await self._finishing(running):
+            raise errors.Fenced
+        await self.close_run(running, await self._told(bridge, ending), outcome)
+
+    async def _finishing(self, running: Running) -> bool:
+        return await patient(lambda: self.store.finishing(running.claim.order.run_id, running.claim.epoch, running.passed.times))
+
+    async def _told(self, bridge: journal.AgentWebSocketBridge, ending: Ending) -> runs.RunState:
+        """The state that the run ends in, once its end is in the record. What the record refuses makes it a failure."""
+        try:
+            # nothing else is told with the end, or after it
+            await bridge.barrier()
+            ending.tell(bridge)
+            await bridge.barrier()
+            return ending.state
+        except errors.Fenced:
+            raise
+        except errors.NetraError as refused:
+            bridge.mend()
+            bridge.failed(errors.AgentFailed(f"The record refused an event of this run: {refused.message}"))
+            await bridge.barrier()
+            return runs.RunState.FAILED
+
+    async def _answered(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: Ending) -> Ending:
+        request_id = f"{running.claim.order.run_id}:answer"
+        try:
+            message_id = await patient(
+                lambda: self._contexts.append_message(running.token, request_id, "assistant", ending.answer), _PATIENCE_S
+            )
+        except errors.NetraError as error:
+            return failed(error)
+        # it is in the thread now; the end of the run may be on a socket before the record's answer is here
+        running.passed.now(stages.RESPONSE_PERSISTED)
+        if not running.answered:
+            bridge.message_created(message_id, "assistant", ending.answer, (ANSWER, {"at": time.time()}))
+        return ending
+
+    async def close_run(self, running: Running, state: runs.RunState, outcome: bytes = b"") -> None:
+        """Store the run's final state, its messages hidden when it was rolled back, its context closed."""
+        order, epoch = running.claim.order, running.claim.epoch
+        await self._finishing(running)
+        running.over = True
+        await self._hide(running, state)
+        # the run ends all the same; an open context holds up the erasure of its thread, so the row says that it is still to be closed
+        left_open = not await self.closed(running.token)
+        await patient(
+            lambda: self.store.ended(order.run_id, epoch, state, outcome, running.passed.times, context_open=left_open)
+        )  # fmt: skip
+
+    async def _hide(self, running: Running, state: runs.RunState) -> None:
+        # whoever stopped it may have said so in the row alone
+        hidden = running.rolled_back or (
+            state == runs.RunState.CANCELLED and await patient(lambda: self.store.rolled_back(running.claim.order.run_id))
+        )
+        if hidden:
+            try:
+                await patient(lambda: self._contexts.hide(running.token))
+            except errors.NetraError as error:
+                _log.error("the messages of a run could not be hidden", code=error.code, reason=error.message)
+
+    async def closed(self, token: str) -> bool:
+        """Close the context of a run that is at its end; False when that may succeed another time."""
+        try:
+            await self._contexts.close(token)
+        except _ENDED as error:
+            _log.info("the context had ended already", code=error.code)
+        except errors.NetraError as error:
+            _log.warning("the context could not be closed yet", code=error.code)
+            return False
+        return True
+
+    @property
+    def can_record(self) -> bool:
+        """Whether a run that begins now could be recorded, as far as is known."""
+        return self._appends.reachable
+
+
+@contextlib.asynccontextmanager
+async def _closing(bridge: journal.AgentWebSocketBridge) -> AsyncIterator[journal.AgentWebSocketBridge]:
+    try:
+        yield bridge
+    except asyncio.CancelledError:
+        # another one goes on with it: what was told until now is not to be done again
+        await bridge.part()
+        raise
+    finally:
+        await bridge.close()
+
+
+def context_of(order: runs.Order) -> UserExecutionContext:
+    """The frame that a run executes in."""
+    return UserExecutionContext.from_proto(context_pb2.ExecutionContext.FromString(order.context))
+
+
+def failed(error: errors.NetraError) -> Ending:
+    """It could not finish."""
+    return Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(error))
+
+
+def cancelled(running: Running, stopped: Sequence[dispatch.Stopped]) -> Ending:
+    """It was told to stop, and did; with the calls that were under way."""
+    asked = running.stop_asked_at
+    tools = [{"tool_call_id": call.tool_call_id, "after_ms": _ms(call.stopped_at - asked), "confirmed": call.confirmed} for call in stopped]
+    return Ending(runs.RunState.CANCELLED, lambda bridge: bridge.cancelled(running.stop_asked_by, tools, _ms(time.monotonic() - asked)))
+
+
+def timed_out(message: str) -> Ending:
+    """Its time is over."""
+    error = errors.DeadlineExceeded(message)
+    return Ending(runs.RunState.TIMED_OUT, lambda bridge: bridge.timed_out(error))
+
+
+def _ms(seconds: float) -> float:
+    return round(max(seconds, 0.0) * 1000, 3)

@@ -1,0 +1,159 @@
+"""What this replica saw last of the heads and cursors it writes: worth no more than a guess, until it is held against the locked rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from chassis import postgres
+from services.events import frames, ledger, log
+
+# of each kind: some tens of megabytes at the very most
+_MOST_KNOWN = 50_000
+# so many batches at most are looked up before the next one is guessed, after guesses that were wrong
+_MOST_LOOKS = 15
+_T = TypeVar("_T", dict[Any, Any], set[Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What never changes of the head of a run."""
+
+    run_id: str
+    user_id: str
+    thread_id: str
+    shared: bytes
+    retention: str
+    opened_at: datetime
+
+    @classmethod
+    def of(cls, row: postgres.Row) -> Run:
+        """From the row of a head."""
+        shared = frames.envelope(
+            user_id=row["user_id"], thread_id=row["thread_id"], run_id=row["run_id"], request_id=row["request_id"],
+            correlation_id=row["correlation_id"], trace_id=row["trace_id"],
+        )  # fmt: skip
+        return cls(row["run_id"], row["user_id"], row["thread_id"], shared, row["retention"], row["created_at"])
+
+    def head(self, row: postgres.Row) -> ledger.Head:
+        """Where its record stands, as the row says."""
+        return ledger.Head(
+            self.run_id, self.user_id, self.thread_id, self.shared, self.retention, self.opened_at, row["epoch"], row["next_seq"],
+            row["last_digest"] or b"", row["last_first_seq"], row["last_cursor"], row["last_at"], row["ended"], row["terminal_type"],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The rows as they were seen last, each kind in the order in which it is locked. Nothing may be written that rests on other rows."""
+
+    generation: object
+    # user, last, last_at
+    cursors: Sequence[tuple[str, int, datetime]]
+    # run, epoch, next_seq, last_cursor, last_at, last_digest; of none of them the run had ended
+    heads: Sequence[tuple[str, int, int, int, datetime, bytes]]
+
+
+class Memory:
+    """Of one process: who opens a run tells it, and who writes."""
+
+    def __init__(self) -> None:
+        self._generation: object = None
+        self._runs: dict[str, Run] = {}
+        self._heads: dict[str, ledger.Head] = {}
+        self._cursors: dict[str, ledger.Cursor] = {}
+        # users who have a cursor
+        self._users: set[str] = set()
+        self._marks: set[ledger.Mark] = set()
+        # the database's time, and ours when it came
+        self._now: tuple[datetime, float] | None = None
+        self._wrong = self._looks = 0
+
+    def of(self, generation: object, now: datetime) -> None:
+        """The record is of this generation, and it is so late in the database. In another one nothing need be of what was seen before."""
+        self._now = now, time.monotonic()
+        if generation != self._generation:
+            self._generation = generation
+            for known in (self._runs, self._heads, self._cursors, self._users, self._marks):
+                known.clear()
+
+    def opened(self, head: ledger.Head, cursor: ledger.Cursor) -> None:
+        """A run has a new owner."""
+        _bounded(self._heads)[head.run_id] = head
+        # it was read without a lock: what was written here since is newer
+        _bounded(self._cursors).setdefault(head.user_id, cursor)
+
+    def looked_up(self, runs: Mapping[str, Run]) -> None:
+        """These runs have a head."""
+        _bounded(self._runs).update(runs)
+
+    def known(self, runs: Iterable[str]) -> dict[str, Run]:
+        """Those of the runs whose head was seen."""
+        return {run_id: run for run_id in runs if (run := self._runs.get(run_id)) is not None}
+
+    def have_cursor(self, users: Iterable[str]) -> None:
+        """These users have a cursor."""
+        _bounded(self._users).update(users)
+
+    def has_cursor(self, user_id: str) -> bool:
+        """Whether that is known of a user."""
+        return user_id in self._users
+
+    def unmarked(self, book: ledger.Ledger) -> dict[ledger.Mark, int]:
+        """What is to be marked yet of what a book marks."""
+        return {mark: cursor for mark, cursor in book.marks.items() if mark not in self._marks}
+
+    def written(self, book: ledger.Ledger) -> None:
+        """It was committed: so the rows are now, unless others write them as well."""
+        heads, cursors = _bounded(self._heads), _bounded(self._cursors)
+        for run_id, head in book.heads.items():
+            if head.ended:
+                heads.pop(run_id, None)
+            else:
+                # others keep the book
+                heads[run_id] = replace(head)
+        cursors |= {user_id: replace(cursor) for user_id, cursor in book.cursors.items()}
+        _bounded(self._marks).update(book.marks)
+
+    def guess(self, appends: Sequence[log.Append]) -> tuple[ledger.Ledger, Seen] | None:
+        """The appends as they are judged if no row has changed since it was seen; None unless each simply goes on where its run stands.
+
+        What was seen of these rows is forgotten; `written` brings it back.
+        """
+        if self._looks:
+            self._looks -= 1
+            return None
+        if self._now is None or (rows := self._taken({append.request.run_id for append in appends})) is None:
+            return None
+        heads, cursors = rows
+        now, since = self._now
+        book = ledger.Ledger(heads, cursors, now + timedelta(seconds=time.monotonic() - since))
+        seen = Seen(
+            self._generation, [(user_id, cursor.last, cursor.last_at) for user_id, cursor in cursors.items()],
+            [(run_id, h.epoch, h.next_seq, h.last_cursor, h.last_at, h.last_digest) for run_id, h in heads.items()],
+        )  # fmt: skip
+        return (book, seen) if all(book.goes_on(append) for append in appends) else None
+
+    def _taken(self, runs: set[str]) -> tuple[dict[str, ledger.Head], dict[str, ledger.Cursor]] | None:
+        heads = {run_id: head for run_id in sorted(runs) if (head := self._heads.pop(run_id, None)) is not None}
+        users = sorted({head.user_id for head in heads.values()})
+        cursors = {user_id: cursor for user_id in users if (cursor := self._cursors.pop(user_id, None)) is not None}
+        return (heads, cursors) if len(heads) == len(runs) and len(cursors) == len(users) else None
+
+    def right(self, now: datetime) -> None:
+        """A guess was right, and it is so late in the database."""
+        self._now, self._wrong = (now, time.monotonic()), 0
+
+    def wrong(self) -> None:
+        """A guess was wrong: others write the same rows. The more often, the longer everything is looked up before the next one."""
+        self._looks, self._wrong = min(2**self._wrong - 1, _MOST_LOOKS), self._wrong + 1
+
+
+def _bounded(known: _T) -> _T:
+    """With room for more."""
+    if len(known) > _MOST_KNOWN:
+        known.clear()
+    return known
