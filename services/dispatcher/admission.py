@@ -87,9 +87,9 @@ class Known(Protocol):
 
     async def add(
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
-        correlation_id: str, most_queued: int, on_busy: str, passed: Mapping[str, datetime], owner: str, lease_s: float,
+        correlation_id: str, most_queued: int, on_busy: str, passed: Mapping[str, datetime], owner: str, lease_s: float, concurrent: int,
     ) -> runs.Added:  # fmt: skip
-        """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1."""
+        """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1, an agent's if it may."""
         ...
 
     async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, on_busy: str) -> runs.Run | None:
@@ -134,7 +134,7 @@ class Admission:
     async def accept(
         self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
     ) -> tuple[runs.Added, runs.Order]:
-        """Open a context, store the message and the run. With an `owner` the run is that process's at once.
+        """Open a context, store the message and the run. With an `owner` the run is that process's at once; an agent's may wait.
 
         Of a request that is refused after that a context is left that rests: it may start later, and nothing waits for it.
         """
@@ -167,7 +167,7 @@ class Admission:
             user.user_id, order, session_id=opened.context.session_id, tier=user.tier, thread_id=opened.context.thread_id,
             request_id=wanted.request_id, digest=wanted.digest(), correlation_id=opened.context.correlation_id,
             most_queued=self._entitled.queued(user.tier), on_busy=wanted.on_busy,
-            passed=passed.times, owner=owner, lease_s=lease_s,
+            passed=passed.times, owner=owner, lease_s=lease_s, concurrent=self._entitled.concurrent().get(user.tier, 0),
         )  # fmt: skip
         return added, order
 

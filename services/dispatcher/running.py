@@ -226,7 +226,7 @@ class Course:
             await bridge.begun()
         if not await self._finishing(running):
             raise errors.Fenced
-        await self.close_run(running, await self._told(bridge, ending), outcome)
+        await self.close_run(running, await self._told(bridge, ending), outcome, finishing=True)
 
     async def _finishing(self, running: Running) -> bool:
         return await patient(lambda: self.store.finishing(running.claim.order.run_id, running.claim.epoch, running.passed.times))
@@ -261,10 +261,11 @@ class Course:
             bridge.message_created(message_id, "assistant", ending.answer, (ANSWER, {"at": time.time()}))
         return ending
 
-    async def close_run(self, running: Running, state: runs.RunState, outcome: bytes = b"") -> None:
-        """Store the run's final state, its messages hidden when it was rolled back, its context closed."""
+    async def close_run(self, running: Running, state: runs.RunState, outcome: bytes = b"", *, finishing: bool = False) -> None:
+        """Store the run's final state, its messages hidden when it was rolled back, its context closed; it may be `finishing` already."""
         order, epoch = running.claim.order, running.claim.epoch
-        await self._finishing(running)
+        if not finishing:
+            await self._finishing(running)
         running.over = True
         await self._hide(running, state)
         # the run ends all the same; an open context holds up the erasure of its thread, so the row says that it is still to be closed

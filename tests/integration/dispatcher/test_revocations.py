@@ -291,17 +291,28 @@ class TestRights:
         assert await self._result(stops, again, running, first) == "users:write"
         assert await self._result(stops, again, fresh, second) == "governed"
 
+    @pytest.mark.parametrize("how", ["claimed", "begun at once"])
     async def test_a_change_while_the_run_is_on_its_way_to_a_process_comes_after_it(
-        self, stops: Stops, monkeypatch: pytest.MonkeyPatch
+        self, stops: Stops, monkeypatch: pytest.MonkeyPatch, how: str
     ) -> None:
         claim, narrow, renew = store_system.SystemStore.claim, store_system.SystemStore.narrow, store_system.SystemStore.renew
         claimed, changed, renewed = asyncio.Event(), asyncio.Event(), asyncio.Condition()
+        add = store.Store.add
 
         async def slow(self: store_system.SystemStore, *arguments: Any, **more: Any) -> Any:
             found = await claim(self, *arguments, **more)
             if found:
                 claimed.set()
                 await asyncio.wait_for(changed.wait(), 20)
+            return found
+
+        async def added(self: store.Store, *arguments: Any, **more: Any) -> Any:
+            if how == "claimed":
+                return await add(self, *arguments, **{**more, "owner": ""})
+            found = await add(self, *arguments, **more)
+            assert found.leased_at
+            claimed.set()
+            await asyncio.wait_for(changed.wait(), 20)
             return found
 
         async def noted(self: store_system.SystemStore, *arguments: Any) -> None:
@@ -316,10 +327,13 @@ class TestRights:
 
         for name, patched in (("claim", slow), ("narrow", noted), ("renew", again)):
             monkeypatch.setattr(store_system.SystemStore, name, patched)
+        monkeypatch.setattr(store.Store, "add", added)
         user, mark = await stops.services.user(role="admin"), HELD.mark()
-        run = await stops.runs.start(user, "governor", inputs={"mark": mark})
-        await asyncio.wait_for(claimed.wait(), 20)
-        await stops.change(user, "user")
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(stops.runs.start(user, "governor", inputs={"mark": mark}))
+            await asyncio.wait_for(claimed.wait(), 20)
+            await stops.change(user, "user")
+        run = starting.result()
         await asyncio.wait_for(HELD.began[mark].wait(), 20)
         async with asyncio.timeout(20), renewed:
             # one look may have been under way
