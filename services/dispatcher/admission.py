@@ -25,6 +25,8 @@ _REFUSED = (errors.Busy, errors.RateLimited, errors.NotFound, errors.PermissionD
 # how long a count of all that waits is believed
 _COUNTED_S = 1.0
 _AGAIN_MS = 5000
+# what the message is called that a run begins with
+_REQUEST = "request"
 _log = log.get(__name__)
 
 
@@ -191,14 +193,21 @@ class Admission:
                 connection_id=wanted.connection_id,
                 correlation_id=telemetry.correlation_id(),
                 agent_context=orjson.dumps(known),
+                message=_first(wanted),
             )
         )
 
     async def _message(self, wanted: Wanted, opened: upstreams.Opened) -> str:
-        if wanted.kind != "agent":
-            return ""
-        request_id = f"{opened.context.run_id}:request"
-        return await self._contexts.append_message(opened.token, request_id, "user", wanted.request)
+        if wanted.kind != "agent" or opened.message_id:
+            return opened.message_id
+        return await self._contexts.append_message(opened.token, f"{opened.context.run_id}:{_REQUEST}", "user", wanted.request)
+
+
+def _first(wanted: Wanted) -> context_pb2.RunMessage | None:
+    """The message that is stored with the context. None where there is none, or where it is not known yet whether the run may start."""
+    if wanted.kind != "agent" or (wanted.on_busy == runs.REJECT and wanted.thread_id):
+        return None
+    return context_pb2.RunMessage(name=_REQUEST, role="user", content=wanted.request)
 
 
 def _check(wanted: Wanted, longest_s: float) -> None:
