@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from chassis import identity, trust
 from chassis.postgres import Conflict
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context import changes
+from services.context import changes, drafts
 from services.context.keys import SigningKey
 
 LIFETIME = timedelta(hours=1)
@@ -34,6 +34,7 @@ class Opening:
     correlation_id: ids.CorrelationId | None
     agent_context: bytes
     audit_metadata: bytes
+    said: drafts.Said | None = None
 
     def frame(self, principal: identity.Principal, thread_id: ids.ThreadId) -> UserExecutionContext:
         """The context to store. Raises `InvalidContext`, `PlaceholderValue`, `ReservedKey` or `TooLarge`."""
@@ -96,11 +97,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A context with a token for `x-netra-context`."""
+    """A context with a token for `x-netra-context`, and the id of the message that was stored with it."""
 
     context: UserExecutionContext
     token: str
     expires_at: datetime
+    message_id: ids.MessageId | None = None
 
 
 class Kept(Protocol):
@@ -114,11 +116,13 @@ class Kept(Protocol):
         """The user's context that was made under this request id."""
         ...
 
-    async def open(self, frame: UserExecutionContext, asked: bytes, line: Line, until: datetime, *, new_thread: bool) -> None:
-        """Store a context whose token ends then, and its thread when that is new.
+    async def open(
+        self, frame: UserExecutionContext, asked: bytes, line: Line, until: datetime, *, new_thread: bool, first: drafts.First | None = None
+    ) -> None:
+        """Store a context whose token ends then, its thread when that is new, and a message that begins it.
 
-        Raises `Conflict` when the request id is taken; `NotFound` when the thread is neither new nor one the user sees,
-        `PermissionDenied` when it was granted to them for reading only.
+        Raises `Conflict` when the request id of context or message is taken; `NotFound` when the thread is neither new nor one the user
+        sees, `PermissionDenied` when it was granted to them for reading only.
         """
         ...
 
@@ -152,20 +156,23 @@ class Contexts:
         audit metadata belong to the attempt and may differ in a retry; those of the first one stay.
         Raises `NotFound` for a thread that is not there for the user, `PermissionDenied` for one they may only read, `AlreadyExists`
         when something else was asked before, `Unauthenticated` when the session was withdrawn meanwhile.
+        With the first one its message is stored, if it has one; what is known already comes without the id of a message.
         """
         thread_id = opening.thread_id or ids.ThreadId.new()
         frame = opening.frame(principal, thread_id)
         asked = _asked("open", opening.thread_id or "", frame.agent_context_digest, *sorted(frame.scope or ()))
         detail = {"request_id": frame.request_id, "session_id": frame.session_id, "run_id": frame.run_id}
         line, until, new_thread = Line(actor, "open", detail), _until(frame), opening.thread_id is None
+        first = None if opening.said is None else drafts.First(ids.MessageId.new(), opening.said.draft(frame.run_id))
         # the usual case in one statement: what is known already, or refused, is looked at afterwards
         try:
-            await self._kept.open(frame, asked, line, until, new_thread=new_thread)
+            await self._kept.open(frame, asked, line, until, new_thread=new_thread, first=first)
             opened = frame
         except (Conflict, errors.NotFound, errors.PermissionDenied) as refused:
-            opened, until = await self._known(frame, asked, refused)
+            (opened, until), first = await self._known(frame, asked, refused), None
         await self._close_withdrawn(principal, opened)
-        return self._sign(opened, actor, until)
+        signed = self._sign(opened, actor, until)
+        return signed if first is None else replace(signed, message_id=first.message_id)
 
     async def derive(
         self,

@@ -9,7 +9,7 @@ from google.protobuf import timestamp_pb2
 from chassis import identity
 from netra import ids
 from netra.context.v1 import context_pb2
-from services.context import artifacts, contexts, oversight, privacy, sharing, stamps, threads, uploads
+from services.context import artifacts, contexts, drafts, oversight, privacy, sharing, stamps, threads, uploads
 from services.context.servicer_files import FilesServicer
 from services.context.servicer_threads import ThreadsServicer
 
@@ -39,10 +39,16 @@ class ContextServicer(ThreadsServicer, FilesServicer):
 
     async def OpenContext(self, request: context_pb2.OpenContextRequest, context: Any) -> context_pb2.OpenContextResponse:
         principal = await self._verifier.user(request.access_token)
-        signed = await self._contexts.open(principal, _opening(request), identity.current().service)
+        opening = _opening(request)
+        signed = await self._contexts.open(principal, opening, identity.current().service)
+        message_id = signed.message_id
+        if opening.said is not None and message_id is None:
+            # of a context that was opened before it is there, or that was opened without it
+            message_id = (await self._threads.append(signed.context, opening.said.draft(signed.context.run_id))).message_id
         return context_pb2.OpenContextResponse(
-            context=signed.context.to_proto(), context_token=signed.token, expires_at=stamps.stamp(signed.expires_at)
-        )
+            context=signed.context.to_proto(), context_token=signed.token, expires_at=stamps.stamp(signed.expires_at),
+            message_id=message_id or "",
+        )  # fmt: skip
 
     async def RenewContext(self, request: context_pb2.RenewContextRequest, context: Any) -> context_pb2.RenewContextResponse:
         caller = identity.current()
@@ -81,6 +87,11 @@ class ContextServicer(ThreadsServicer, FilesServicer):
 
     async def CloseContext(self, request: context_pb2.CloseContextRequest, context: Any) -> context_pb2.CloseContextResponse:
         caller = identity.current()
+        if request.HasField("message"):
+            draft = _said(request.message).draft(caller.frame.run_id)
+            self._contexts.require_standing(caller.frame)
+            last = await self._threads.close(caller.frame, draft, caller.service)
+            return context_pb2.CloseContextResponse(closed_at=stamps.stamp(last.closed_at), message_id=last.message_id)
         if request.HasField("unused"):
             await self._contexts.rest(caller.frame, stamps.moment("unused", request.unused))
             return context_pb2.CloseContextResponse()
@@ -97,7 +108,12 @@ def _opening(request: context_pb2.OpenContextRequest) -> contexts.Opening:
         correlation_id=ids.CorrelationId(request.correlation_id) if request.correlation_id else None,
         agent_context=request.agent_context,
         audit_metadata=request.audit_metadata,
+        said=_said(request.message) if request.HasField("message") else None,
     )
+
+
+def _said(message: context_pb2.RunMessage) -> drafts.Said:
+    return drafts.Said(message.name, message.role, message.content)
 
 
 def _thread_id(value: str) -> ids.ThreadId | None:

@@ -8,7 +8,7 @@ from typing import Any
 from chassis import identity
 from netra import errors, ids
 from netra.context.v1 import context_pb2, context_pb2_grpc
-from services.context import changes, contexts, privacy, sharing, stamps, threads
+from services.context import changes, contexts, drafts, privacy, sharing, stamps, threads
 
 _ACCESS = {"read": context_pb2.ACCESS_READ, "write": context_pb2.ACCESS_WRITE, "own": context_pb2.ACCESS_OWN}
 _NAMED = {value: name for name, value in _ACCESS.items()}
@@ -29,7 +29,7 @@ class ThreadsServicer(context_pb2_grpc.ContextServiceServicer):
     _privacy: privacy.Privacy
 
     async def AppendMessage(self, request: context_pb2.AppendMessageRequest, context: Any) -> context_pb2.AppendMessageResponse:
-        draft = threads.Draft(ids.RequestId(request.request_id), request.role, request.content)
+        draft = drafts.Draft(ids.RequestId(request.request_id), request.role, request.content)
         frame = identity.current().frame
         self._contexts.require_standing(frame)
         return context_pb2.AppendMessageResponse(message=_message(await self._threads.append(frame, draft)))

@@ -11,6 +11,7 @@ from netra import errors, ids
 from netra.context import UserExecutionContext
 from services.context import changes, store_openings, store_rows
 from services.context.contexts import About, Entry, Filter, Line, Stored
+from services.context.drafts import First
 from services.context.gathering import Gathering
 from services.context.store_openings import Opening, Outcome
 
@@ -84,14 +85,16 @@ class ContextStore:
         async with self._database.transaction(user_id) as transaction:
             return await store_rows.trail(transaction, user_id, about, after, limit)
 
-    async def open(self, frame: UserExecutionContext, asked: bytes, line: Line, until: datetime, *, new_thread: bool) -> None:
-        """Store a context whose token ends then, and its thread when that is new.
+    async def open(
+        self, frame: UserExecutionContext, asked: bytes, line: Line, until: datetime, *, new_thread: bool, first: First | None = None
+    ) -> None:
+        """Store a context whose token ends then, its thread when that is new, and a message that begins it.
 
-        Raises `Conflict` when the request id is taken; `NotFound` when the thread is neither new nor one the user sees,
-        `PermissionDenied` when it was granted to them for reading only.
+        Raises `Conflict` when the request id of context or message is taken; `NotFound` when the thread is neither new nor one the user
+        sees, `PermissionDenied` when it was granted to them for reading only.
         """
 
-        opening = Opening(frame, asked, line, until, new_thread)
+        opening = Opening(frame, asked, line, until, new_thread, first)
         outcome = await self._openings.ask(opening)
         if outcome is None:
             outcome = (await self._database.retried(frame.user_id, lambda alone: store_openings.store(alone, [opening])))[0]

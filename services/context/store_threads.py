@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 
 from chassis.postgres import DatabaseManager, Row, Transaction
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context import changes, store_changes, store_rows
-from services.context.threads import DELETED, OWN, SHARED, Draft, Message, Reader, Thread
+from services.context import changes, drafts, store_changes, store_rows
+from services.context.contexts import closed
+from services.context.threads import DELETED, OWN, SHARED, Last, Message, Reader, Thread
 
 _MESSAGE = "message_id, thread_id, position, role, content, run_id, created_at, user_id"
 # One order for all who write, and nobody withdraws, deletes or erases meanwhile; then the context, as it is after that wait: nobody
@@ -33,11 +35,16 @@ _LISTS = {
 }
 # of the thread $2; looked up once for a page: there are few such runs
 _SHOWN = "(run_id, user_id) NOT IN (SELECT h.run_id, h.user_id FROM context.hidden_runs AS h WHERE h.thread_id = $2)"
-# of the context $2, as long as that is open
-_HIDE = (
-    "INSERT INTO context.hidden_runs (user_id, run_id, thread_id) SELECT c.user_id, c.run_id, c.thread_id FROM context.contexts AS c"
-    " WHERE c.user_id = $1 AND c.context_id = $2 AND c.closed_at IS NULL ON CONFLICT DO NOTHING RETURNING run_id"
+# of the context $2, as long as that is open; a run may be rolled back in the moment in which it ends, with its answer
+_HIDEABLE = (
+    "FROM context.contexts AS c WHERE c.user_id = $1 AND c.context_id = $2 AND (c.closed_at IS NULL OR EXISTS ("
+    "SELECT FROM context.audit AS a WHERE a.user_id = $1 AND a.context_id = $2 AND a.action = 'close' AND a.detail ? 'message_id'))"
 )
+_HIDE = (
+    f"INSERT INTO context.hidden_runs (user_id, run_id, thread_id) SELECT c.user_id, c.run_id, c.thread_id {_HIDEABLE}"
+    " ON CONFLICT DO NOTHING RETURNING run_id"
+)
+_CLOSE = "SELECT outcome, message, closed FROM context.close_with_message($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 # a page of the longest messages must fit into one answer
 _PAGE_BYTES = 2 * 1024 * 1024
 
@@ -48,17 +55,17 @@ class ThreadStore:
     def __init__(self, database: DatabaseManager) -> None:
         self._database = database
 
-    async def append(self, frame: UserExecutionContext, draft: Draft) -> Message:
+    async def append(self, frame: UserExecutionContext, draft: drafts.Draft) -> Message:
         """The user's message under this request id: the one there is, or this one, now the last of the context's thread.
 
-        Raises `FailedPrecondition` when the context is closed, `NotFound`, `PermissionDenied`, and `Conflict` when the request id is
-        taken at the same moment.
+        Raises `FailedPrecondition` when the context is closed and there is none, `NotFound`, `PermissionDenied`, and `Conflict` when the
+        request id is taken at the same moment.
         """
         # who may only read cannot take the lock; a run of the owner goes on in a thread they have deleted
         async with self._database.transaction(frame.user_id) as transaction:
             row = await transaction.row(_HELD, frame.user_id, frame.thread_id, frame.context_id)
             if row is None:
-                raise await _why_not(transaction, frame)
+                return await _said_before(transaction, frame, draft.request_id)
             if (known := await _message_by_request(transaction, frame.user_id, draft.request_id)) is not None:
                 return known
             message = Message(
@@ -68,11 +75,34 @@ class ThreadStore:
             await _insert_message(transaction, ids.UserId(row["owner_id"]), draft.request_id, message)
         return message
 
+    async def close(self, frame: UserExecutionContext, draft: drafts.Draft, actor: str) -> Last:
+        """Close the context, its message the last of its thread; the one there is under the request id, when that is the same.
+
+        Raises `AlreadyExists` when it is another one, `FailedPrecondition` when the context is closed without it, and as `append`.
+        """
+        detail = json.dumps({"run_id": frame.run_id})
+        async with self._database.transaction(frame.user_id) as transaction:
+            row = await transaction.row(
+                _CLOSE, frame.user_id, frame.context_id, frame.thread_id, frame.run_id, ids.MessageId.new(), draft.request_id, draft.role,
+                draft.content, actor, detail,
+            )  # fmt: skip
+            outcome = None if row is None else row["outcome"]
+            if row is None or outcome is None:
+                raise await _why_not(transaction, frame)
+            if outcome != "closed":
+                # raised in the transaction: nothing of it stays
+                raise changes.no_thread() if outcome == "left" else errors.AlreadyExists(field="request_id")
+        return Last(ids.MessageId(row["message"]), row["closed"])
+
     async def hide(self, frame: UserExecutionContext) -> int:
-        """Hide the messages of the context's run, those to come as well; how many are hidden by it. Raises `FailedPrecondition`."""
+        """Hide the messages of the context's run, those to come as well; how many are hidden by it.
+
+        Raises `FailedPrecondition` when the context is closed, but for one that was closed with a message.
+        """
         async with self._database.transaction(frame.user_id) as transaction:
             if await transaction.value(_HIDE, frame.user_id, frame.context_id) is None:
-                await store_rows.refuse_closed(transaction, frame.user_id, frame.context_id)
+                if not await transaction.value(f"SELECT EXISTS (SELECT {_HIDEABLE})", frame.user_id, frame.context_id):
+                    raise closed()
                 return 0
             query = "SELECT count(*) FROM context.messages WHERE user_id = $1 AND thread_id = $2 AND run_id = $3"
             hidden: int = await transaction.value(query, frame.user_id, frame.thread_id, frame.run_id)
@@ -153,8 +183,17 @@ async def _readable(transaction: Transaction, reader: Reader, thread_id: ids.Thr
     return _as_thread(row)
 
 
+async def _said_before(transaction: Transaction, frame: UserExecutionContext, request_id: ids.RequestId) -> Message:
+    """The message of a context that is closed by now. Raises why there is none."""
+    refused = await _why_not(transaction, frame)
+    if isinstance(refused, errors.FailedPrecondition) and (known := await _message_by_request(transaction, frame.user_id, request_id)):
+        return known
+    raise refused
+
+
 async def _why_not(transaction: Transaction, frame: UserExecutionContext) -> errors.NetraError:
-    await store_rows.refuse_closed(transaction, frame.user_id, frame.context_id)
+    if not await transaction.value(f"SELECT {store_rows.still_open()}", frame.user_id, frame.context_id):
+        return closed()
     row = await store_changes.thread(transaction, frame.user_id, frame.thread_id)
     return changes.no_thread() if row is None else changes.only_read()
 

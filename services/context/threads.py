@@ -9,10 +9,8 @@ from typing import Protocol
 from chassis.postgres import Conflict
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.context import changes, pages
+from services.context import changes, drafts, pages
 
-MAX_CONTENT = 256 * 1024
-ROLES = ("user", "assistant")
 # which threads are meant, and what the tokens of their pages begin with
 OWN, SHARED, DELETED = "own", "shared", "deleted"
 _PAGES = {OWN: "t", SHARED: "s", DELETED: "d"}
@@ -47,23 +45,11 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A message that was not added yet. Raises `InvalidPayload` or `TooLarge` naming the field that is wrong."""
+class Last:
+    """A message with which a context was closed, and when that was."""
 
-    request_id: ids.RequestId
-    role: str
-    content: str
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise errors.InvalidPayload(f"role must be one of {', '.join(ROLES)}", field="role")
-        if not self.content.strip():
-            raise errors.InvalidPayload("content is required and must not be empty", field="content")
-        if "\0" in self.content:
-            raise errors.InvalidPayload("content must not have a NUL character", field="content")
-        size = len(self.content.encode())
-        if size > MAX_CONTENT:
-            raise errors.TooLarge(f"content has {size} bytes; at most {MAX_CONTENT} are allowed", field="content")
+    message_id: ids.MessageId
+    closed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +63,26 @@ class Reader:
 class Kept(Protocol):
     """Where threads and messages are kept. For who may not know of a thread there is none."""
 
-    async def append(self, frame: UserExecutionContext, draft: Draft) -> Message:
+    async def append(self, frame: UserExecutionContext, draft: drafts.Draft) -> Message:
         """The user's message under this request id: the one there is, or this one, now the last of the context's thread.
 
-        Raises `FailedPrecondition` when the context is closed, `NotFound`, `PermissionDenied`, and `Conflict` when the request id is
-        taken at the same moment.
+        Raises `FailedPrecondition` when the context is closed and there is none, `NotFound`, `PermissionDenied`, and `Conflict` when the
+        request id is taken at the same moment.
+        """
+        ...
+
+    async def close(self, frame: UserExecutionContext, draft: drafts.Draft, actor: str) -> Last:
+        """Close the context, its message the last of its thread; the one there is under the request id, when that is the same.
+
+        Raises `AlreadyExists` when it is another one, `FailedPrecondition` when the context is closed without it, and as `append`.
         """
         ...
 
     async def hide(self, frame: UserExecutionContext) -> int:
-        """Hide the messages of the context's run, those to come as well; how many are hidden by it. Raises `FailedPrecondition`."""
+        """Hide the messages of the context's run, those to come as well; how many are hidden by it.
+
+        Raises `FailedPrecondition` when the context is closed, but for one that was closed with a message.
+        """
         ...
 
     async def messages(self, reader: Reader, thread_id: ids.ThreadId, after: int, limit: int) -> tuple[Thread, list[Message]]:
@@ -119,8 +115,8 @@ class Threads:
     def __init__(self, kept: Kept, keep: timedelta) -> None:
         self._kept, self._keep = kept, keep
 
-    async def append(self, frame: UserExecutionContext, draft: Draft) -> Message:
-        """The message at the end of the context's thread; the same request id adds it once.
+    async def append(self, frame: UserExecutionContext, draft: drafts.Draft) -> Message:
+        """The message at the end of the context's thread; the same request id adds it once, and finds it also when the context is closed.
 
         Raises `NotFound`, `PermissionDenied`, `FailedPrecondition`, and `AlreadyExists` when the request id was used for another message.
         """
@@ -133,10 +129,20 @@ class Threads:
             raise errors.AlreadyExists(field="request_id")
         return message
 
+    async def close(self, frame: UserExecutionContext, draft: drafts.Draft, actor: str) -> Last:
+        """Close the context after this message at the end of its thread; the same again finds the same.
+
+        Raises as `append`; nothing is closed then.
+        """
+        try:
+            return await self._kept.close(frame, draft, actor)
+        except Conflict:
+            raise errors.AlreadyExists(field="request_id") from None
+
     async def hide(self, frame: UserExecutionContext) -> int:
         """Hide all messages of the context's run from everybody who reads the thread. How many were not hidden before.
 
-        Raises `FailedPrecondition` when the context is closed.
+        Raises `FailedPrecondition` when the context is closed, but for one that was closed with a message.
         """
         return await self._kept.hide(frame)
 

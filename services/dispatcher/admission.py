@@ -25,6 +25,8 @@ _REFUSED = (errors.Busy, errors.RateLimited, errors.NotFound, errors.PermissionD
 # how long a count of all that waits is believed
 _COUNTED_S = 1.0
 _AGAIN_MS = 5000
+# what the message is called that a run begins with
+_REQUEST = "request"
 _log = log.get(__name__)
 
 
@@ -87,9 +89,9 @@ class Known(Protocol):
 
     async def add(
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
-        correlation_id: str, most_queued: int, on_busy: str, passed: Mapping[str, datetime], owner: str, lease_s: float,
+        correlation_id: str, most_queued: int, on_busy: str, passed: Mapping[str, datetime], owner: str, lease_s: float, concurrent: int,
     ) -> runs.Added:  # fmt: skip
-        """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1."""
+        """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1, an agent's if it may."""
         ...
 
     async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, on_busy: str) -> runs.Run | None:
@@ -134,7 +136,7 @@ class Admission:
     async def accept(
         self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
     ) -> tuple[runs.Added, runs.Order]:
-        """Open a context, store the message and the run. With an `owner` the run is that process's at once.
+        """Open a context, store the message and the run. With an `owner` the run is that process's at once; an agent's may wait.
 
         Of a request that is refused after that a context is left that rests: it may start later, and nothing waits for it.
         """
@@ -167,7 +169,7 @@ class Admission:
             user.user_id, order, session_id=opened.context.session_id, tier=user.tier, thread_id=opened.context.thread_id,
             request_id=wanted.request_id, digest=wanted.digest(), correlation_id=opened.context.correlation_id,
             most_queued=self._entitled.queued(user.tier), on_busy=wanted.on_busy,
-            passed=passed.times, owner=owner, lease_s=lease_s,
+            passed=passed.times, owner=owner, lease_s=lease_s, concurrent=self._entitled.concurrent().get(user.tier, 0),
         )  # fmt: skip
         return added, order
 
@@ -191,14 +193,21 @@ class Admission:
                 connection_id=wanted.connection_id,
                 correlation_id=telemetry.correlation_id(),
                 agent_context=orjson.dumps(known),
+                message=_first(wanted),
             )
         )
 
     async def _message(self, wanted: Wanted, opened: upstreams.Opened) -> str:
-        if wanted.kind != "agent":
-            return ""
-        request_id = f"{opened.context.run_id}:request"
-        return await self._contexts.append_message(opened.token, request_id, "user", wanted.request)
+        if wanted.kind != "agent" or opened.message_id:
+            return opened.message_id
+        return await self._contexts.append_message(opened.token, f"{opened.context.run_id}:{_REQUEST}", "user", wanted.request)
+
+
+def _first(wanted: Wanted) -> context_pb2.RunMessage | None:
+    """The message that is stored with the context. None where there is none, or where it is not known yet whether the run may start."""
+    if wanted.kind != "agent" or (wanted.on_busy == runs.REJECT and wanted.thread_id):
+        return None
+    return context_pb2.RunMessage(name=_REQUEST, role="user", content=wanted.request)
 
 
 def _check(wanted: Wanted, longest_s: float) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class AgentWebSocketBridge:
         ends_with_tool: bool = False,
     ) -> None:
         self._record, self._run = outbox.Outbox(to, run, next_seq), run
+        self._add: Callable[[outbox.Entry], None] = self._record.add
         self._agent = {"agent_id": run.run_id, "agent_name": agent_name}
         self._version = agent_version
         self._ends_with_tool = ends_with_tool
@@ -77,7 +78,7 @@ class AgentWebSocketBridge:
 
     def step(self, key: str, result: object, *, opens: str = "") -> None:
         """A step without an event. One that says that another begins (`opens`) is left out when that one is over by then."""
-        self._record.add(outbox.Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result)), opens=opens, held=bool(opens)))
+        self._add(outbox.Entry(None, events_pb2.Step(key=key, result=orjson.dumps(result)), opens=opens, held=bool(opens)))
 
     def tool_executing(self, call: calls.Call, step_key: str, effects: bool) -> None:
         """A call begins, as this step. One without `effects` waits a moment: it may be over before it is recorded."""
@@ -92,7 +93,7 @@ class AgentWebSocketBridge:
     def tool_again(self, call: calls.Call, step_key: str, attempt: int) -> None:
         """A call that an earlier owner began is made again, by its owner of this number; it was told when it began."""
         key, kept = _intent(call, step_key, attempt)[0].step()
-        self._record.add(outbox.Entry(None, events_pb2.Step(key=key, result=kept), opens=step_key))
+        self._add(outbox.Entry(None, events_pb2.Step(key=key, result=kept), opens=step_key))
 
     def tool_progress(self, call: calls.Call, progress: float | None, message: str | None, *, transient: bool = True) -> None:
         """How far a call has come; shown to those who watch, or recorded as well."""
@@ -193,6 +194,16 @@ class AgentWebSocketBridge:
         """The run was cancelled, and what it ran is gone."""
         self._emit("agent_cancelled", {"by": by, "tools_stopped": list(stopped), "after_ms": after_ms}, end=True)
 
+    def fits(self, tell: Callable[[AgentWebSocketBridge], None]) -> bool:
+        """Whether the record takes what waits, and what `tell` would tell after it, as it is: nothing of it is kept elsewhere before."""
+        draft, entries = copy.copy(self), list[outbox.Entry]()
+        draft._add = entries.append
+        try:
+            tell(draft)
+        except errors.NetraError:
+            return False
+        return not self._record.has_large and not any(entry.is_large for entry in entries)
+
     async def barrier(self) -> None:
         """Returns when everything told so far is in the record. Raises `Fenced` when another owns the run."""
         await self._record.barrier()
@@ -249,7 +260,7 @@ class AgentWebSocketBridge:
             self._record.add_beside(event)
             return
         kept = None if step is None else events_pb2.Step(key=step[0], result=step[1])
-        self._record.add(outbox.Entry(event, kept, end, opens=opens, held=held))
+        self._add(outbox.Entry(event, kept, end, opens=opens, held=held))
 
     def _show(self, kind: str, data: Mapping[str, Any]) -> None:
         self._record.show(kind, self._checked(kind, data))

@@ -127,6 +127,11 @@ class Outbox:
         return len(self._entries), self._bytes
 
     @property
+    def has_large(self) -> bool:
+        """Whether parts of what waits may have to be kept elsewhere."""
+        return any(entry.is_large for entry in self._entries)
+
+    @property
     def unanswered_s(self) -> float:
         """Since when the append that is on its way is."""
         return 0.0 if self._busy is None else time.monotonic() - self._since

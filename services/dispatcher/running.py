@@ -85,10 +85,19 @@ class Running:
     moved: bool = False
     # its answer is in the record already
     answered: bool = False
+    # files of its user were read or made for it: whoever runs its agent again may need them again
+    has_files: bool = False
+    # its context is closed, with its answer
+    closed: bool = False
     # where its strands wait, once it executes
     parking: parking.Parking | None = None
     # there is something for whoever executes it: it is to stop, or to be put away, or has fallen silent
     notice: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def token_for_files(self) -> str:
+        """The context token, for files of the user; that there were some is known from then on."""
+        self.has_files = True
+        return self.token
 
     def ask_to_stop(self, by: str = "user") -> None:
         """Cancel the run, once."""
@@ -124,8 +133,8 @@ class Running:
             self.rights = rights
 
 
-# the step that an answer is told with
-ANSWER = "~answer"
+# the step that an answer is told with, and what its message is called in the thread
+ANSWER, _ANSWERED = "~answer", "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +194,7 @@ class Course:
 
     def files(self, running: Running) -> workspace.Workspace:
         """The files of the run."""
-        return self._workspaces.of(running.claim.order.run_id, lambda: running.token)
+        return self._workspaces.of(running.claim.order.run_id, running.token_for_files)
 
     async def opened(self, running: Running) -> events_pb2.OpenRunResponse | None:
         """The record so far; None when nothing can be recorded in the user's name any more."""
@@ -226,7 +235,7 @@ class Course:
             await bridge.begun()
         if not await self._finishing(running):
             raise errors.Fenced
-        await self.close_run(running, await self._told(bridge, ending), outcome)
+        await self.close_run(running, await self._told(bridge, ending), outcome, finishing=True)
 
     async def _finishing(self, running: Running) -> bool:
         return await patient(lambda: self.store.finishing(running.claim.order.run_id, running.claim.epoch, running.passed.times))
@@ -248,11 +257,8 @@ class Course:
             return runs.RunState.FAILED
 
     async def _answered(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: Ending) -> Ending:
-        request_id = f"{running.claim.order.run_id}:answer"
         try:
-            message_id = await patient(
-                lambda: self._contexts.append_message(running.token, request_id, "assistant", ending.answer), _PATIENCE_S
-            )
+            message_id = await self._said(running, bridge, ending)
         except errors.NetraError as error:
             return failed(error)
         # it is in the thread now; the end of the run may be on a socket before the record's answer is here
@@ -261,14 +267,51 @@ class Course:
             bridge.message_created(message_id, "assistant", ending.answer, (ANSWER, {"at": time.time()}))
         return ending
 
-    async def close_run(self, running: Running, state: runs.RunState, outcome: bytes = b"") -> None:
-        """Store the run's final state, its messages hidden when it was rolled back, its context closed."""
+    async def _said(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: Ending) -> ids.MessageId:
+        """The id of the answer in the thread. The context is closed with it when nothing needs that any more."""
+        if self._is_last(running, bridge, ending) and (last := await patient(lambda: self._closed_with(running, ending), _PATIENCE_S)):
+            running.closed = True
+            return last
+        request_id = f"{running.claim.order.run_id}:{_ANSWERED}"
+        return await patient(
+            lambda: self._contexts.append_message(running.token, request_id, "assistant", ending.answer), _PATIENCE_S
+        )  # fmt: skip
+
+    def _is_last(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: Ending) -> bool:
+        """Whether the context of the run serves for nothing but its answer any more: nor for whoever should have to end the run again.
+
+        Otherwise it is closed once the end is in the record: when messages are to be hidden, when the token is to be renewed or the record
+        is away, when there are files, or something of the end is kept as one.
+        """
+        if not self.can_record or running.rolled_back or running.token_old or running.has_files:
+            return False
+
+        def tell(draft: journal.AgentWebSocketBridge) -> None:
+            # its own id is not known yet, and as long
+            draft.message_created(running.claim.order.run_id, "assistant", ending.answer)
+            ending.tell(draft)
+
+        return bridge.fits(tell)
+
+    async def _closed_with(self, running: Running, ending: Ending) -> ids.MessageId | None:
+        """The id of the answer with which the context was closed; None where that is not to be done, or an older service does not know how.
+
+        Nobody closes the context of a run that another process may own by then.
+        """
+        left_s = running.leased_until - time.monotonic() if running.leased_until else _PATIENCE_S
+        if left_s < journal.MARGIN_S:
+            return None
+        return await self._contexts.close_with(running.token, _ANSWERED, "assistant", ending.answer, left_s)
+
+    async def close_run(self, running: Running, state: runs.RunState, outcome: bytes = b"", *, finishing: bool = False) -> None:
+        """Store the run's final state, its messages hidden when it was rolled back, its context closed; it may be `finishing` already."""
         order, epoch = running.claim.order, running.claim.epoch
-        await self._finishing(running)
+        if not finishing:
+            await self._finishing(running)
         running.over = True
         await self._hide(running, state)
         # the run ends all the same; an open context holds up the erasure of its thread, so the row says that it is still to be closed
-        left_open = not await self.closed(running.token)
+        left_open = not (running.closed or await self.closed(running.token))
         await patient(
             lambda: self.store.ended(order.run_id, epoch, state, outcome, running.passed.times, context_open=left_open)
         )  # fmt: skip

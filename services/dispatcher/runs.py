@@ -146,11 +146,15 @@ class Claim:
 
 
 class Claims(list[Claim]):
-    """What one look at the queue came to; `after` is the user behind whom the next look begins, so that each has a turn."""
+    """What one look at the queue came to; `after` is the user behind whom the next look begins, so that each has a turn.
 
-    def __init__(self, claims: Iterable[Claim] = (), after: str = "") -> None:
+    `more` means that there may be more that may begin just now. `waits` means that something is ready that was not taken: it may
+    begin once there is room for it, or for its user, or on its thread.
+    """
+
+    def __init__(self, claims: Iterable[Claim] = (), after: str = "", *, more: bool = False, waits: bool = False) -> None:
         super().__init__(claims)
-        self.after = after
+        self.after, self.more, self.waits = after, more, waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +194,11 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A run that was stored, or was there before, and the user's earlier ones on its thread that were asked to stop for it."""
+    """A run that was stored, or was there before, and the user's earlier ones on its thread that were asked to stop for it.
+
+    One that runs at once, whoever stored it owns; its lease began at `leased_at`, by `time.monotonic`, or later. 0 for all others.
+    """
 
     run: Run
     stopped: tuple[ids.RunId, ...] = ()
+    leased_at: float = 0.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from datetime import datetime
+from typing import NamedTuple
 
 from chassis import postgres
 from netra import errors, ids
@@ -14,6 +16,33 @@ _COLUMNS = (
     "run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, state, correlation_id, created_at, started_at,"
     " ended_at, outcome, agent_version, waits_for"
 )
+_KNOWN = ", ".join(f"known.{column.strip()}" for column in _COLUMNS.split(","))
+# The run of a request; of a new one how many of the user's wait. Each state is looked for by its own index.
+_LOOK_AT = """
+SELECT {known}, CASE WHEN known.run_id IS NULL THEN
+    (SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND state = 'queued' AND cancelled_at IS NULL) END AS waiting{more}
+FROM (SELECT 1) AS once LEFT JOIN dispatcher.runs AS known ON known.user_id = $1 AND known.request_id = $2
+"""
+# Claims take what waits, and what is suspended, at any moment: of a user who has anything waiting nothing begins here, and what is
+# suspended counts as if it executed. So however a claim and this one meet, no more execute than may.
+_MAY_BEGIN = """, CASE WHEN known.run_id IS NULL THEN
+    NOT EXISTS (SELECT FROM dispatcher.runs WHERE thread_id = $3 AND kind = 'agent' AND state IN ('queued', 'running', 'suspended'))
+    AND $4 > (SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND kind = 'agent' AND state = 'running')
+        + (SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND kind = 'agent' AND state = 'suspended') END AS room"""
+_LOOK, _LOOK_FOR_ROOM = (_LOOK_AT.format(known=_KNOWN, more=more) for more in ("", _MAY_BEGIN))
+# Times of a run that begins at once are read when its row is made: its transaction may have waited for another. Columns get their
+# values in the order that the table has them in, so it begins after it was made.
+_ADD = f"""
+INSERT INTO dispatcher.runs (run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, request, inputs, deadline_s, context,
+    context_token, correlation_id, traceparent, tier, session_id, agent_version, lease_owner, state, epoch, lease_until, started_at,
+    running_since, stages)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::text,
+    CASE WHEN $19::text IS NULL THEN 'queued' ELSE 'running' END, CASE WHEN $19::text IS NULL THEN 0 ELSE 1 END,
+    CASE WHEN $19::text IS NOT NULL THEN clock_timestamp() + make_interval(secs => $20) END,
+    CASE WHEN $19::text IS NOT NULL THEN clock_timestamp() END, CASE WHEN $19::text IS NOT NULL THEN clock_timestamp() END,
+    CASE WHEN $19::text IS NULL THEN '{{}}' ELSE jsonb_build_object('{stages.ROUTING}', clock_timestamp()) END || $21::jsonb)
+RETURNING {_COLUMNS}
+"""
 # what policies look at beside the user: a thread whose runs are shown, one whose runs may be cancelled
 _THREAD, _OWNED_THREAD = "thread_id", "owned_thread_id"
 
@@ -48,46 +77,40 @@ class Store(store_waits.UserWaits):
     async def add(
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
         correlation_id: str, most_queued: int, on_busy: str, passed: Mapping[str, datetime], owner: str = "", lease_s: float = 0.0,
+        concurrent: int = 0,
     ) -> runs.Added:  # fmt: skip
         """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1.
 
-        `on_busy` says what becomes of the user's own runs under way on the thread: `interrupt` and `rollback` ask them to stop.
-        Raises `Busy` when it is `reject` and the thread is not free, whoever uses it; `RateLimited` when too many wait.
+        A run of an agent waits all the same while any of the user's does, while its thread is not free, or while the user has as many
+        as `concurrent` that execute or are suspended. `on_busy` says what becomes of the user's own runs under way on the thread:
+        `interrupt` and `rollback` ask them to stop. Raises `Busy` when it is `reject` and the thread is not free, whoever uses it;
+        `RateLimited` when too many wait.
         """
 
         async def work(transaction: postgres.Transaction) -> runs.Added:
             # one user's starts queue up here, and those of one thread, so the counts below are exact
             locks = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0)), pg_advisory_xact_lock(hashtextextended($2, 0))"
             await transaction.execute(locks, f"start {user_id}", f"start in {thread_id}")
-            if (known := await self._by_request(transaction, user_id, request_id)) is not None:
-                return runs.Added(known)
+            looks = (thread_id, concurrent) if owner and run.kind == "agent" else ()
+            found = await _look(transaction, user_id, request_id, *looks)
+            if found.run is not None:
+                return runs.Added(found.run)
             if on_busy == runs.REJECT:
                 await _require_free(transaction, thread_id)
-            await self._require_room(transaction, user_id, most_queued)
+            _require_room(found, most_queued)
             stopped = await _stopped(transaction, user_id, thread_id, on_busy)
+            at_once = bool(owner) and (run.kind == "tool" or (found.room and not found.waiting))
+            began = time.monotonic()
             row = await transaction.row(
-                "INSERT INTO dispatcher.runs (run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, request, inputs,"
-                " deadline_s, context, context_token, correlation_id, traceparent, state, epoch, lease_owner, tier, session_id,"
-                " stages, lease_until, started_at, agent_version)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $20, $21, $22::jsonb,"
-                " CASE WHEN $19::float8 > 0 THEN now() + make_interval(secs => $19) END, CASE WHEN $19::float8 > 0 THEN now() END, $23)"
-                f" RETURNING {_COLUMNS}",
-                run.run_id, user_id, thread_id, request_id, digest, run.message_id or None, run.kind, run.agent, run.request, run.inputs,
-                run.deadline_s, run.context, run.context_token, correlation_id, run.traceparent,
-                "running" if owner else "queued", 1 if owner else 0, owner or None, lease_s, tier, session_id,
-                stages.written(passed), run.agent_version,
+                _ADD, run.run_id, user_id, thread_id, request_id, digest, run.message_id or None, run.kind, run.agent, run.request,
+                run.inputs, run.deadline_s, run.context, run.context_token, correlation_id, run.traceparent, tier, session_id,
+                run.agent_version, owner if at_once else None, lease_s, stages.written(passed),
             )  # fmt: skip
             if row is None:
                 raise errors.Internal("The run was not stored.")
-            return runs.Added(_run(row), stopped)
+            return runs.Added(_run(row), stopped, began if at_once else 0.0)
 
         return await self._database.retried(user_id, work, within={_THREAD: thread_id})
-
-    async def _require_room(self, transaction: postgres.Transaction, user_id: str, most_queued: int) -> None:
-        query = "SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND state = 'queued' AND cancelled_at IS NULL"
-        if await transaction.value(query, user_id) >= most_queued:
-            message = f"You have {most_queued} runs waiting; let some of them end first."
-            raise errors.RateLimited(message, retry_after_ms=1000)
 
     async def _by_request(self, transaction: postgres.Transaction, user_id: str, request_id: str) -> runs.Run | None:
         query = f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE user_id = $1 AND request_id = $2"
@@ -100,11 +123,12 @@ class Store(store_waits.UserWaits):
         Busy is a thread here by runs of the user alone: whether there are others is not told before it is known who may use the thread.
         """
         async with self._database.transaction(user_id) as transaction:
-            if (run := await self._by_request(transaction, user_id, request_id)) is None:
+            found = await _look(transaction, user_id, request_id)
+            if found.run is None:
                 if on_busy == runs.REJECT and thread_id:
                     await _require_free(transaction, thread_id, user_id)
-                await self._require_room(transaction, user_id, most_queued)
-            return run
+                _require_room(found, most_queued)
+            return found.run
 
     async def require_free(self, user_id: ids.UserId, request_id: str, thread_id: str) -> None:
         """Raise `Busy` while anybody's run goes on in a thread that the user may use, unless this request has started one."""
@@ -157,6 +181,27 @@ def _within(thread_id: str, *, owned: bool = False) -> dict[str, str]:
     if not thread_id:
         return {}
     return {_THREAD: thread_id, _OWNED_THREAD: thread_id} if owned else {_THREAD: thread_id}
+
+
+class _Found(NamedTuple):
+    """What there is at a start: its run, if that was made before; else how many of the user's wait, and whether it has room to begin."""
+
+    run: runs.Run | None
+    waiting: int = 0
+    room: bool = False
+
+
+async def _look(transaction: postgres.Transaction, user_id: str, request_id: str, *for_room: object) -> _Found:
+    """With a thread and a number of runs it says whether there is `room` on that thread and below that number."""
+    row = await transaction.row(_LOOK_FOR_ROOM if for_room else _LOOK, user_id, request_id, *for_room)
+    if row is None:
+        raise errors.Internal("The database gave no answer.")
+    return _Found(None, row["waiting"], bool(for_room and row["room"])) if row["run_id"] is None else _Found(_run(row))
+
+
+def _require_room(found: _Found, most_queued: int) -> None:
+    if found.waiting >= most_queued:
+        raise errors.RateLimited(f"You have {most_queued} runs waiting; let some of them end first.", retry_after_ms=1000)
 
 
 async def _require_free(transaction: postgres.Transaction, thread_id: str, user_id: str = "") -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from chassis import postgres
 from netra import errors, ids
-from services.dispatcher import runs, stages
+from services.dispatcher import grouped, runs, stages
 
 _WAITING = (runs.RunState.QUEUED, runs.RunState.SUSPENDED)
 # longer than anything waits
@@ -106,6 +107,8 @@ RETURNING r.run_id, r.kind, r.agent, r.request, r.inputs, r.deadline_s, r.messag
     r.token_renewed_at < now() - interval '1 hour' AS expired, r.roles, r.tier, r.narrowed_at, r.state = 'finishing' AS finishing,
     r.agent_version, r.takeovers, r.ran_s, r.rolled_back_at IS NOT NULL AS rolled_back, r.user_id, claimable.was, claimable.overdue
 """
+# found by the index that users are found by, whatever the planner thinks of how many there are
+_STILL_READY = f"SELECT r.user_id FROM dispatcher.runs AS r WHERE {_READY} ORDER BY r.user_id LIMIT 1"
 # agents that runs under way are of and no dispatcher has, each found by one look into the index
 _MISSING = """
 WITH RECURSIVE pairs (agent, version, started_at) AS (
@@ -140,14 +143,35 @@ SET state = 'suspended', lease_owner = NULL, lease_until = NULL, waits_for = $3,
 WHERE run_id = $1 AND epoch = $2 AND state = 'running'
 """
 # nobody's vote counts any more
-_END = """
+_EXPIRED = """
+UPDATE dispatcher.approvals AS a SET outcome = 'expired', resolved_at = now() FROM over WHERE a.run_id = over.run_id AND a.outcome IS NULL
+"""
+_END = f"""
 WITH over AS (
     UPDATE dispatcher.runs SET state = $3, outcome = $4, ended_at = now(), lease_owner = NULL, lease_until = NULL,
         stages = $5::jsonb || stages, context_open = $6
     WHERE run_id = $1 AND epoch = $2 AND (state = 'finishing' OR state = 'running' AND kind = 'tool')
     RETURNING run_id)
-UPDATE dispatcher.approvals AS a SET outcome = 'expired', resolved_at = now() FROM over WHERE a.run_id = over.run_id AND a.outcome IS NULL
+{_EXPIRED}
 """
+# the same of many; a row that somebody holds is passed over, so that the others need not wait for it
+_ENDS = f"""
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bytea[], $5::text[], $6::boolean[])
+        AS given (run_id, epoch, state, outcome, stages, context_open)),
+mine AS (
+    SELECT run_id FROM dispatcher.runs WHERE run_id = ANY($1) AND (state = 'finishing' OR state = 'running' AND kind = 'tool')
+    ORDER BY run_id FOR NO KEY UPDATE SKIP LOCKED),
+over AS (
+    UPDATE dispatcher.runs AS r SET state = given.state, outcome = given.outcome, ended_at = now(), lease_owner = NULL,
+        lease_until = NULL, stages = given.stages::jsonb || r.stages, context_open = given.context_open
+    FROM given JOIN mine USING (run_id)
+    WHERE r.run_id = given.run_id AND r.epoch = given.epoch AND (r.state = 'finishing' OR r.state = 'running' AND r.kind = 'tool')
+    RETURNING r.run_id),
+expired AS ({_EXPIRED})
+SELECT run_id FROM over
+"""
+_MOST_ENDS = 200
 # Whoever writes to many runs takes them in one order: two that met crosswise would cost leases.
 # The lease of a tool that was called directly begins longer than this.
 _RENEW = """
@@ -202,11 +226,23 @@ FROM told JOIN first USING (run_id) WHERE r.run_id = told.run_id
 """
 
 
+class _End(NamedTuple):
+    """What is stored at the end of a run."""
+
+    run_id: ids.RunId
+    epoch: int
+    state: runs.RunState
+    outcome: bytes
+    stages: str
+    context_open: bool
+
+
 class SystemStore:
-    """The rows of all users, through the system role."""
+    """The rows of all users, through the system role. What is one statement is one round trip: each of these may be done twice."""
 
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
+        self._ends: grouped.Grouped[_End] = grouped.Grouped(self._end, _MOST_ENDS)
 
     async def claim(
         self, owner: str, lease_s: float, agents: Sequence[tuple[str, str]], most: int, concurrent: Mapping[str, int], *,
@@ -238,32 +274,32 @@ class SystemStore:
                     break
                 # nobody of these may begin anything just now: those behind them are looked at, many at once
                 after, many = users[-1], many * _WIDER
-        return runs.Claims((_claim(row, mine, missing) for row in rows), _turn(rows, users) or after)
+            # all that is ready is still there when nothing was taken
+            waits = bool(users) and (not rows or bool(await transaction.fetch(_STILL_READY)))
+        more = len(rows) >= most or len(users) >= many
+        return runs.Claims((_claim(row, mine, missing) for row in rows), _turn(rows, users) or after, more=more, waits=waits)
 
     async def queued(self, most: int) -> int:
         """How many runs wait for their start, of whichever user; not more than `most` are counted."""
-        query = "SELECT count(*) FROM (SELECT FROM dispatcher.runs WHERE state = 'queued' AND cancelled_at IS NULL LIMIT $1) AS waiting"
-        async with self._database.transaction() as transaction:
-            return int(await transaction.value(query, most))
+        some = "SELECT FROM dispatcher.runs WHERE state = 'queued' AND cancelled_at IS NULL LIMIT $1"
+        (row,) = await self._database.alone(f"SELECT count(*) AS waiting FROM ({some}) AS those", most)
+        return int(row["waiting"])
 
     async def seen(self, agents: Sequence[tuple[str, str]]) -> None:
         """There is a dispatcher that has these agents, by name and version."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute(_SEEN, [name for name, _ in agents], [version for _, version in agents])
+        await self._database.alone(_SEEN, [name for name, _ in agents], [version for _, version in agents])
 
     async def context_token(self, run_id: ids.RunId) -> str:
         """The token of a run's context, as it was renewed last. Raises `NotFound`."""
-        async with self._database.transaction() as transaction:
-            found = await transaction.value("SELECT context_token FROM dispatcher.runs WHERE run_id = $1", run_id)
-        if found is None:
+        found = await self._database.alone("SELECT context_token FROM dispatcher.runs WHERE run_id = $1", run_id)
+        if not found:
             raise errors.NotFound("There is no such run.", field="run_id")
-        return str(found)
+        return str(found[0]["context_token"])
 
     async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str], moved: Sequence[str] = ()) -> dict[str, runs.Held]:
         """Keep owning runs. Those still owned, each with what its row says by now. Of those that `moved` takeovers are counted anew."""
         # a database that hangs must be noticed before the lease has run out
-        async with self._database.transaction(timeout_s=lease_s / 3) as transaction:
-            rows = await transaction.fetch(_RENEW, owner, lease_s, list(run_ids), list(moved))
+        rows = await self._database.alone(_RENEW, owner, lease_s, list(run_ids), list(moved), timeout_s=lease_s / 3)
         return {
             str(row["run_id"]): runs.Held(row["epoch"], row["cancelled"], row["token_old"], _rights(row), row["woken"], row["rolled_back"])
             for row in rows
@@ -271,39 +307,42 @@ class SystemStore:
 
     async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
         """Run, epoch and context token of runs that wait and whose token needs renewal, oldest first."""
-        async with self._database.transaction() as transaction:
-            rows = await transaction.fetch(_OLD_TOKENS, most)
+        rows = await self._database.alone(_OLD_TOKENS, most)
         return [(ids.RunId(str(row["run_id"])), row["epoch"], row["context_token"]) for row in rows]
 
     async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
         """Keep the fresh context token of a run."""
         query = "UPDATE dispatcher.runs SET context_token = $3, token_renewed_at = now() WHERE run_id = $1 AND epoch = $2"
-        async with self._database.transaction() as transaction:
-            await transaction.execute(query, run_id, epoch, token)
+        await self._database.alone(query, run_id, epoch, token)
 
     async def finishing(self, run_id: ids.RunId, epoch: int, passed: Mapping[str, datetime]) -> bool:
         """The run's thread is free from now on; it has passed these stages. False when another owns the run."""
         query = (
             "UPDATE dispatcher.runs SET state = 'finishing', stages = $3::jsonb || stages"
-            " WHERE run_id = $1 AND epoch = $2 AND state IN ('running', 'finishing')"
+            " WHERE run_id = $1 AND epoch = $2 AND state IN ('running', 'finishing') RETURNING run_id"
         )
-        async with self._database.transaction() as transaction:
-            return await transaction.execute(query, run_id, epoch, stages.written(passed)) == "UPDATE 1"
+        return bool(await self._database.alone(query, run_id, epoch, stages.written(passed)))
 
     async def ended(
         self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
     ) -> None:
         """The run's final state; it has passed these stages. A context that is `context_open` is still to be closed.
 
-        What it asked people for and is not decided yet has expired with it.
+        What it asked people for and is not decided yet has expired with it. Ends of the same moment are stored together.
         """
-        async with self._database.transaction() as transaction:
-            await transaction.execute(_END, run_id, epoch, state, outcome, stages.written(passed), context_open)
+        end = _End(run_id, epoch, state, outcome, stages.written(passed), context_open)
+        if not await self._ends.put(end):
+            # somebody held the row; or the run is not ours any more, and then nothing is found
+            await self._database.alone(_END, *end)
+
+    async def _end(self, ends: Sequence[_End]) -> list[bool]:
+        over = {row["run_id"] for row in await self._database.alone(_ENDS, *map(list, zip(*ends, strict=True)))}
+        return [end.run_id in over for end in ends]
 
     async def rolled_back(self, run_id: ids.RunId) -> bool:
         """Whether the messages of a run are to be hidden; once it is finishing that changes no more."""
-        async with self._database.transaction() as transaction:
-            return bool(await transaction.value("SELECT rolled_back_at IS NOT NULL FROM dispatcher.runs WHERE run_id = $1", run_id))
+        query = "SELECT FROM dispatcher.runs WHERE run_id = $1 AND rolled_back_at IS NOT NULL"
+        return bool(await self._database.alone(query, run_id))
 
     async def suspended(
         self, run_id: ids.RunId, epoch: int, waits_for: str, wait_s: float, *, mail_after: int | None = None, asked: Sequence[str] = ()
@@ -327,29 +366,36 @@ class SystemStore:
 
     async def context_closed(self, run_id: ids.RunId) -> None:
         """The context of a run that has ended is closed, or has ended as well."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute("UPDATE dispatcher.runs SET context_open = false WHERE run_id = $1 AND context_open", run_id)
+        await self._database.alone("UPDATE dispatcher.runs SET context_open = false WHERE run_id = $1 AND context_open", run_id)
 
     async def notified(self, told: Sequence[tuple[ids.RunId, datetime]]) -> None:
         """The ends of runs were sent to their users at these times. The first time counts; unknown runs are passed over."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute(_NOTIFIED, [run_id for run_id, _ in told], [at for _, at in told])
+        await self._database.alone(_NOTIFIED, [run_id for run_id, _ in told], [at for _, at in told])
 
     async def revoke(self, session_id: str, user_id: str, before: datetime) -> None:
         """Ask all runs of a session to stop, or those that a user started before."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute(_REVOKE, session_id, user_id, before)
+        await self._database.alone(_REVOKE, session_id, user_id, before)
 
     async def narrow(self, user_id: str, rights: runs.Rights) -> None:
         """Take note of what a user has by now, for all runs that they started before and that have not ended."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute(_NARROW, user_id, list(rights.roles), rights.tier, rights.since, rights.since + runs.LATE)
+        await self._database.alone(_NARROW, user_id, list(rights.roles), rights.tier, rights.since, rights.since + runs.LATE)
 
     async def release(self, owner: str) -> None:
         """Let others carry on at once what this owner still has. It let go of it: for nobody that is a takeover."""
         query = "UPDATE dispatcher.runs SET lease_until = now(), lease_owner = NULL WHERE lease_owner = $1"
-        async with self._database.transaction() as transaction:
-            await transaction.execute(query, owner)
+        await self._database.alone(query, owner)
+
+    async def disown(self, owner: str, user_id: ids.UserId, request_id: str, kept: Sequence[str]) -> None:
+        """Let others have at once what a request has begun at this owner, unless that is one of the runs it has `kept`."""
+        query = (
+            "UPDATE dispatcher.runs SET lease_until = now(), lease_owner = NULL WHERE user_id = $1 AND request_id = $2"
+            " AND lease_owner = $3 AND state = 'running' AND kind = 'agent' AND run_id <> ALL($4::uuid[])"
+        )
+        await self._database.alone(query, user_id, request_id, owner, list(kept))
+
+    async def close(self) -> None:
+        """Store the ends that are not stored yet."""
+        await self._ends.close()
 
 
 async def _missing(transaction: postgres.Transaction, missing_s: float) -> dict[str, float]:

@@ -30,8 +30,7 @@ class ToolStore:
 
     async def since(self, revision: int, most: int) -> list[registrations.Kept]:
         """What changed after a revision, oldest first: of each name the version that counts, or the one that was removed."""
-        async with self._database.transaction() as transaction:
-            return [_kept(row) for row in await transaction.fetch(_SINCE, revision, most)]
+        return [_kept(row) for row in await self._database.alone(_SINCE, revision, most)]
 
     async def register(self, new: registrations.Kept, decide: registrations.Decide) -> bool:
         """Make this version the active one of its name, if `decide` says so; nobody else changes anything meanwhile."""

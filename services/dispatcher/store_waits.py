@@ -135,17 +135,15 @@ class SystemWaits:
     async def mail(self, run_id: ids.RunId, after: int) -> list[runs.Mail]:
         """Messages to a run with higher numbers, oldest first."""
         query = f"SELECT {_MAIL} FROM dispatcher.messages WHERE run_id = $1 AND number > $2 ORDER BY number"
-        async with self._database.transaction() as transaction:
-            rows = await transaction.fetch(query, run_id, after)
+        rows = await self._database.alone(query, run_id, after)
         return [runs.Mail(row["number"], row["message_id"], row["user_id"], row["content"]) for row in rows]
 
     async def ask(self, wanted: approvals.Wanted, context: UserExecutionContext) -> approvals.Approval:
         """Store an approval, once, and return it as it is now."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute(
-                _ASK, wanted.approval_id, wanted.run_id, context.user_id, context.thread_id, wanted.step_key, wanted.message,
-                wanted.tool_name, orjson.dumps(dict(wanted.parameters)).decode(), wanted.quorum, wanted.expires_s,
-            )  # fmt: skip
+        await self._database.alone(
+            _ASK, wanted.approval_id, wanted.run_id, context.user_id, context.thread_id, wanted.step_key, wanted.message,
+            wanted.tool_name, orjson.dumps(dict(wanted.parameters)).decode(), wanted.quorum, wanted.expires_s,
+        )  # fmt: skip
         return await self.approval(ids.RunId(wanted.run_id), wanted.approval_id)
 
     async def approval(self, run_id: ids.RunId, approval_id: str) -> approvals.Approval:

@@ -128,6 +128,10 @@ class Leases(Protocol):
         """Take note of what a user has by now, for all runs that they started before and that have not ended."""
         ...
 
+    async def disown(self, owner: str, user_id: ids.UserId, request_id: str, kept: Sequence[str]) -> None:
+        """Let others have at once what a request has begun at this owner, unless that is one of the runs it has `kept`."""
+        ...
+
     async def release(self, owner: str) -> None:
         """Let others take over at once what this owner still has."""
         ...
@@ -155,6 +159,10 @@ class Supervisor:
         # a look at the queue that has begun is waited for before all is let go of
         self._looking = asyncio.Lock()
         self._claiming = True
+        # what the last look left: nothing that may begin, as far as is known; something that may once a run ends here
+        self._nothing_left, self._waits = False, True
+        # slots of runs that are being accepted, and begin at once if they may
+        self._taken = 0
 
     async def start(self, user: identity.Principal, wanted: admission.Wanted) -> tuple[runs.Run, bool]:
         """Accept a run of an agent; or, when that is `wanted`, bring the message to the user's run on the thread that waits for one.
@@ -172,7 +180,7 @@ class Supervisor:
             return known, False
         await self._room.require()
         try:
-            added, _ = await self._admission.accept(user, wanted)
+            added, order = await self._accepted(user, wanted)
         except errors.FailedPrecondition:
             # the same request came twice at once, and the other one has ended its run already
             if (known := await self._admission.known(user, wanted)) is None:
@@ -180,10 +188,39 @@ class Supervisor:
             return known, False
         for earlier in added.stopped:
             self._stop(earlier, rolled_back=wanted.on_busy == runs.ROLLBACK)
+        if added.leased_at:
+            self._begin(runs.Claim(order, 1, cancelled="", expired=False), added.leased_at + self._limits.lease_s)
+        elif added.run.state == runs.RunState.QUEUED:
+            self._woken.set()
+            # others may have room for it
+            self._tasks.spawn(self._tell(_WAKE, self.owner), name="wake")
         self._stop_if_withdrawn(user)
-        self._woken.set()
-        self._tasks.spawn(self._tell(_WAKE, ""), name="wake")
         return added.run, False
+
+    async def _accepted(self, user: identity.Principal, wanted: admission.Wanted) -> tuple[runs.Added, runs.Order]:
+        """Accept a run: it is this process's at once when a slot is free for it and nobody waits for one, else it waits."""
+        at_once = self._nothing_left and not self._woken.is_set() and self._free() > 0 and self._may_claim()
+        if not at_once:
+            return await self._admission.accept(user, wanted)
+        self._taken += 1
+        try:
+            return await self._admission.accept(user, wanted, owner=self.owner, lease_s=self._limits.lease_s)
+        except (asyncio.CancelledError, *_AWAY):
+            # whoever asked has gone, or nobody knows: if it was stored all the same, it is not to wait until its lease has run out
+            self._tasks.spawn(self._disown(user.user_id, wanted.request_id), name="disown")
+            raise
+        finally:
+            self._taken -= 1
+            if not self._nothing_left:
+                # a look at the queue meanwhile has left this slot out
+                self._woken.set()
+
+    async def _disown(self, user_id: ids.UserId, request_id: str) -> None:
+        try:
+            await self._all.disown(self.owner, user_id, request_id, list(self._running))
+        except _AWAY:
+            _log.warning("a run that may have begun could not be let go of; its lease runs out by itself")
+        self._woken.set()
 
     async def _delivered(self, user: identity.Principal, wanted: admission.Wanted) -> runs.Run | None:
         self._admission.check(wanted)
@@ -258,13 +295,12 @@ class Supervisor:
         if run is None:
             # before anything is stored: who is refused may send the same request again
             self._engine.require_room(user.user_id, self._entitled.of_user(user).concurrent())
-            lease_s, began = wanted.deadline_s + _TOOL_GRACE_S, time.monotonic()
+            lease_s = wanted.deadline_s + _TOOL_GRACE_S
             added, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
             run = added.run
-            if run.run_id not in self._running and run.state == runs.RunState.RUNNING:
-                running = engine.Running(
-                    runs.Claim(order, 1, cancelled="", expired=False), order.context_token, leased_until=began + lease_s
-                )
+            if added.leased_at:
+                claim = runs.Claim(order, 1, cancelled="", expired=False)
+                running = engine.Running(claim, order.context_token, leased_until=added.leased_at + lease_s)
                 self._running[run.run_id] = running
                 self._stop_if_withdrawn(user)
                 # the call ends in the record even when its caller has gone
@@ -347,6 +383,9 @@ class Supervisor:
 
     async def _listen(self, topic: str) -> None:
         async for message in self._signals.listen(topic):
+            if message == self.owner:
+                # its own word: it has looked already
+                continue
             if (running := self._running.get(message.removesuffix(_ROLLBACK))) is not None:
                 if topic == _CANCEL:
                     running.rolled_back = running.rolled_back or message.endswith(_ROLLBACK)
@@ -363,12 +402,22 @@ class Supervisor:
                     async with asyncio.timeout(self._limits.poll_s):
                         await self._woken.wait()
 
+    def _free(self) -> int:
+        """Slots for runs that nobody has yet."""
+        return self._limits.slots - len(self._running) - self._taken
+
+    def _may_claim(self) -> bool:
+        """Whether runs may begin here. What could not be recorded waits in the queue, where another process can take it."""
+        return self._claiming and not self._looking.locked() and self._engine.can_record
+
     async def _claim(self) -> bool:
+        """Look at the queue. Whether another look may find more at once."""
+        free, may_claim = self._free(), self._may_claim()
+        # until it is known what there is
+        self._nothing_left, self._waits = False, True
+        if free <= 0 or not may_claim:
+            return False
         async with self._looking:
-            free = self._limits.slots - len(self._running)
-            # what could not be recorded waits in the queue, where another process can take it
-            if free <= 0 or not self._claiming or not self._engine.can_record:
-                return False
             began, looks = time.monotonic(), time.monotonic() >= self._missing_at
             try:
                 claims = await self._all.claim(
@@ -382,7 +431,8 @@ class Supervisor:
                 self._missing_at = began + self._seen_s
             for claim in claims:
                 self._begin(claim, began + self._limits.lease_s)
-            return bool(claims)
+            self._nothing_left, self._waits = not claims.more, claims.waits
+            return claims.more and bool(claims)
 
     def _begin(self, claim: runs.Claim, leased_until: float) -> None:
         running = engine.Running(
@@ -408,7 +458,10 @@ class Supervisor:
         run_id = running.claim.order.run_id
         if self._running.get(run_id) is running:
             del self._running[run_id]
-        self._woken.set()
+        # what waits may wait for this slot, for this user's end of a run, or for this thread; what was put away may be awake by now;
+        # and `close` waits for the end of all
+        if self._waits or not running.over or not self._claiming:
+            self._woken.set()
 
     async def _renew_always(self) -> None:
         pause_s = self._limits.lease_s / 3
@@ -504,7 +557,7 @@ class Supervisor:
         async with self._looking:
             pass
         deadline = time.monotonic() + self._limits.drain_s
-        while self._running and time.monotonic() < deadline:
+        while (self._running or self._taken) and time.monotonic() < deadline:
             self._woken.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.1):

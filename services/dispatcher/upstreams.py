@@ -35,12 +35,13 @@ _CLOSE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An execution context and its signature."""
+    """An execution context and its signature. The id of its first message is empty when none was stored with it."""
 
     context: UserExecutionContext
     stored: bytes
     token: str
     expires_at: timestamp_pb2.Timestamp
+    message_id: str = ""
 
 
 class Contexts:
@@ -50,11 +51,15 @@ class Contexts:
         self._stub: context_pb2_grpc.ContextServiceAsyncStub = context_pb2_grpc.ContextServiceStub(to)
 
     async def open(self, request: context_pb2.OpenContextRequest) -> Opened:
-        """Open a context. Raises `NotFound` for a foreign thread, `AlreadyExists` for a request id with another payload."""
+        """Open a context, with its message when it has one. An older service stores none.
+
+        Raises `NotFound` for a foreign thread, `AlreadyExists` for a request id with another payload.
+        """
         with status.translated():
             answer = await self._stub.OpenContext(request)
         context = UserExecutionContext.from_proto(answer.context)
-        return Opened(context, answer.context.SerializeToString(deterministic=True), answer.context_token, answer.expires_at)
+        stored = answer.context.SerializeToString(deterministic=True)
+        return Opened(context, stored, answer.context_token, answer.expires_at, answer.message_id)
 
     async def renew(self, token: str) -> str:
         """The same context, signed for another hour."""
@@ -85,6 +90,18 @@ class Contexts:
         with status.translated():
             # the end of a run waits for this, and who is not closed now is closed later
             await self._stub.CloseContext(context_pb2.CloseContextRequest(), metadata=_in_context(token), timeout=_CLOSE_S)
+
+    async def close_with(self, token: str, name: str, role: str, content: str, timeout_s: float) -> ids.MessageId | None:
+        """Close the context after a last message of its run; what it says under the same name again is the same message.
+
+        None when the service is an older one: then nothing was done. Raises `FailedPrecondition` when it is closed without the message.
+        """
+        message = context_pb2.RunMessage(name=name, role=role, content=content)
+        # an older service, which would close it without the message, finds nothing to do with such a time
+        request = context_pb2.CloseContextRequest(unused=timestamp_pb2.Timestamp(), message=message)
+        with status.translated():
+            answer = await self._stub.CloseContext(request, metadata=_in_context(token), timeout=min(timeout_s, _CLOSE_S))
+        return ids.MessageId(answer.message_id) if answer.message_id else None
 
 
 class Artifacts:

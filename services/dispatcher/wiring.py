@@ -94,6 +94,7 @@ async def build(
         entitled = entitlements.Entitlements(trusted, counted, refusals, settings)
 
         users, all_runs, appends = store.Store(mine), store_system.SystemStore(everyone), appender.Appender(others.records)
+        stack.push_async_callback(all_runs.close)
         registered = registrations.Registrations(store_tools.ToolStore(everyone), known_tools)
         dispatchers = dispatch.Dispatchers(known_tools, contained, _rules(settings), functools.partial(_granted, settings))
         stack.push_async_callback(dispatchers.close)

@@ -189,6 +189,7 @@ class OpenContextRequest(_message.Message):
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     AGENT_CONTEXT_FIELD_NUMBER: _builtins.int
     AUDIT_METADATA_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, unique per user."""
     access_token: _builtins.str
@@ -209,6 +210,10 @@ class OpenContextRequest(_message.Message):
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """When the run must have ended."""
 
+    @_builtins.property
+    def message(self) -> Global___RunMessage:
+        """What begins the run; unset adds no message."""
+
     def __init__(
         self,
         *,
@@ -221,10 +226,11 @@ class OpenContextRequest(_message.Message):
         correlation_id: _builtins.str = ...,
         agent_context: _builtins.bytes = ...,
         audit_metadata: _builtins.bytes = ...,
+        message: Global___RunMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "agent_context", b"agent_context", "audit_metadata", b"audit_metadata", "connection_id", b"connection_id", "correlation_id", b"correlation_id", "deadline", b"deadline", "request_id", b"request_id", "run_id", b"run_id", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "agent_context", b"agent_context", "audit_metadata", b"audit_metadata", "connection_id", b"connection_id", "correlation_id", b"correlation_id", "deadline", b"deadline", "message", b"message", "request_id", b"request_id", "run_id", b"run_id", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,10 +245,13 @@ class OpenContextResponse(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
     context_token: _builtins.str
     """The signed context (JWT, `typ` ctx+jwt) for `x-netra-context`, valid for one hour, but no longer than a minute beyond its deadline, and
     for the service that asked.
     """
+    message_id: _builtins.str
+    """The id of the message that was asked for. Empty when none was, or by a service that does not know of it: then there is none."""
     @_builtins.property
     def context(self) -> Global___ExecutionContext:
         """The context as stored."""
@@ -257,10 +266,11 @@ class OpenContextResponse(_message.Message):
         context: Global___ExecutionContext | None = ...,
         context_token: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        message_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "context_token", b"context_token", "expires_at", b"expires_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "context_token", b"context_token", "expires_at", b"expires_at", "message_id", b"message_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -662,20 +672,28 @@ class CloseContextRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UNUSED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def unused(self) -> _timestamp_pb2.Timestamp:
         """Set when nothing came of the context: the `expires_at` that OpenContext answered. It is not closed then, and can be opened again
-        by the same request; until then nothing waits for it, as erasure does. Without effect when it was opened again meanwhile.
+        by the same request; until then nothing waits for it, as erasure does. Without effect when it was opened again meanwhile, or with a
+        `message`. A caller that must not close without its message sets it to 1970 beside it: to a service that does not know of messages
+        that is a time at which no token ends, so it does nothing.
         """
+
+    @_builtins.property
+    def message(self) -> Global___RunMessage:
+        """What ends the run; unset adds no message."""
 
     def __init__(
         self,
         *,
         unused: _timestamp_pb2.Timestamp | None = ...,
+        message: Global___RunMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["unused", b"unused"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "unused", b"unused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["unused", b"unused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "unused", b"unused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,6 +706,9 @@ class CloseContextResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLOSED_AT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """The id of the message that was asked for. Empty when none was, or by a service that does not know of it: then there is none."""
     @_builtins.property
     def closed_at(self) -> _timestamp_pb2.Timestamp:
         """When; closing twice keeps the first time. Absent for `unused`."""
@@ -696,14 +717,47 @@ class CloseContextResponse(_message.Message):
         self,
         *,
         closed_at: _timestamp_pb2.Timestamp | None = ...,
+        message_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "message_id", b"message_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseContextResponse: _TypeAlias = CloseContextResponse  # noqa: Y015
+
+@_typing.final
+class RunMessage(_message.Message):
+    """RunMessage is a message with which a run begins or ends, in the thread of its context."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it is in its run: 1 to 27 letters, digits, `.`, `_`, `:` or `-`. The id of the run, `:` and this are its idempotency key: it is
+    one message with the one that AppendMessage adds under that request id.
+    """
+    role: _builtins.str
+    """Who says it: `user` or `assistant`."""
+    content: _builtins.str
+    """What is said, not empty, at most 256 KiB."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunMessage: _TypeAlias = RunMessage  # noqa: Y015
 
 @_typing.final
 class Message(_message.Message):

@@ -169,7 +169,8 @@ class ContextServiceServicer:
     def OpenContext(self, request, context):
         """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
         The user comes from the access token inside the request, verified here. The same request id returns the same context,
-        with the run id of the first: so all who bring one request id mean one run.
+        with the run id of the first: so all who bring one request id mean one run. With `message` that is the last of the thread then, stored
+        with the context or not at all, and checked as AppendMessage does.
         NOT_FOUND: the thread does not exist, or not for the user. PERMISSION_DENIED: it was granted to them for reading only.
         UNAUTHENTICATED: their session was withdrawn meanwhile. INVALID_PAYLOAD: a placeholder or reserved value.
         """
@@ -203,7 +204,9 @@ class ContextServiceServicer:
 
     def CloseContext(self, request, context):
         """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more; or lets it rest
-        when nothing came of it.
+        when nothing came of it. With `message` that is added to the thread before, in one transaction, and checked as AppendMessage does;
+        what is refused closes nothing. The same again answers the same message, also of a context that is closed by now.
+        With a message, FAILED_PRECONDITION: the context was closed without it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -225,7 +228,9 @@ class ContextServiceServicer:
 
     def AppendMessage(self, request, context):
         """AppendMessage adds a message at the end of the thread of the context in `x-netra-context`.
-        The same request id adds it once.
+        The same request id adds it once; when it was added before, it is answered also of a context that is closed by now.
+        FAILED_PRECONDITION: the context is closed, and the message is not there. NOT_FOUND, PERMISSION_DENIED: the thread is not the user's
+        to write to any more. ALREADY_EXISTS: the request id was used for another message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,7 +239,7 @@ class ContextServiceServicer:
     def HideMessages(self, request, context):
         """HideMessages hides all messages of the run of the context in `x-netra-context` from ListMessages, for everybody and for good; also
         those that it still gets. Export and erasure see them, and their places stay: positions have gaps then. Again, it changes nothing.
-        FAILED_PRECONDITION: the context is closed.
+        FAILED_PRECONDITION: the context is closed, but for one that CloseContext closed with a message, as the run ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,8 @@ class ContextServiceStub:
     OpenContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.OpenContextRequest, _context_pb2.OpenContextResponse]
     """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
     The user comes from the access token inside the request, verified here. The same request id returns the same context,
-    with the run id of the first: so all who bring one request id mean one run.
+    with the run id of the first: so all who bring one request id mean one run. With `message` that is the last of the thread then, stored
+    with the context or not at all, and checked as AppendMessage does.
     NOT_FOUND: the thread does not exist, or not for the user. PERMISSION_DENIED: it was granted to them for reading only.
     UNAUTHENTICATED: their session was withdrawn meanwhile. INVALID_PAYLOAD: a placeholder or reserved value.
     """
@@ -54,7 +55,9 @@ class ContextServiceStub:
     """
     CloseContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.CloseContextRequest, _context_pb2.CloseContextResponse]
     """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more; or lets it rest
-    when nothing came of it.
+    when nothing came of it. With `message` that is added to the thread before, in one transaction, and checked as AppendMessage does;
+    what is refused closes nothing. The same again answers the same message, also of a context that is closed by now.
+    With a message, FAILED_PRECONDITION: the context was closed without it.
     """
     ListContexts: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListContextsRequest, _context_pb2.ListContextsResponse]
     """ListContexts pages through the caller's contexts, newest first; with `user_id` as GetContext."""
@@ -62,12 +65,14 @@ class ContextServiceStub:
     """ListContextAudit pages through the audit trail of the caller's contexts and threads, oldest first; with `user_id` as GetContext."""
     AppendMessage: _grpc.UnaryUnaryMultiCallable[_context_pb2.AppendMessageRequest, _context_pb2.AppendMessageResponse]
     """AppendMessage adds a message at the end of the thread of the context in `x-netra-context`.
-    The same request id adds it once.
+    The same request id adds it once; when it was added before, it is answered also of a context that is closed by now.
+    FAILED_PRECONDITION: the context is closed, and the message is not there. NOT_FOUND, PERMISSION_DENIED: the thread is not the user's
+    to write to any more. ALREADY_EXISTS: the request id was used for another message.
     """
     HideMessages: _grpc.UnaryUnaryMultiCallable[_context_pb2.HideMessagesRequest, _context_pb2.HideMessagesResponse]
     """HideMessages hides all messages of the run of the context in `x-netra-context` from ListMessages, for everybody and for good; also
     those that it still gets. Export and erasure see them, and their places stay: positions have gaps then. Again, it changes nothing.
-    FAILED_PRECONDITION: the context is closed.
+    FAILED_PRECONDITION: the context is closed, but for one that CloseContext closed with a message, as the run ended.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListMessagesRequest, _context_pb2.ListMessagesResponse]
     """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first; without those that are hidden."""
@@ -135,7 +140,8 @@ class ContextServiceAsyncStub(ContextServiceStub):
     OpenContext: _aio.UnaryUnaryMultiCallable[_context_pb2.OpenContextRequest, _context_pb2.OpenContextResponse]  # type: ignore[assignment]
     """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
     The user comes from the access token inside the request, verified here. The same request id returns the same context,
-    with the run id of the first: so all who bring one request id mean one run.
+    with the run id of the first: so all who bring one request id mean one run. With `message` that is the last of the thread then, stored
+    with the context or not at all, and checked as AppendMessage does.
     NOT_FOUND: the thread does not exist, or not for the user. PERMISSION_DENIED: it was granted to them for reading only.
     UNAUTHENTICATED: their session was withdrawn meanwhile. INVALID_PAYLOAD: a placeholder or reserved value.
     """
@@ -153,7 +159,9 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """
     CloseContext: _aio.UnaryUnaryMultiCallable[_context_pb2.CloseContextRequest, _context_pb2.CloseContextResponse]  # type: ignore[assignment]
     """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more; or lets it rest
-    when nothing came of it.
+    when nothing came of it. With `message` that is added to the thread before, in one transaction, and checked as AppendMessage does;
+    what is refused closes nothing. The same again answers the same message, also of a context that is closed by now.
+    With a message, FAILED_PRECONDITION: the context was closed without it.
     """
     ListContexts: _aio.UnaryUnaryMultiCallable[_context_pb2.ListContextsRequest, _context_pb2.ListContextsResponse]  # type: ignore[assignment]
     """ListContexts pages through the caller's contexts, newest first; with `user_id` as GetContext."""
@@ -161,12 +169,14 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """ListContextAudit pages through the audit trail of the caller's contexts and threads, oldest first; with `user_id` as GetContext."""
     AppendMessage: _aio.UnaryUnaryMultiCallable[_context_pb2.AppendMessageRequest, _context_pb2.AppendMessageResponse]  # type: ignore[assignment]
     """AppendMessage adds a message at the end of the thread of the context in `x-netra-context`.
-    The same request id adds it once.
+    The same request id adds it once; when it was added before, it is answered also of a context that is closed by now.
+    FAILED_PRECONDITION: the context is closed, and the message is not there. NOT_FOUND, PERMISSION_DENIED: the thread is not the user's
+    to write to any more. ALREADY_EXISTS: the request id was used for another message.
     """
     HideMessages: _aio.UnaryUnaryMultiCallable[_context_pb2.HideMessagesRequest, _context_pb2.HideMessagesResponse]  # type: ignore[assignment]
     """HideMessages hides all messages of the run of the context in `x-netra-context` from ListMessages, for everybody and for good; also
     those that it still gets. Export and erasure see them, and their places stay: positions have gaps then. Again, it changes nothing.
-    FAILED_PRECONDITION: the context is closed.
+    FAILED_PRECONDITION: the context is closed, but for one that CloseContext closed with a message, as the run ended.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_context_pb2.ListMessagesRequest, _context_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """ListMessages pages through a thread of the caller, or one that was granted to them, oldest first; without those that are hidden."""
@@ -237,7 +247,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_context_pb2.OpenContextResponse, _abc.Awaitable[_context_pb2.OpenContextResponse]]:
         """OpenContext makes, stores and signs the execution context of one run, and its thread when none is named.
         The user comes from the access token inside the request, verified here. The same request id returns the same context,
-        with the run id of the first: so all who bring one request id mean one run.
+        with the run id of the first: so all who bring one request id mean one run. With `message` that is the last of the thread then, stored
+        with the context or not at all, and checked as AppendMessage does.
         NOT_FOUND: the thread does not exist, or not for the user. PERMISSION_DENIED: it was granted to them for reading only.
         UNAUTHENTICATED: their session was withdrawn meanwhile. INVALID_PAYLOAD: a placeholder or reserved value.
         """
@@ -279,7 +290,9 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.CloseContextResponse, _abc.Awaitable[_context_pb2.CloseContextResponse]]:
         """CloseContext marks the context in `x-netra-context` closed; it cannot be renewed or derived from any more; or lets it rest
-        when nothing came of it.
+        when nothing came of it. With `message` that is added to the thread before, in one transaction, and checked as AppendMessage does;
+        what is refused closes nothing. The same again answers the same message, also of a context that is closed by now.
+        With a message, FAILED_PRECONDITION: the context was closed without it.
         """
 
     @_abc_1.abstractmethod
@@ -305,7 +318,9 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.AppendMessageResponse, _abc.Awaitable[_context_pb2.AppendMessageResponse]]:
         """AppendMessage adds a message at the end of the thread of the context in `x-netra-context`.
-        The same request id adds it once.
+        The same request id adds it once; when it was added before, it is answered also of a context that is closed by now.
+        FAILED_PRECONDITION: the context is closed, and the message is not there. NOT_FOUND, PERMISSION_DENIED: the thread is not the user's
+        to write to any more. ALREADY_EXISTS: the request id was used for another message.
         """
 
     @_abc_1.abstractmethod
@@ -316,7 +331,7 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_context_pb2.HideMessagesResponse, _abc.Awaitable[_context_pb2.HideMessagesResponse]]:
         """HideMessages hides all messages of the run of the context in `x-netra-context` from ListMessages, for everybody and for good; also
         those that it still gets. Export and erasure see them, and their places stay: positions have gaps then. Again, it changes nothing.
-        FAILED_PRECONDITION: the context is closed.
+        FAILED_PRECONDITION: the context is closed, but for one that CloseContext closed with a message, as the run ended.
         """
 
     @_abc_1.abstractmethod

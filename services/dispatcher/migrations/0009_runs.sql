@@ -18,6 +18,8 @@ COMMENT ON COLUMN dispatcher.runs.rolled_back_at IS 'Since then its messages are
 CREATE INDEX runs_ready ON dispatcher.runs (user_id, created_at, run_id)
     WHERE cancelled_at IS NULL AND (state = 'queued' OR state = 'suspended' AND woken_at IS NOT NULL);
 CREATE INDEX runs_asleep ON dispatcher.runs (wakes_at) WHERE state = 'suspended' AND woken_at IS NULL;
+-- of one user: each may go on at any moment, so a run that begins at once counts them
+CREATE INDEX runs_put_away ON dispatcher.runs (user_id) WHERE kind = 'agent' AND state = 'suspended';
 CREATE INDEX runs_tokens ON dispatcher.runs (token_renewed_at) WHERE state IN ('queued', 'suspended');
 CREATE INDEX runs_versions ON dispatcher.runs (agent, agent_version)
     WHERE kind = 'agent' AND state IN ('queued', 'running', 'suspended', 'finishing');
@@ -27,7 +29,8 @@ CREATE INDEX runs_cancelled ON dispatcher.runs (run_id) WHERE state IN ('queued'
 CREATE POLICY of_written_thread ON dispatcher.runs FOR UPDATE TO netra_dispatcher
     USING (thread_id = NULLIF(current_setting('netra.written_thread_id', true), '')::uuid)
     WITH CHECK (thread_id = NULLIF(current_setting('netra.written_thread_id', true), '')::uuid);
-GRANT SELECT (agent_version, waits_for), INSERT (agent_version), UPDATE (woken_at, rolled_back_at) ON dispatcher.runs TO netra_dispatcher;
+GRANT SELECT (agent_version, waits_for), INSERT (agent_version, running_since), UPDATE (woken_at, rolled_back_at)
+    ON dispatcher.runs TO netra_dispatcher;
 GRANT UPDATE (takeovers, ran_s, running_since, woken_at, waits_for, wakes_at) ON dispatcher.runs TO netra_dispatcher_system;
 
 -- The agents that dispatchers have, and when one last said so. The platform's, not a user's: the system role alone sees them.

@@ -12,7 +12,7 @@ import pytest
 from chassis import postgres
 from netra import errors, ids
 from netra.context.v1 import context_pb2
-from services.context import threads
+from services.context import drafts, threads
 from services.context.settings import ContextSettings
 from services.context.store_contexts import ContextStore
 from services.context.store_threads import ThreadStore
@@ -66,7 +66,7 @@ async def _append(database: _Between, user: User, context_id: str, after: str, t
     stored = await ContextStore(database).by_id(ids.UserId(user.user_id), ids.ContextId(context_id))
     assert stored is not None
     database.after, database.then = after, then
-    return await ThreadStore(database).append(stored.context, threads.Draft(ids.RequestId.new(), "user", "meanwhile"))
+    return await ThreadStore(database).append(stored.context, drafts.Draft(ids.RequestId.new(), "user", "meanwhile"))
 
 
 async def _waits(contexts: Contexts, many: int, *ended: asyncio.Task[Any]) -> None:

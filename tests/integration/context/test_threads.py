@@ -74,13 +74,14 @@ async def test_a_closed_context_neither_reads_nor_writes(contexts: Contexts) -> 
     user = await contexts.services.user()
     opened, other = await contexts.open(user), await contexts.open(user)
     thread_id, request_id = opened.context.thread_id, ids.uuid7()
-    await contexts.append(opened.context_token, "hello", request_id)
+    first = await contexts.append(opened.context_token, "hello", request_id)
     request = context_pb2.ListMessagesRequest(thread_id=thread_id)
     assert len((await contexts.stub.ListMessages(request, metadata=contexts.within(opened.context_token))).messages) == 1
     await contexts.close(opened.context_token)
+    # the same request has the same answer; it writes nothing
+    assert await contexts.append(opened.context_token, "hello", request_id) == first
     for call in (
         contexts.append(opened.context_token, "more"),
-        contexts.append(opened.context_token, "hello", request_id),
         contexts.stub.ListMessages(request, metadata=contexts.within(opened.context_token)),
     ):
         assert (await refused(call)).code == "FAILED_PRECONDITION"

@@ -14,7 +14,7 @@ import pytest
 from chassis import lifecycle, postgres
 from netra import deadline, errors, ids
 from netra.context import UserExecutionContext
-from services.context import contexts, store_contexts, store_openings
+from services.context import contexts, drafts, store_contexts, store_openings
 from standalone import prepare
 from tests.fixtures.stack import Standalone
 from tests.integration.context.conftest import until
@@ -29,10 +29,12 @@ class _Person:
 
     user_id: ids.UserId = field(default_factory=ids.UserId.new)
 
-    def frame(self, thread_id: ids.ThreadId | None = None, request_id: ids.RequestId | None = None) -> UserExecutionContext:
+    def frame(
+        self, thread_id: ids.ThreadId | None = None, request_id: ids.RequestId | None = None, run_id: ids.RunId | None = None
+    ) -> UserExecutionContext:
         return UserExecutionContext.from_request(
             user_id=self.user_id, tenant_id=_TENANT, session_id=ids.SessionId.new(), thread_id=thread_id or ids.ThreadId.new(),
-            run_id=ids.RunId.new(), request_id=request_id or ids.RequestId.new(), roles=("user", "admin"), tier="free",
+            run_id=run_id or ids.RunId.new(), request_id=request_id or ids.RequestId.new(), roles=("user", "admin"), tier="free",
             scope=("runs:read", "runs:write"), agent_context=b'{"a":1}', audit_metadata=b'{"b":2}',
         )  # fmt: skip
 
@@ -66,9 +68,21 @@ class _Opener:
         async with self.going(*calls) as tasks:
             return await asyncio.gather(*tasks, return_exceptions=True)
 
-    def open(self, frame: UserExecutionContext, *, known: bool = False, actor: str = "dispatcher") -> Coroutine[Any, Any, None]:
+    def open(
+        self, frame: UserExecutionContext, *, known: bool = False, actor: str = "dispatcher", said: str = ""
+    ) -> Coroutine[Any, Any, None]:
         line = contexts.Line(actor, "open", {"run_id": frame.run_id})
-        return self.store.open(frame, b"asked", line, datetime.now(UTC) + timedelta(hours=1), new_thread=not known)
+        first = drafts.First(ids.MessageId.new(), drafts.Said("request", "user", said).draft(frame.run_id)) if said else None
+        return self.store.open(frame, b"asked", line, datetime.now(UTC) + timedelta(hours=1), new_thread=not known, first=first)
+
+    async def said(self, thread_id: ids.ThreadId) -> list[tuple[int, str]]:
+        """Places and contents of the messages of a thread, which are all that it counts."""
+        rows = await self.admin.fetch(
+            "SELECT position, content FROM context.messages WHERE thread_id = $1 ORDER BY position", str(thread_id)
+        )
+        counted = await self.admin.value("SELECT messages FROM context.threads WHERE thread_id = $1", str(thread_id))
+        assert counted == len(rows)
+        return [(row["position"], row["content"]) for row in rows]
 
     async def thread(self, owner: _Person, reader: _Person | None = None, access: str = "read", *, deleted: bool = False) -> ids.ThreadId:
         """A thread that somebody has, and perhaps granted, or deleted."""
@@ -180,6 +194,58 @@ async def test_those_who_may_not_are_refused_among_those_who_may_and_leave_nothi
     # neither a line nor a thread is there of what was refused
     assert await opener.admin.value("SELECT count(*) FROM context.audit") == 4
     assert await opener.admin.value("SELECT count(*) FROM context.threads") == 5
+
+
+async def test_messages_are_said_together_each_in_its_thread_and_in_one_order(opener: _Opener) -> None:
+    owner, writer, other = await opener.in_order(3)
+    shared, own = await opener.thread(owner, writer, "write"), ids.ThreadId.new()
+    outcomes = await opener.together(
+        opener.open(owner.frame(shared), known=True, said="a"), opener.open(other.frame(own), said="b\x1fc"),
+        opener.open(writer.frame(shared), known=True, said="d"), opener.open(owner.frame(shared), known=True),
+        opener.open(owner.frame(shared), known=True, said="e"),
+    )  # fmt: skip
+    assert outcomes == [None] * 5
+    assert await opener.transactions() == 1
+    found = await opener.said(shared)
+    assert [place for place, _ in found] == [1, 2, 3]
+    assert {content for _, content in found} == {"a", "d", "e"}
+    assert await opener.said(own) == [(1, "b\x1fc")]
+
+
+async def test_a_message_is_not_said_of_a_context_that_is_not_opened(opener: _Opener) -> None:
+    owner, reader, taken = _Person(), _Person(), ids.RequestId.new()
+    thread_id, first = await opener.thread(owner, reader), owner.frame(request_id=taken)
+    outcomes = await opener.together(
+        opener.open(first, said="a"), opener.open(reader.frame(thread_id), known=True, said="b"),
+        opener.open(owner.frame(thread_id, request_id=taken), known=True, said="c"),
+        opener.open(owner.frame(thread_id), known=True, said="d"),
+    )  # fmt: skip
+    assert [type(outcome) for outcome in outcomes] == [type(None), errors.PermissionDenied, postgres.Conflict, type(None)]
+    assert await opener.transactions() == 1
+    assert await opener.said(thread_id) == [(1, "d")]
+    assert await opener.said(first.thread_id) == [(1, "a")]
+
+
+async def test_a_message_that_is_there_already_opens_nothing_and_holds_up_nobody(opener: _Opener) -> None:
+    person, other = _Person(), _Person()
+    first = person.frame()
+    assert await opener.together(opener.open(first, said="a")) == [None]
+    # the same run under another request
+    outcomes = await opener.together(opener.open(person.frame(run_id=first.run_id), said="a"), opener.open(other.frame(), said="b"))
+    assert [type(outcome) for outcome in outcomes] == [postgres.Conflict, type(None)]
+    assert [whose for whose, _ in await opener.stored(person, other)] == ["0", "1"]
+    assert await opener.admin.value("SELECT count(*) FROM context.threads") == 2
+
+
+async def test_code_that_knows_of_no_messages_opens_as_before(opener: _Opener) -> None:
+    person = _Person()
+    opening = store_openings.Opening(person.frame(), b"", contexts.Line("x", "open", {}), datetime.now(UTC), True)
+    row = store_openings._row(opening)[:21]
+    older = f"SELECT context.open_contexts($1, {', '.join(store_openings._GIVEN[:21])})"
+    given = [[value] if place in store_openings._ARRAYS else value for place, value in enumerate(row)]
+    async with opener.database.transaction() as transaction:
+        assert await transaction.value(older, "", *given) == ["made"]
+    assert await opener.said(opening.frame.thread_id) == []
 
 
 async def test_one_that_the_database_refuses_does_not_take_the_others_along(opener: _Opener) -> None:

@@ -13,7 +13,7 @@ from netra.agent import Turn, agent
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.tool import tool
-from services.dispatcher import store, store_system
+from services.dispatcher import runs, store, store_system
 from tests.fixtures.accounts import refused
 from tests.fixtures.policies import Administrator
 from tests.fixtures.storage import Services
@@ -291,17 +291,32 @@ class TestRights:
         assert await self._result(stops, again, running, first) == "users:write"
         assert await self._result(stops, again, fresh, second) == "governed"
 
+    @pytest.mark.parametrize("how", ["claimed", "begun at once"])
     async def test_a_change_while_the_run_is_on_its_way_to_a_process_comes_after_it(
-        self, stops: Stops, monkeypatch: pytest.MonkeyPatch
+        self, stops: Stops, monkeypatch: pytest.MonkeyPatch, how: str
     ) -> None:
         claim, narrow, renew = store_system.SystemStore.claim, store_system.SystemStore.narrow, store_system.SystemStore.renew
-        claimed, changed, renewed = asyncio.Event(), asyncio.Event(), asyncio.Condition()
+        claimed, changed, renewed, idle = asyncio.Event(), asyncio.Event(), asyncio.Condition(), asyncio.Event()
+        add = store.Store.add
 
         async def slow(self: store_system.SystemStore, *arguments: Any, **more: Any) -> Any:
+            if how == "begun at once" and not claimed.is_set():
+                # what is idle, and is not just looking, begins what it accepts
+                idle.set()
+                return runs.Claims()
             found = await claim(self, *arguments, **more)
             if found:
                 claimed.set()
                 await asyncio.wait_for(changed.wait(), 20)
+            return found
+
+        async def added(self: store.Store, *arguments: Any, **more: Any) -> Any:
+            if how == "claimed":
+                return await add(self, *arguments, **{**more, "owner": ""})
+            found = await add(self, *arguments, **more)
+            assert found.leased_at
+            claimed.set()
+            await asyncio.wait_for(changed.wait(), 20)
             return found
 
         async def noted(self: store_system.SystemStore, *arguments: Any) -> None:
@@ -314,18 +329,31 @@ class TestRights:
                 renewed.notify_all()
             return found
 
+        async def begun() -> str:
+            call = stops.runs.start(user, "governor", inputs={"mark": mark})
+            return str((await call).run_id if how == "claimed" else (await refused(call)).code)
+
         for name, patched in (("claim", slow), ("narrow", noted), ("renew", again)):
             monkeypatch.setattr(store_system.SystemStore, name, patched)
+        monkeypatch.setattr(store.Store, "add", added)
         user, mark = await stops.services.user(role="admin"), HELD.mark()
-        run = await stops.runs.start(user, "governor", inputs={"mark": mark})
-        await asyncio.wait_for(claimed.wait(), 20)
-        await stops.change(user, "user")
+        if how == "begun at once":
+            await asyncio.wait_for(idle.wait(), 20)
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(begun())
+            await asyncio.wait_for(claimed.wait(), 20)
+            await stops.change(user, "user")
+        signed_in = await stops.login(user)
+        page = await stops.runs.dispatcher.ListRuns(dispatcher_pb2.ListRunsRequest(), metadata=signed_in.bearer)
+        (run,) = page.runs
+        # a call ends with the session it was made in, and another look goes on with the run
+        assert starting.result() == (run.run_id if how == "claimed" else "UNAUTHENTICATED")
         await asyncio.wait_for(HELD.began[mark].wait(), 20)
         async with asyncio.timeout(20), renewed:
             # one look may have been under way
             await renewed.wait()
             await renewed.wait()
-        assert await self._result(stops, await stops.login(user), run.run_id, mark) == "users:write"
+        assert await self._result(stops, signed_in, run.run_id, mark) == "users:write"
 
     async def test_what_is_given_back_is_there_again(self, stops: Stops) -> None:
         user = await stops.services.user(role="admin")

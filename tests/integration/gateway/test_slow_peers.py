@@ -218,13 +218,14 @@ async def test_bytes_that_trickle_in_are_no_head(alone: wiring.Service, monkeypa
     monkeypatch.setattr(wire, "_HEAD_S", 0.3)
     async with connected(alone) as peer, asyncio.timeout(10):
         peer.writer.write(b"GET /healthz HTTP/1.1\r\n")
-        while not peer.reader.at_eof():
-            with contextlib.suppress(ConnectionError):
+        # it ends in order, or by a reset when a byte was on its way
+        with contextlib.suppress(ConnectionError):
+            while not peer.reader.at_eof():
                 peer.writer.write(b"X-A: b\r\n")
                 await peer.writer.drain()
-            with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(0.01):
-                    await peer.reader.read(1)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        await peer.reader.read(1)
 
 
 async def test_a_connection_that_is_used_is_left_alone(alone: wiring.Service, monkeypatch: pytest.MonkeyPatch) -> None:

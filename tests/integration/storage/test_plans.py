@@ -23,6 +23,7 @@ from services.context import (
     store_threads,
     threads,
 )  # fmt: skip
+from services.dispatcher import runs
 from services.dispatcher import store as dispatcher_store
 from services.dispatcher import store_system as dispatcher_system
 from services.dispatcher import store_tools as dispatcher_tools
@@ -288,12 +289,22 @@ async def test_what_is_asked_of_a_long_queue(stores: Standalone, database: str) 
     async with _as(stores, database, "dispatcher", **postgres.BY_KEY) as pool:
         mine = dispatcher_store.Store(pool)
 
+        async def begin() -> None:
+            order = runs.Order(ids.RunId.new(), "agent", "echo", "", b"{}", 60.0, "", b"", "token", "", agent_version="1.0.0")
+            # it looks for room, and there is none
+            with contextlib.suppress(errors.RateLimited):
+                await mine.add(
+                    _YOU, order, session_id=ids.uuid7(), tier="free", thread_id=_THREAD, request_id="new", digest=b"", correlation_id="c",
+                    most_queued=0, on_busy="enqueue", passed={}, owner="me", lease_s=60.0, concurrent=9,
+                )  # fmt: skip
+
         def page(after: str = "", **more: str) -> Callable[[], Awaitable[Any]]:
             given = {"run_id": "", "state": "", **more}
             return lambda: mine.approvals(_ME, after=after, size=20, **given)
 
         own: dict[str, Read] = {
             "start of a run": (lambda: mine.known(_YOU, "new", thread_id=_THREAD, most_queued=9, on_busy="reject"), {"runs_ready"}, 50),
+            "start at once": (begin, {"runs_ready", "runs_executing", "runs_put_away"}, 50),
             "whom a message goes to": (lambda: mine.addressee(_ME, "new", _THREAD), {"runs_of_thread"}, 50),
             "message by request": (lambda: mine.mail_by_request(_ME, f"m{_ALL // 2}"), {"messages_user_id_request_id_key"}, 5),
             "approval by id": (lambda: mine.approval(_ME, _id(4, _ALL // 2)), {"approvals_pkey"}, 5),

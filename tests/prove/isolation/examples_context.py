@@ -18,6 +18,7 @@ async def _(world: World, who: Party) -> Any:
     return context_pb2.OpenContextRequest(
         request_id=who.once(), access_token=who.token, run_id=ids.RunId.new(), thread_id=who.things["thread_id"],
         connection_id=ids.uuid7(), agent_context=said, audit_metadata=said,
+        message=context_pb2.RunMessage(name="request", role="user", content=f"About {who.canary}."),
     )  # fmt: skip
 
 
@@ -39,7 +40,7 @@ async def _(world: World, who: Party) -> Any:
 
 @rpcs("context.CloseContext", "dispatcher", context=True)
 async def _(world: World, who: Party) -> Any:
-    return context_pb2.CloseContextRequest()
+    return context_pb2.CloseContextRequest(message=context_pb2.RunMessage(name="answer", role="assistant", content=f"It is {who.canary}."))
 
 
 @rpcs("context.ListContexts", USER, long=True, rulers=True, shows="context_id user_id canary", reads="thread_id")

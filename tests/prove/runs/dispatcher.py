@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from chassis import environment, lifecycle
-from services.dispatcher import engine, runs, store_system, wiring
+from netra import ids
+from services.dispatcher import engine, runs, store, store_system, wiring
 from services.dispatcher.settings import DispatcherSettings
 from tests.prove.runs import agents, outside, tools
 
@@ -32,6 +33,7 @@ class Holding:
             _replace(store_system.SystemStore, name, functools.partial(self._before, place))
         _replace(store_system.SystemStore, "finishing", functools.partial(self._after, agents.FINISHED))
         _replace(store_system.SystemStore, "claim", self._unless_idle)
+        _replace(store.Store, "add", self._waiting_if_idle)
 
     async def _held(self, run_id: str, place: str) -> None:
         inputs = self._inputs.get(run_id, {})
@@ -65,13 +67,22 @@ class Holding:
 
         return held
 
-    def _unless_idle(self, claim: Callable[..., Awaitable[runs.Claims]]) -> Callable[..., Awaitable[runs.Claims]]:
-        idle = f"{self._folder}/{outside.IDLE}{os.getpid()}"
+    @property
+    def _is_idle(self) -> bool:
+        return outside.is_open(f"{self._folder}/{outside.IDLE}{os.getpid()}")
 
+    def _unless_idle(self, claim: Callable[..., Awaitable[runs.Claims]]) -> Callable[..., Awaitable[runs.Claims]]:
         async def claimed(of: store_system.SystemStore, *rest: Any, **more: Any) -> runs.Claims:
-            return runs.Claims() if outside.is_open(idle) else await claim(of, *rest, **more)
+            return runs.Claims() if self._is_idle else await claim(of, *rest, **more)
 
         return claimed
+
+    def _waiting_if_idle(self, add: Callable[..., Awaitable[runs.Added]]) -> Callable[..., Awaitable[runs.Added]]:
+        async def added(of: store.Store, user_id: ids.UserId, run: runs.Order, **more: Any) -> runs.Added:
+            # what would begin at once where it was accepted is another's
+            return await add(of, user_id, run, **({**more, "owner": ""} if self._is_idle and run.kind == "agent" else more))
+
+        return added
 
 
 def _replace(kind: type, name: str, around: Callable[[Any], Any]) -> None:

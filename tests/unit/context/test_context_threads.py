@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netra import errors, ids
-from services.context import pages, threads
+from services.context import drafts, pages, threads
 
 
 @pytest.mark.parametrize(
@@ -16,18 +16,18 @@ from services.context import pages, threads
         ("user", "", errors.InvalidPayload, "content"),
         ("user", " \n\t", errors.InvalidPayload, "content"),
         ("user", "a\0b", errors.InvalidPayload, "content"),
-        ("user", "é" * (threads.MAX_CONTENT // 2 + 1), errors.TooLarge, "content"),
+        ("user", "é" * (drafts.MAX_CONTENT // 2 + 1), errors.TooLarge, "content"),
     ],
 )
 def test_wrong_messages_are_refused_by_field(role: str, content: str, kind: type[errors.NetraError], field: str) -> None:
     with pytest.raises(kind) as refused:
-        threads.Draft(ids.RequestId("m1"), role, content)
+        drafts.Draft(ids.RequestId("m1"), role, content)
     assert refused.value.details["field"] == field
 
 
 def test_the_longest_message_is_taken_as_it_is() -> None:
-    content = " " + "é" * (threads.MAX_CONTENT // 2 - 1) + " "
-    assert threads.Draft(ids.RequestId("m1"), "assistant", content).content == content
+    content = " " + "é" * (drafts.MAX_CONTENT // 2 - 1) + " "
+    assert drafts.Draft(ids.RequestId("m1"), "assistant", content).content == content
 
 
 @given(st.integers(1, 2**63 - 1))

@@ -88,6 +88,7 @@ class Record:
         self.requests: list[events_pb2.AppendRequest] = []
         self.ends: list[tuple[runs.RunState, list[str]]] = []
         self.fenced = False
+        self.reachable = True
         self.steps_found: list[tuple[str, bytes]] = []
 
     async def steps(self, *_: object) -> AsyncIterator[tuple[str, bytes]]:
@@ -130,6 +131,10 @@ class Record:
     async def append_message(self, *_: object) -> ids.MessageId:
         """A message of the thread."""
         return ids.MessageId(ids.uuid7())
+
+    async def close_with(self, *_: object) -> ids.MessageId:
+        """The context of the run is closed, after a last message."""
+        return ids.MessageId.new()
 
     async def close(self, _token: str) -> None:
         """The context of the run is closed."""
