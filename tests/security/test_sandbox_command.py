@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,75 @@ from tests.fixtures import sandboxes
 from tests.prove.sandbox import command_attacks
 
 _ROOT = Path(__file__).resolve().parents[2]
+# an owner of a command that comes to its end, or is stopped, at one place of the start, and nowhere else
+_OWNER = """
+import asyncio, os, pathlib, signal, sys, time
+from netra import errors
+from services.dispatcher.tools.sandbox import bubblewrap
+from services.dispatcher.tools.sandbox.command import Command
+from services.dispatcher.tools.sandbox.guardian import Guardian
+from tests.fixtures import sandboxes
+
+where, how, folder, mark, pipe = sys.argv[1:]
+guardian = Guardian(1.0 if how == "stopped" else 60.0)
+holder, name, after = {
+    "its start": (bubblewrap.Launcher, "_popen", True),
+    "the news of its namespace": (bubblewrap.Call, "born", False),
+    "the last moment": (bubblewrap.Call, "begin", False),
+    "its beginning": (bubblewrap.Call, "begin", True),
+}[where]
+whole, options = getattr(holder, name), bubblewrap.Launcher._options
+
+def here(call, group):
+    if "held up" in how:
+        # as if it were long ago, and what is about to begin the first to find out
+        guardian._process.send_signal(signal.SIGSTOP)
+        guardian._beat.cancel()
+        guardian._beaten_at -= 100
+    elif "guardian" in how:
+        # what lives on without either of them is waiting for its owner's word, and for nothing else
+        while not any(os.path.exists(f"/proc/{pid}/root/sandbox") for pid in sandboxes.below(group)):
+            time.sleep(0.001)
+        guardian._process.kill()
+        guardian._process.wait()
+    while where == "its beginning" and all(os.getpgid(pid) == group for pid in sandboxes.below(group)):
+        time.sleep(0.001)
+    if "killed" in how:
+        # it goes on when its owner is gone for sure
+        os.killpg(group, signal.SIGSTOP)
+    print(group, flush=True)
+    if "held up" not in how:
+        os.kill(os.getpid(), signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+
+def ends(*given):
+    if not after:
+        here(given[0], given[0].process.pid)
+    made = whole(*given)
+    if after:
+        here(given[0], made.pid if name == "_popen" else given[0].process.pid)
+    return made
+
+def fewer(*given):
+    return [option for option in options(*given) if option != "--die-with-parent"]
+
+setattr(holder, name, ends)
+if "nothing else" in how:
+    bubblewrap.Launcher._options = fewer
+
+async def main():
+    sandbox = Command(guardian, readable=(pathlib.Path(pipe).parent,))
+    await sandbox.start()
+    text = f"echo begun >{pipe}; sleep 60; : netra-{mark}"
+    try:
+        await sandbox.run(sandboxes.job(pathlib.Path(folder), "", "sh", "-c", text))
+    except errors.NetraError as error:
+        print(type(error).__name__, flush=True)
+    guardian._process.send_signal(signal.SIGCONT)
+    await sandbox.close()
+    await guardian.close()
+
+asyncio.run(main())
+"""
 
 
 def job(folder: Path, *argv: str, **more: Any) -> tiers.Job:
@@ -232,6 +304,64 @@ asyncio.run(main())
     await sandboxes.until(lambda: not sandboxes.there(mark))
 
 
+@pytest.fixture
+def pipe() -> Iterator[Path]:
+    """A named pipe that a command can write to, and where nothing of it is left."""
+    with tempfile.TemporaryDirectory(prefix="netra-test-", dir="/var/tmp") as name:  # /tmp is another folder inside
+        (folder := Path(name)).chmod(0o755)
+        os.mkfifo(made := folder / "pipe")
+        made.chmod(0o666)
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("its start", "killed"),
+        ("its start", "stopped"),
+        ("the news of its namespace", "killed"),
+        ("the news of its namespace", "stopped"),
+        ("the news of its namespace", "held up with its guardian"),
+        ("the last moment", "killed"),
+        ("the last moment", "stopped"),
+        ("the last moment", "killed with its guardian, and nothing else ends it"),
+        ("its beginning", "killed"),
+        ("its beginning", "stopped"),
+        ("its beginning", "killed, and nothing else ends it"),
+    ],
+)
+async def test_a_command_never_outlives_an_owner_that_ends_while_it_is_started(
+    sandbox: Command | None, tmp_path: Path, pipe: Path, where: str, how: str
+) -> None:
+    if await contained(sandbox, tmp_path) is None:
+        return
+    mark = time.monotonic_ns()
+    asked = [sys.executable, "-c", _OWNER, where, how, str(tmp_path), str(mark), str(pipe)]
+    heard = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    owner = await asyncio.to_thread(subprocess.Popen, asked, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None
+        group = int(await asyncio.to_thread(owner.stdout.readline))
+        if how.startswith("killed"):
+            assert await asyncio.to_thread(owner.wait) == -signal.SIGKILL
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGCONT)
+        # what is just becoming another program has no command line in a single look
+        await sandboxes.until(lambda: not any(sandboxes.there(f"netra-{mark}") for _look in range(5)))
+        # nobody has it open any more
+        begun = os.read(heard, 100)
+        assert begun == b"" or where == "its beginning"
+        if not how.startswith("killed"):
+            owner.send_signal(signal.SIGCONT)
+            *_, said = (await asyncio.to_thread(owner.stdout.read)).splitlines()
+            assert (said, await asyncio.to_thread(owner.wait)) == ("Unavailable", 0)
+            assert os.read(heard, 100) == b""
+    finally:
+        owner.kill()
+        owner.communicate()
+        os.close(heard)
+
+
 async def test_without_bubblewrap_the_tier_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bubblewrap, "_PATH", str(tmp_path))
     guardian = Guardian(60.0)
@@ -250,17 +380,23 @@ async def test_without_bubblewrap_the_tier_refuses(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("without", "told"),
+    ("without", "instead", "told"),
     [
-        (("--remount-ro", "/dev"), "memory that is a disk"),
-        (("--unshare-pid",), "a process outside"),
-        (("--seccomp", None), "no filter"),
-        (("--remount-ro", "/"), "the root folder"),
-        (("--uid", None), "not nobody"),
+        (("--remount-ro", "/dev"), (), "memory that is a disk"),
+        (("--unshare-pid",), (), "a process outside"),
+        # which reads what it is told to begin by as well, and makes no filter of it
+        (("--seccomp",), ("--block-fd",), "no filter"),
+        (("--remount-ro", "/"), (), "the root folder"),
+        (("--uid", None), (), "not nobody"),
     ],
 )
 async def test_a_wall_that_is_missing_is_found_out(
-    sandbox: Command | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: tuple[str | None, ...], told: str
+    sandbox: Command | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without: tuple[str | None, ...],
+    instead: tuple[str, ...],
+    told: str,
 ) -> None:
     if (there := await contained(sandbox, tmp_path)) is None:
         return
@@ -270,7 +406,7 @@ async def test_a_wall_that_is_missing_is_found_out(
         options = whole(*given)
         places = range(len(options) - len(without) + 1)
         at = next(at for at in places if all(one in (None, option) for one, option in zip(without, options[at:], strict=False)))
-        return options[:at] + options[at + len(without) :]
+        return [*options[:at], *instead, *options[at + len(without) :]]
 
     monkeypatch.setattr(bubblewrap.Launcher, "_options", weakened)
     found = await there.probe()

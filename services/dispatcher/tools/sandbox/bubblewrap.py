@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netra import errors
-from services.dispatcher.tools.sandbox import filters, groups, tiers
+from services.dispatcher.tools.sandbox import filters, groups, tiers, watch
 
 REMEDY = (
     "Install bubblewrap, util-linux and libseccomp, and let processes make user namespaces: in a container this takes a seccomp profile "
@@ -23,6 +23,9 @@ REMEDY = (
 _HOME, _NOBODY = "/sandbox", "65534"
 # where the launcher mounts the folder of the call: what lies there on this machine is out of sight for the launcher alone
 _STAND = "/mnt"
+# before anything else the guardian hears of the group whose leader this is; $1 is where, and is there as long as the owner is.
+# Nothing is inherited for it: a shell cannot close a descriptor of two digits
+_TELL = f'test -p "$1" && printf "{watch.GUARD.decode()}%0{watch.DIGITS}d" "$$" >>"$1" && shift && exec "$@"'
 # the launcher is root in a namespace of its own, where it may mount; what bubblewrap starts is nobody in the next
 _LAUNCH = f'mount -t tmpfs -o "$1" tmpfs {_STAND} && shift && exec "$@"'
 _TEMPORARY = "/tmp"  # noqa: S108  # inside, where it is the call's own folder
@@ -39,13 +42,16 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_
 class Call:
     """A command that was started. `told` is where bubblewrap tells of it; `why` is set when it is ended for a reason.
 
-    Bubblewrap waits until `gate` is closed, and only then goes on to what is foreign.
+    Bubblewrap reads its filter of system calls from `gate`, right before it goes on to what is foreign. If this process ends before it
+    has written that, the filter is empty, which the kernel does not take: then nothing foreign ever begins.
     """
 
     process: subprocess.Popen[bytes]
     told: int
     gate: int
-    # the first process of its namespace: with it everything ends; and its folder, which is there as long as it is held
+    filter: bytes
+    # the first process of its namespace, by its number and held: with it everything ends; and its folder, there as long as it is held
+    first: int = -1
     init: int = -1
     disk: int = -1
     ending: bool = False
@@ -55,13 +61,21 @@ class Call:
     cut: bool = False
 
     def born(self, pid: int) -> None:
-        """Hold the first process of the namespace, and the folder, and let it go on."""
+        """Hold the first process of the namespace, and the folder."""
+        self.first = pid
         with contextlib.suppress(ProcessLookupError):
             self.init = os.pidfd_open(pid)
         with contextlib.suppress(OSError):
             self.disk = os.open(f"/proc/{self.process.pid}/root{_STAND}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def begin(self) -> None:
+        """Let it go on to what is foreign, unless it is to end."""
         if self.ending:
             self.kill()
+        else:
+            # less than a pipe holds, so it is written whole or not at all; nobody reads it if it was ended meanwhile
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self.gate, self.filter)
         os.close(self.gate)
         self.gate = -1
 
@@ -69,11 +83,15 @@ class Call:
         """End all of it: the first process of the namespace takes the others with it, and bubblewrap, which waits for it, ends then."""
         self.ending, self.why = True, self.why or why
         if self.init >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.init, signal.SIGKILL)
+            self._kill_init()
             asyncio.get_running_loop().call_later(_PATIENCE_S, self._kill_group)
         else:
             self._kill_group()
+
+    def _kill_init(self) -> None:
+        if self.init >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.init, signal.SIGKILL)
 
     def _kill_group(self) -> None:
         # what is only being started is in the group yet, and what is in the namespace is not any more
@@ -83,6 +101,7 @@ class Call:
     def close(self) -> None:
         """Let go of what was held for it. What still runs is killed."""
         if self.process.returncode is None:
+            self._kill_init()
             groups.kill(self.process.pid)
             self.process.wait()
         for stream in (self.process.stdout, self.process.stderr):
@@ -113,8 +132,11 @@ class Launcher:
         self._readable = readable
 
     @contextlib.contextmanager
-    def started(self, job: tiers.Job, files: Mapping[str, bytes], uid: int | None) -> Iterator[Call]:
-        """The command, with these files in its folder, as this user of the machine. Raises `ToolFailed` when it cannot be started."""
+    def started(self, job: tiers.Job, files: Mapping[str, bytes], uid: int | None, door: int) -> Iterator[Call]:
+        """The command, with these files in its folder, as this user of the machine; it tells the guardian of itself through this door.
+
+        Raises `ToolFailed` when it cannot be started.
+        """
         if any("\0" in text for pair in job.environment.items() for text in pair) or not job.argv:
             raise errors.ToolFailed("A command has a name, and no variable holds a NUL.")
         with contextlib.ExitStack() as given:
@@ -131,14 +153,14 @@ class Launcher:
             for descriptor in (tells, waits, stdin):
                 given.callback(os.close, descriptor)
             try:
-                options = [*self._options(job, files, hand), "--json-status-fd", str(tells), "--block-fd", str(waits)]
+                options = [*self._options(job, files, hand, waits), "--json-status-fd", str(tells)]
                 listed = hand(b"".join(os.fsencode(option) + b"\0" for option in options))
-                process = self._popen(job, [*self._prefix(job.limits, uid), "--args", listed, "--"], stdin, handed)
+                process = self._popen(job, [*self._prefix(job.limits, uid, door), "--args", listed, "--"], stdin, handed)
             except (OSError, ValueError) as error:
                 os.close(told)
                 os.close(gate)
                 raise errors.ToolFailed(f"The command could not be started: {error}") from error
-        call = Call(process, told, gate)
+        call = Call(process, told, gate, self._filter)
         try:
             for descriptor in (told, *(stream.fileno() for stream in (process.stdout, process.stderr) if stream is not None)):
                 os.set_blocking(descriptor, False)
@@ -154,15 +176,16 @@ class Launcher:
             start_new_session=True,
         )  # fmt: skip
 
-    def _prefix(self, limits: tiers.Limits, uid: int | None) -> list[str]:
-        """Up to bubblewrap: another user where this is root, then a namespace in which the folder of the call is mounted, with quotas."""
+    def _prefix(self, limits: tiers.Limits, uid: int | None, door: int) -> list[str]:
+        """Up to bubblewrap: the news to the guardian, another user where this is root, a namespace in which the folder is mounted."""
         programs = self._programs
+        telling = [programs["sh"], "-c", _TELL, "sh", f"/proc/{os.getpid()}/fd/{door}"]
         user = [] if uid is None else [programs["setpriv"], f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"]
         quota = f"size={limits.disk},nr_inodes={limits.files + 1},mode=0700,nosuid,nodev"
         namespace = [programs["unshare"], "--user", "--map-root-user", "--mount", "--propagation", "private"]
-        return [*user, *namespace, programs["sh"], "-c", _LAUNCH, "sh", quota, programs["bwrap"]]
+        return [*telling, *user, *namespace, programs["sh"], "-c", _LAUNCH, "sh", quota, programs["bwrap"]]
 
-    def _options(self, job: tiers.Job, files: Mapping[str, bytes], hand: Callable[[bytes], str]) -> list[str]:
+    def _options(self, job: tiers.Job, files: Mapping[str, bytes], hand: Callable[[bytes], str], waits: int) -> list[str]:
         """What bubblewrap is to do, in this order. It reads them from a descriptor: the command line of a process is no secret."""
         options = "--unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup --disable-userns".split()
         options += f"--uid {_NOBODY} --gid {_NOBODY} --hostname sandbox --die-with-parent --new-session --cap-drop ALL".split()
@@ -182,7 +205,7 @@ class Launcher:
         options += ["--bind", _STAND, _HOME, "--symlink", _HOME.strip("/"), _TEMPORARY]
         for name, content in files.items():
             options += ["--perms", "0644", "--file", hand(content), f"{_HOME}/{name}"]
-        options += ["--remount-ro", "/", "--chdir", _HOME, "--seccomp", hand(self._filter), "--clearenv"]
+        options += ["--remount-ro", "/", "--chdir", _HOME, "--seccomp", str(waits), "--clearenv"]
         variables = {"PATH": _PATH, "HOME": _HOME, "TMPDIR": _HOME, "LANG": "C.UTF-8", "TZ": "UTC", **job.environment}
         for name, value in variables.items():
             options += ["--setenv", name, value]

@@ -25,7 +25,7 @@ def main(parent: int, module: str, door: int | None = None) -> None:
         sys.exit(os.EX_TEMPFAIL)
     if door is not None:
         try:
-            os.write(door, watch.NOTE.pack(watch.GUARD, os.getpid()))
+            os.write(door, watch.note(watch.GUARD, os.getpid()))
         except OSError:  # no guardian, no work
             sys.exit(os.EX_TEMPFAIL)
         os.close(door)

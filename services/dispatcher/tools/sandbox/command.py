@@ -66,8 +66,9 @@ class Command:
             launcher = self._ready()
             # there are more than there are slots
             uid = self._uids.pop(0) if self._own_user else None
+            door = self._guardian.door()
             job.begins()
-            with launcher.started(job, files, uid) as call:
+            with launcher.started(job, files, uid, door) as call:
                 return await self._run(call, job, until)
         finally:
             if uid is not None:
@@ -98,16 +99,10 @@ class Command:
 
     async def _run(self, call: bubblewrap.Call, job: tiers.Job, until: float) -> tiers.Ended:
         tasks = lifecycle.Tasks(on_failure=lambda _error: None)
-        group = call.process.pid
-        self._guardian.door()  # it must be there to end what it is told of
-        self._guardian.guard(group)
         self._calls.add(call)
         late = asyncio.get_running_loop().call_at(until, lambda: call.kill(_late(job)))
         try:
-            ended = tasks.spawn(_to_its_end(call, job.limits), name="command")
-            if stopped := await _settled(ended, call):
-                raise stopped
-            outcome = await _outcome(call, ended.result(), job.limits)
+            outcome = await _outcome(call, await self._ended(call, job.limits, tasks), job.limits)
             bringing = tasks.spawn(asyncio.to_thread(_bring, call.disk, job.folder), name="files of a command")
             if stopped := await _settled(bringing, call):
                 raise stopped
@@ -116,7 +111,33 @@ class Command:
         finally:
             late.cancel()
             self._calls.discard(call)
-            self._guardian.release(group)
+
+    async def _ended(self, call: bubblewrap.Call, limits: tiers.Limits, tasks: lifecycle.Tasks) -> int:
+        """See `_to_its_end`; until then it ends with this process."""
+        try:
+            self._guardian.guard(call.process.pid)
+            ended = tasks.spawn(_to_its_end(call, limits, lambda pid: self._begin(call, pid)), name="command")
+            if stopped := await _settled(ended, call):
+                raise stopped
+            code: int = ended.result()
+            if code < 0 and not self._guardian.guards(call.process.pid):
+                call.why = call.why or _silent()
+            return code
+        finally:
+            self._guardian.release(call.process.pid)
+            if call.first >= 0:
+                self._guardian.release(call.first)
+
+    def _begin(self, call: bubblewrap.Call, pid: int) -> None:
+        """The guardian knows the group that bubblewrap's child is about to leave, and the one that it makes, before anything foreign is."""
+        call.born(pid)
+        self._guardian.guard(pid)
+        try:
+            # ends it, if this process was silent for too long since the start: it may be another's by now
+            self._guardian.door()
+        except errors.Unavailable as error:
+            call.kill(error)
+        call.begin()
 
 
 async def _settled(work: asyncio.Task[Any], call: bubblewrap.Call) -> asyncio.CancelledError | None:
@@ -131,13 +152,16 @@ async def _settled(work: asyncio.Task[Any], call: bubblewrap.Call) -> asyncio.Ca
     return stopped
 
 
-async def _to_its_end(call: bubblewrap.Call, limits: tiers.Limits) -> int:
-    """The exit code of the command, or -1 when bubblewrap never got to it; returns when nothing of it is left."""
+async def _to_its_end(call: bubblewrap.Call, limits: tiers.Limits, begin: Callable[[int], None]) -> int:
+    """The exit code of the command, or -1 when bubblewrap never got to it; returns when nothing of it is left.
+
+    `begin` lets it go on to what is foreign, once it is known which process is the first of the namespace.
+    """
     stdout, stderr = call.process.stdout, call.process.stderr
     if stdout is None or stderr is None:
         raise ValueError("both are to be pipes")
     async with asyncio.TaskGroup() as parts:
-        status = parts.create_task(_status(call))
+        status = parts.create_task(_status(call, begin))
         parts.create_task(_gathered(stdout.fileno(), call.stdout, limits.output, lambda: call.kill(_too_much(limits))))
         parts.create_task(_gathered(stderr.fileno(), call.stderr, limits.output, lambda: setattr(call, "cut", True)))
         looked = parts.create_task(_looked(call, limits))
@@ -157,7 +181,7 @@ async def _to_its_end(call: bubblewrap.Call, limits: tiers.Limits) -> int:
     return code
 
 
-async def _status(call: bubblewrap.Call) -> int:
+async def _status(call: bubblewrap.Call, begin: Callable[[int], None]) -> int:
     """Hear from bubblewrap which process is the first of the namespace, and with what the command ended."""
     code, text = -1, b""
     while part := await _part(call.told):
@@ -167,8 +191,8 @@ async def _status(call: bubblewrap.Call) -> int:
             with contextlib.suppress(orjson.JSONDecodeError):
                 fact = orjson.loads(line)
                 code = int(fact.get("exit-code", code))
-                if "child-pid" in fact and call.init < 0:
-                    call.born(int(fact["child-pid"]))
+                if "child-pid" in fact and call.first < 0:
+                    begin(int(fact["child-pid"]))
     return code
 
 
@@ -281,6 +305,10 @@ def _too_much(limits: tiers.Limits) -> errors.NetraError:
 
 def _too_long(limits: tiers.Limits) -> errors.NetraError:
     return errors.ResourceExhausted(f"The command took more than {limits.cpu_s:g} s of processor time.", limit="cpu_s")
+
+
+def _silent() -> errors.NetraError:
+    return errors.Unavailable("The command was ended: the process that ran it was stopped or held up, or lost its guardian.")
 
 
 def _late(job: tiers.Job) -> errors.NetraError:

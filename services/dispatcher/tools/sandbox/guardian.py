@@ -32,7 +32,8 @@ class Guardian:
     def __init__(self, heartbeat_s: float) -> None:
         """`heartbeat_s`: the lease minus one second. What runs here has ended before another process may take it over."""
         self._heartbeat_s = heartbeat_s
-        self._groups: set[int] = set()
+        # in the order of their notes, as the guardian has them
+        self._groups: dict[int, None] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._door = -1
         self._beat: asyncio.TimerHandle | None = None
@@ -54,13 +55,13 @@ class Guardian:
         return self._door
 
     def guard(self, group: int) -> None:
-        """End this process group with the owner."""
-        self._groups.add(group)
+        """End this process group with the owner: after those that were told of before, so that who leaves one of them for it is ended."""
+        self._groups[group] = None
         self._tell(watch.GUARD, group)
 
     def release(self, group: int) -> None:
         """This process group is gone."""
-        self._groups.discard(group)
+        self._groups.pop(group, None)
         self._tell(watch.RELEASE, group)
 
     def guards(self, group: int) -> bool:
@@ -137,7 +138,7 @@ class Guardian:
         if self._process is not None:
             # full or broken: the guardian hangs, or has ended and its end is about to be seen
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._door, watch.NOTE.pack(kind, number))
+                os.write(self._door, watch.note(kind, number))
 
 
 # who guards the processes that are started from here; nobody does in a test of one part

@@ -1,24 +1,30 @@
 """The process that ends the tools' processes when their owner has died, was stopped, or does not get to its work any more.
 
 Run as a script by an isolated interpreter, so it imports nothing of ours: it must stay small, and nothing that a tool does may hold it up.
-Notes come on standard input, each of one length, so that several writers never mix: what it is, and a number.
+Notes come on standard input, each of one length, so that several writers never mix: what it is, and a number in digits, which a shell
+can write as well.
 """
 
 import os
 import select
 import signal
-import struct
 import sys
 import time
 
-NOTE = struct.Struct("<cq")
+DIGITS = 20
+_LENGTH = 1 + DIGITS
 # the owner lives: CLOCK_MONOTONIC in ns as it was then; a process group to end with the owner; one that is gone
 BEAT, GUARD, RELEASE = b"b", b"+", b"-"
 _STDIN = 0
 _AGAIN_S = 0.05
 
 
-def _kill(groups: set[int]) -> None:
+def note(kind: bytes, number: int) -> bytes:
+    """What is written at once, and never in parts."""
+    return b"%b%0*d" % (kind, DIGITS, number)
+
+
+def _kill(groups: dict[int, None]) -> None:
     for group in groups:
         try:
             os.killpg(group, signal.SIGKILL)
@@ -28,7 +34,8 @@ def _kill(groups: set[int]) -> None:
 
 def main(heartbeat_s: float) -> None:
     """Read notes until the last writer is gone."""
-    groups: set[int] = set()
+    # killed in the order of their notes: what leaves one group for another that was told of later is met in one of them
+    groups: dict[int, None] = {}
     beat, pending = time.monotonic(), b""
     notes = select.poll()
     notes.register(_STDIN, select.POLLIN)
@@ -46,15 +53,15 @@ def main(heartbeat_s: float) -> None:
             _kill(groups)
             return
         pending += found
-        while len(pending) >= NOTE.size:
-            kind, number = NOTE.unpack_from(pending)
-            pending = pending[NOTE.size :]
+        while len(pending) >= _LENGTH:
+            kind, number = pending[:1], int(pending[1:_LENGTH])
+            pending = pending[_LENGTH:]
             if kind == BEAT:
                 beat = max(beat, number / 1e9)
             elif kind == GUARD:
-                groups.add(number)
+                groups[number] = None
             else:
-                groups.discard(number)
+                groups.pop(number, None)
 
 
 if __name__ == "__main__":
