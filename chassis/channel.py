@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Self
 
 import grpc
@@ -47,30 +47,28 @@ class _Interceptor:
     def __init__(self, authorize: Authorize | None) -> None:
         self._authorize = authorize
 
-    async def _details(self, details: Any, default_timeout: float | None) -> grpc.aio.ClientCallDetails:
-        metadata = [*(details.metadata or ())]
-        metadata += telemetry.carrier().items()
+    async def metadata(self, own: Iterable[tuple[str, Any]] | None) -> list[tuple[str, Any]]:
+        """What goes with a call that brings this."""
+        metadata = [*(own or ()), *telemetry.carrier().items()]
         if self._authorize is not None and not any(key == "authorization" for key, _ in metadata):
             metadata += await self._authorize()
+        return metadata
+
+    async def _details(self, details: Any) -> grpc.aio.ClientCallDetails:
         return grpc.aio.ClientCallDetails(
-            details.method, deadline.timeout(details.timeout or default_timeout), grpc.aio.Metadata(*metadata), details.credentials,
-            details.wait_for_ready,
+            details.method, deadline.timeout(details.timeout), grpc.aio.Metadata(*await self.metadata(details.metadata)),
+            details.credentials, details.wait_for_ready,
         )  # fmt: skip
-
-
-class _UnaryUnary(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(await self._details(client_call_details, DEFAULT_TIMEOUT_S), request)
 
 
 class _UnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(await self._details(client_call_details, None), request)
+        return await continuation(await self._details(client_call_details), request)
 
 
 class _StreamUnary(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return _Refusable(await continuation(await self._details(client_call_details, None), request_iterator))
+        return _Refusable(await continuation(await self._details(client_call_details), request_iterator))
 
 
 class _Refusable:
@@ -112,7 +110,21 @@ def _at_once(known: Coroutine[Any, Any, Any]) -> Any:
 
 class _StreamStream(_Interceptor, grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await continuation(await self._details(client_call_details, None), request_iterator)
+        return await continuation(await self._details(client_call_details), request_iterator)
+
+
+class _UnaryUnary(_Interceptor):
+    """A method of one request and one answer. Its calls carry what those of other kinds do: for an interceptor grpc would make a task of
+    each.
+    """
+
+    def __init__(self, method: Any, authorize: Authorize | None) -> None:
+        super().__init__(authorize)
+        self._method = method
+
+    async def __call__(self, request: Any, *, timeout: float | None = None, metadata: Any = None, **more: Any) -> Any:
+        carried = await self.metadata(metadata)
+        return await self._method(request, timeout=deadline.timeout(timeout or DEFAULT_TIMEOUT_S), metadata=carried, **more)
 
 
 def repeatable(method: MethodDescriptor) -> bool:
@@ -138,12 +150,16 @@ def connect(
     `name` is the service there: it tells which calls may be repeated. With certificates both ends prove who they are: the
     other one by a certificate for `name`.
     """
-    kinds = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
+    kinds = (_UnaryStream, _StreamUnary, _StreamStream)
     interceptors: list[grpc.aio.ClientInterceptor] = [kind(authorize) for kind in kinds]
     if certificates is None:
-        return grpc.aio.insecure_channel(target, options=_options(name), interceptors=interceptors)
+        return _Carrying(grpc.aio.insecure_channel(target, options=_options(name), interceptors=interceptors), authorize)
     options = (*_options(name), ("grpc.ssl_target_name_override", name))
-    return _Renewed(certificates, lambda pems: grpc.aio.secure_channel(target, pems.for_channel(), options, interceptors=interceptors))
+
+    def made(pems: tls.Pems) -> grpc.aio.Channel:
+        return _Carrying(grpc.aio.secure_channel(target, pems.for_channel(), options, interceptors=interceptors), authorize)
+
+    return _Renewed(certificates, made)
 
 
 class Chosen(grpc.aio.Channel):
@@ -185,6 +201,31 @@ class Chosen(grpc.aio.Channel):
 
     def stream_stream(self, *given: Any, **more: Any) -> Any:
         return _Method(self, "stream_stream", given, more)
+
+
+class _Carrying(Chosen):
+    """A channel whose calls carry what `_Interceptor` adds. It is this one's to close."""
+
+    def __init__(self, channel: grpc.aio.Channel, authorize: Authorize | None) -> None:
+        super().__init__(lambda: channel)
+        self._channel, self._authorize = channel, authorize
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    def unary_unary(self, *given: Any, **more: Any) -> Any:
+        return _UnaryUnary(self._channel.unary_unary(*given, **more), self._authorize)
+
+    # calls of the other kinds are intercepted
+
+    def unary_stream(self, *given: Any, **more: Any) -> Any:
+        return self._channel.unary_stream(*given, **more)
+
+    def stream_unary(self, *given: Any, **more: Any) -> Any:
+        return self._channel.stream_unary(*given, **more)
+
+    def stream_stream(self, *given: Any, **more: Any) -> Any:
+        return self._channel.stream_stream(*given, **more)
 
 
 class _Renewed(Chosen):

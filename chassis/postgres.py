@@ -86,6 +86,11 @@ class _Connection(asyncpg.Connection):
     round trips and 40 ms of the server's processor time in every new connection.
     """
 
+    @property
+    def rests(self) -> bool:
+        """Whether it may be given back without waiting for anything."""
+        return not (self.is_closed() or self.is_in_transaction() or self._protocol._is_cancelling())  # type: ignore[attr-defined]
+
     async def reset(self, *, timeout: float | None = None) -> None:
         if self.is_in_transaction():
             await super().reset(timeout=timeout)
@@ -269,7 +274,12 @@ class DatabaseManager:
     async def _released(self, connection: Any) -> None:
         """Give a connection back. The pool throws away one that it cannot take: of the transaction that changes nothing."""
         with contextlib.suppress(TimeoutError, *_AWAY):
-            await self._pool.release(connection, timeout=_UNDO_S)
+            if connection._con is not None and connection._con.rests:
+                # as the driver does, but for the task that it makes, lest the wait be cut: there is none
+                connection._con._on_release()
+                await connection._holder.release(_UNDO_S)
+            else:
+                await self._pool.release(connection, timeout=_UNDO_S)
 
     async def _begin(self, limit: asyncio.Timeout, set_: str) -> Any:
         """Begin, in one round trip. On a connection that died unseen nothing was done: another one takes its place.

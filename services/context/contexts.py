@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from chassis import identity, trust
+from chassis import identity
 from chassis.postgres import Conflict
 from netra import errors, ids
 from netra.context import UserExecutionContext
@@ -146,8 +146,8 @@ class Kept(Protocol):
 class Contexts:
     """The contexts of all users; each method works for one."""
 
-    def __init__(self, kept: Kept, key: SigningKey, trusted: trust.Trust) -> None:
-        self._kept, self._key, self._trust = kept, key, trusted
+    def __init__(self, kept: Kept, key: SigningKey, verifier: identity.Verifier) -> None:
+        self._kept, self._key, self._verifier, self._trust = kept, key, verifier, verifier.trust
 
     async def open(self, principal: identity.Principal, opening: Opening, actor: str) -> Signed:
         """A new context, or the one made under the same request id.
@@ -241,7 +241,10 @@ class Contexts:
     def _sign(self, context: UserExecutionContext, actor: str, until: datetime) -> Signed:
         # for the service that asked, and no other; until then, so no lifetime is to be added
         claims = {"sub": str(context.user_id), "azp": actor, "ctx": context.to_claims(), "exp": int(until.timestamp())}
-        return Signed(context, identity.sign(self._key.private, self._key.kid, identity.CONTEXT, claims, 0), until)
+        token = identity.sign(self._key.private, self._key.kid, identity.CONTEXT, claims, 0)
+        # it comes back with the end of its run, mostly soon
+        self._verifier.believe(token, self._key.kid, claims)
+        return Signed(context, token, until)
 
     async def _close_withdrawn(self, principal: identity.Principal, opened: UserExecutionContext) -> None:
         # heard of while the context was being stored, and so perhaps before there was one to close

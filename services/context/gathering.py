@@ -66,8 +66,11 @@ class Gathering(Generic[_One, _Answer]):
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while batch := self._batch():
-                await self._answer(batch)
+            while self._waiting:
+                # those who are about to ask come along: it costs nothing when there are none
+                await asyncio.sleep(0)
+                if batch := self._batch():
+                    await self._answer(batch)
 
     def _batch(self) -> list[tuple[_One, asyncio.Future[_Answer]]]:
         batch: list[tuple[_One, asyncio.Future[_Answer]]] = []

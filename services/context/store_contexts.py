@@ -42,17 +42,13 @@ _REST = (
     "UPDATE context.contexts SET token_until = created_at WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL AND token_until = $3"
     " AND token_until > now()"
 )
-_CLOSE = (
-    "WITH closed AS (UPDATE context.contexts SET closed_at = now() WHERE user_id = $1 AND context_id = $2 AND closed_at IS NULL"
-    "  RETURNING user_id, context_id, thread_id, correlation_id, closed_at),"
-    " told AS (INSERT INTO context.audit (user_id, context_id, thread_id, actor, action, correlation_id, detail)"
-    "  SELECT user_id, context_id, thread_id, $3::text, $4::text, correlation_id, $5::jsonb FROM closed)"
-    " SELECT closed_at FROM closed"
-)
+_CLOSE = "SELECT context.close_context($1, $2, $3, $4, $5) AS closed_at"
 
 
 class ContextStore:
-    """Each method is one transaction of one user; row-level security shows that user's rows and no other."""
+    """Each method is one transaction of one user, or one statement that sets whom it is for; row-level security shows that user's rows
+    and no other.
+    """
 
     def __init__(self, database: DatabaseManager) -> None:
         self._database = database
@@ -110,10 +106,12 @@ class ContextStore:
     async def _opened(self, openings: Sequence[Opening]) -> Sequence[Outcome | None]:
         """What became of each; None when it must be tried alone."""
         try:
-            async with self._database.transaction() as transaction:
-                return await store_openings.store(transaction, openings, _PATIENCE)
+            # it may be done twice: what was opened by a connection that died then is `taken`, and found by its request id
+            (row,) = await self._database.alone(*store_openings.statement(openings, _PATIENCE))
         except _ONE_OF_THEM:
             return [None] * len(openings)
+        outcomes: Sequence[Outcome] = row["outcomes"]
+        return outcomes
 
     async def derive(self, frame: UserExecutionContext, parent_id: ids.ContextId, asked: bytes, line: Line, until: datetime) -> bool:
         """Store a child; False when its parent is closed, or its thread not there for writing any more. Raises `Conflict`."""
@@ -133,10 +131,8 @@ class ContextStore:
 
     async def close(self, frame: UserExecutionContext, line: Line) -> datetime | None:
         """Close an open context; None when there is no open one."""
-        async with self._database.transaction(frame.user_id) as transaction:
-            closed_at: datetime | None = await transaction.value(
-                _CLOSE, frame.user_id, frame.context_id, line.actor, line.action, json.dumps(line.detail)
-            )  # fmt: skip
+        (row,) = await self._database.alone(_CLOSE, frame.user_id, frame.context_id, line.actor, line.action, json.dumps(line.detail))
+        closed_at: datetime | None = row["closed_at"]
         return closed_at
 
 

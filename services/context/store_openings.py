@@ -24,7 +24,7 @@ _ARRAYS = frozenset({5, 8, 11, 12, 13, 15, 16, 17, 18, 21, 22, 23, 24})
 _COLUMNS = 25
 _NOTHING_SAID = (None,) * 4
 _GIVEN = [f"${place + 2}" if place in _ARRAYS else f"string_to_array(${place + 2}, '{_BETWEEN}')" for place in range(_COLUMNS)]
-_OPEN = f"SELECT context.open_contexts($1, {', '.join(_GIVEN)})"
+_OPEN = f"SELECT context.open_contexts($1, {', '.join(_GIVEN)}) AS outcomes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,17 @@ class Opening:
     first: First | None = None
 
 
-async def store(transaction: Transaction, openings: Sequence[Opening], patience: str = "") -> list[Outcome]:
-    """What became of each. It waits for others no longer than `patience`, when that is told."""
+async def store(transaction: Transaction, openings: Sequence[Opening]) -> list[Outcome]:
+    """What became of each; it waits for others."""
+    outcomes: list[Outcome] = await transaction.value(*statement(openings))
+    return outcomes
+
+
+def statement(openings: Sequence[Opening], patience: str = "") -> tuple[Any, ...]:
+    """What opens all of them, and its arguments. It waits for others no longer than `patience`, when that is told."""
     columns = zip(*map(_row, openings), strict=True)
     given = [list(column) if place in _ARRAYS else _together(column) for place, column in enumerate(columns)]
-    outcomes: list[Outcome] = await transaction.value(_OPEN, patience, *given)
-    return outcomes
+    return _OPEN, patience, *given
 
 
 def _together(texts: Sequence[str]) -> str:

@@ -50,7 +50,9 @@ _PAGE_BYTES = 2 * 1024 * 1024
 
 
 class ThreadStore:
-    """Each method is one transaction of one user; row-level security shows what is there for that user, and no other row."""
+    """Each method is one transaction of one user, or one statement that sets them; row-level security shows what is there for that user,
+    and no other row.
+    """
 
     def __init__(self, database: DatabaseManager) -> None:
         self._database = database
@@ -80,18 +82,15 @@ class ThreadStore:
 
         Raises `AlreadyExists` when it is another one, `FailedPrecondition` when the context is closed without it, and as `append`.
         """
-        detail = json.dumps({"run_id": frame.run_id})
-        async with self._database.transaction(frame.user_id) as transaction:
-            row = await transaction.row(
-                _CLOSE, frame.user_id, frame.context_id, frame.thread_id, frame.run_id, ids.MessageId.new(), draft.request_id, draft.role,
-                draft.content, actor, detail,
-            )  # fmt: skip
-            outcome = None if row is None else row["outcome"]
-            if row is None or outcome is None:
+        (row,) = await self._database.alone(
+            _CLOSE, frame.user_id, frame.context_id, frame.thread_id, frame.run_id, ids.MessageId.new(), draft.request_id, draft.role,
+            draft.content, actor, json.dumps({"run_id": frame.run_id}),
+        )  # fmt: skip
+        if row["outcome"] is None:
+            async with self._database.transaction(frame.user_id) as transaction:
                 raise await _why_not(transaction, frame)
-            if outcome != "closed":
-                # raised in the transaction: nothing of it stays
-                raise changes.no_thread() if outcome == "left" else errors.AlreadyExists(field="request_id")
+        if row["outcome"] != "closed":
+            raise errors.AlreadyExists(field="request_id")
         return Last(ids.MessageId(row["message"]), row["closed"])
 
     async def hide(self, frame: UserExecutionContext) -> int:

@@ -146,7 +146,7 @@ def _server(
     )  # fmt: skip
     servicer = ContextServicer(
         authenticator.verifier,
-        contexts.Contexts(stores.contexts, key, trust),
+        contexts.Contexts(stores.contexts, key, authenticator.verifier),
         oversight.Oversight(stores.contexts, stores.system, trust, record.acts),
         threads.Threads(stores.threads, timedelta(days=settings.thread_keep_days)),
         sharing.Sharing(stores.sharing, auth, key, settings.grant_token_s),

@@ -122,9 +122,8 @@ CREATE OR REPLACE FUNCTION context.open_contexts(
 $$;
 
 -- The context `wanted` of a user is closed, and their message the last of its thread. `closed`: it is done, now or before, with the
--- message that there is; `other`: the request id stands for another message; `left`: the thread was the user's to write to until a
--- moment ago; nothing: the context is closed without the message, or the thread is not there for writing. With the rights of who calls
--- it, who undoes all of it when it is not done.
+-- message that there is; `other`: the request id stands for another message; nothing: the context is closed without the message, or the
+-- thread is not there for writing. With the rights of who calls it, as the user it is for.
 CREATE FUNCTION context.close_with_message(
     whose uuid, wanted uuid, place uuid, run uuid, new_id uuid, said_under text, said_by text, said text, actor text, detail jsonb,
     OUT outcome text, OUT message uuid, OUT closed timestamptz
@@ -135,6 +134,7 @@ DECLARE
     said_at timestamptz;
     same boolean;
 BEGIN
+    PERFORM set_config('netra.user_id', whose::text, true);
     -- the thread first, as all who write; then the context as it is after that wait
     SELECT t.user_id, t.messages INTO owner, before FROM context.threads AS t
     JOIN context.contexts AS c ON c.user_id = whose AND c.context_id = wanted AND c.thread_id = t.thread_id
@@ -164,8 +164,7 @@ BEGIN
         UPDATE context.threads SET messages = before + 1, updated_at = said_at WHERE user_id = owner AND thread_id = place;
         IF NOT FOUND THEN
             -- one that is not counted would take the place of all that come later
-            outcome := 'left';
-            RETURN;
+            RAISE insufficient_privilege USING MESSAGE = 'the thread is not the user''s to write to any more';
         END IF;
     END IF;
     WITH over AS (
@@ -183,3 +182,24 @@ END
 $$;
 REVOKE EXECUTE ON FUNCTION context.close_with_message FROM public;
 GRANT EXECUTE ON FUNCTION context.close_with_message TO netra_context;
+
+-- The same without a message: when the context `wanted` of a user is closed by this; nothing when it is closed, or not there.
+CREATE FUNCTION context.close_context(whose uuid, wanted uuid, actor text, action text, detail jsonb) RETURNS timestamptz
+LANGUAGE plpgsql AS $$
+DECLARE
+    closed timestamptz;
+BEGIN
+    PERFORM set_config('netra.user_id', whose::text, true);
+    WITH over AS (
+        UPDATE context.contexts SET closed_at = now() WHERE user_id = whose AND context_id = wanted AND closed_at IS NULL
+        RETURNING user_id, context_id, thread_id, correlation_id, closed_at
+    ), told AS (
+        INSERT INTO context.audit (user_id, context_id, thread_id, actor, action, correlation_id, detail)
+        SELECT user_id, context_id, thread_id, close_context.actor, close_context.action, correlation_id, close_context.detail FROM over
+    )
+    SELECT closed_at INTO closed FROM over;
+    RETURN closed;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION context.close_context FROM public;
+GRANT EXECUTE ON FUNCTION context.close_context TO netra_context;

@@ -427,7 +427,11 @@ class _Returning:
 
 
 @pytest.mark.parametrize("error", [None, TimeoutError(), ConnectionResetError()])
-async def test_a_commit_that_was_answered_is_known_whatever_becomes_of_its_connection(walled: Walled, error: Exception | None) -> None:
+async def test_a_commit_that_was_answered_is_known_whatever_becomes_of_its_connection(
+    walled: Walled, error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # nothing is waited for of one that rests
+    monkeypatch.setattr(postgres._Connection, "rests", False)
     database = await walled.pool(size=1)
     loop = asyncio.get_running_loop()
     timeout_s = 2.0
@@ -441,6 +445,19 @@ async def test_a_commit_that_was_answered_is_known_whatever_becomes_of_its_conne
     database._pool = pool
     assert database.waiting == database._asking == 0
     await database.check(timeout_s=10)
+
+
+async def test_a_connection_that_rests_is_back_at_once(walled: Walled) -> None:
+    database = await walled.pool(size=1)
+    async with database.transaction() as transaction:
+        await transaction.value("SELECT 1")
+    assert database._pool.get_idle_size() == 1
+    with pytest.raises(postgres.Undecided):
+        await database.alone("SELECT pg_sleep(10)", timeout_s=0.2)
+    # whoever comes next must not be met by what the one before was cut with
+    for _ in range(3):
+        assert [row["one"] for row in await database.alone("SELECT 1 AS one")] == [1]
+    assert database.waiting == database._asking == 0
 
 
 async def test_nobody_does_again_what_may_be_done(walled: Walled) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -220,6 +220,54 @@ async def test_no_token_of_the_hostile_table_is_believed(monkeypatch: pytest.Mon
     assert believed == []
 
 
+def _at(monkeypatch: pytest.MonkeyPatch, now: float) -> None:
+    """It is this time, for us and for the library."""
+
+    class Now(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.fromtimestamp(now, tz)
+
+    monkeypatch.setattr(identity, "time", SimpleNamespace(time=lambda: float(now)))
+    monkeypatch.setattr(jwt.api_jwt, "datetime", Now)
+
+
+async def test_what_is_believed_is_what_the_library_believes_and_reads() -> None:
+    forged = forge.Forge(forge.Key("k1", KEY), forge.Key("c1", CONTEXT_KEY), _claims())
+    tokens = {
+        **{typ: forged.token(typ) for typ in hostile.TYPES},
+        # our own way of writing them, and another one
+        identity.BEHALF: _token(_behalf(), typ="obo+jwt"),
+        identity.ACCESS: identity.sign(KEY, "k1", identity.ACCESS, _claims(), 600),
+        "spaced": _raw_token(_HEADER, json.dumps(_claims(), indent=1)),
+    }
+    verifier = identity.Verifier(await _trust())
+    for name, token in tokens.items():
+        typ = name if name in identity._CLAIMS else identity.ACCESS
+        key = (CONTEXT_KEY if identity._SIGNER[typ] == "context" else KEY).public_key()
+        read = jwt.decode(token, key, algorithms=["EdDSA"], audience="netra", issuer="netra", leeway=identity.LEEWAY_S)
+        assert (await verifier._verify(token, (typ,))).claims == read
+
+
+@pytest.mark.parametrize(
+    ("changes", "believed"),
+    [
+        ({"iat": 5}, True),
+        ({"iat": 6}, False),
+        ({"nbf": 5}, True),
+        ({"nbf": 6}, False),
+        ({"iat": -600, "nbf": -600, "exp": -4}, True),
+        ({"iat": -600, "nbf": -600, "exp": -5}, False),
+    ],
+)
+async def test_clocks_may_differ_by_five_seconds(changes: dict[str, int], believed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    _at(monkeypatch, NOW)
+    times = {name: NOW + late for name, late in {"iat": 0, "nbf": 0, "exp": 600, **changes}.items()}
+    verifier, token = identity.Verifier(await _trust()), _token(_claims(**times))
+    with contextlib.nullcontext() if believed else pytest.raises(errors.Unauthenticated):
+        await verifier.principal(token)
+
+
 async def test_a_revoked_session_is_refused_even_when_its_token_was_verified_before() -> None:
     known = await _trust()
     verifier, claims = identity.Verifier(known), _claims()
@@ -230,21 +278,12 @@ async def test_a_revoked_session_is_refused_even_when_its_token_was_verified_bef
         await verifier.principal(token)
 
 
-class _Later(datetime):
-    """Long after all of these tokens."""
-
-    @classmethod
-    def now(cls, tz: Any = None) -> Any:
-        return super().now(tz) + timedelta(seconds=600)
-
-
 async def test_a_grant_that_was_believed_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     forged = forge.Forge(forge.Key("k1", KEY), forge.Key("c1", CONTEXT_KEY), _claims())
     verifier = identity.Verifier(await _trust())
     who, token = await verifier.principal(_token(_claims(sub=forged.who["sub"], tid=forged.who["tid"]))), forged.token(identity.GRANT)
     assert (await verifier.grant(token, who)).allows("read")
-    monkeypatch.setattr(identity, "time", SimpleNamespace(time=lambda: _Later.now(UTC).timestamp()))
-    monkeypatch.setattr(jwt.api_jwt, "datetime", _Later)
+    _at(monkeypatch, time.time() + 600)
     with pytest.raises(errors.Unauthenticated, match="expired"):
         await verifier.grant(token, who)
 
@@ -304,6 +343,36 @@ async def test_a_key_that_was_withdrawn_takes_its_tokens_along(monkeypatch: pyte
     monkeypatch.setattr(identity, "_MAX_WAITING", 0)
     with pytest.raises(errors.Unauthenticated):
         await verifier.principal(token)
+
+
+async def test_what_was_signed_here_is_believed_as_if_it_had_been_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = await _trust()
+    forged = forge.Forge(forge.Key("k1", KEY), forge.Key("c1", CONTEXT_KEY), _claims())
+    token, elsewhere, here = forged.token(identity.CONTEXT), identity.Verifier(known), identity.Verifier(known)
+    strange = forged.token(identity.CONTEXT, None, STRANGER)
+    read = await elsewhere.context(token, "dispatcher")
+    here.believe(token, "c1", jwt.decode(token, options={"verify_signature": False}))
+    for _ in range(2):
+        assert await here.context(token, "dispatcher") == read
+    # no more than if it had been verified: for no other service, as nothing else, and for no longer than its key
+    for refused in (here.context(token, "events"), here.service(token), here.context(strange, "dispatcher")):
+        with pytest.raises(errors.Unauthenticated):
+            await refused
+    monkeypatch.setattr(identity, "_MAX_WAITING", 0)
+    await known.apply(auth_pb2.WatchTrustResponse(keys=[auth_pb2.Key(kid="k1", public_key=_raw(KEY), issuer="auth")]))
+    with pytest.raises(errors.Unauthenticated):
+        await here.context(token, "dispatcher")
+
+
+async def test_what_was_signed_here_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    forged = forge.Forge(forge.Key("k1", KEY), forge.Key("c1", CONTEXT_KEY), _claims())
+    verifier, token = identity.Verifier(await _trust()), forged.token(identity.CONTEXT, iat=NOW - 600, nbf=NOW - 600, exp=NOW + 20)
+    _at(monkeypatch, NOW + 10)
+    verifier.believe(token, "c1", jwt.decode(token, options={"verify_signature": False, "verify_exp": False}))
+    await verifier.context(token, "dispatcher")
+    _at(monkeypatch, NOW + 30)
+    with pytest.raises(errors.Unauthenticated, match="expired"):
+        await verifier.context(token, "dispatcher")
 
 
 async def test_not_everybody_waits_for_a_key_that_nobody_knows() -> None:
