@@ -14,6 +14,7 @@ import orjson
 
 from chassis import identity, log, telemetry
 from netra import errors, ids
+from netra.context import UserExecutionContext
 from netra.context.v1 import context_pb2
 from services.dispatcher import entitlements, runs, settings, stages, upstreams
 from services.dispatcher.tools import arguments
@@ -59,6 +60,15 @@ class Wanted:
         return hashlib.sha256(orjson.dumps(parts)).digest()
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A call that was accepted just now, and the context it executes in: its lease counts from then, by `time.monotonic`."""
+
+    order: runs.Order
+    context: UserExecutionContext
+    leased_at: float
+
+
 class Waiting(Protocol):
     """Where the runs of all users are kept."""
 
@@ -91,7 +101,14 @@ class Known(Protocol):
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
         correlation_id: str, most_queued: int, on_busy: str, passed: Mapping[str, datetime], owner: str, lease_s: float, concurrent: int,
     ) -> runs.Added:  # fmt: skip
-        """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1, an agent's if it may."""
+        """Add a run, or return the one with this request id. With an `owner` it runs at once, at epoch 1, if it may."""
+        ...
+
+    async def begin(
+        self, user_id: ids.UserId, call: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
+        correlation_id: str, most_queued: int, passed: Mapping[str, datetime], owner: str, lease_s: float,
+    ) -> runs.Run | None:  # fmt: skip
+        """Add a call, which executes at once at epoch 1, or return the run with this request id. Raises `RateLimited` if too many wait."""
         ...
 
     async def known(self, user_id: ids.UserId, request_id: str, *, thread_id: str, most_queued: int, on_busy: str) -> runs.Run | None:
@@ -129,20 +146,42 @@ class Admission:
             user.user_id, ids.RequestId(wanted.request_id), thread_id=wanted.thread_id,
             most_queued=self._entitled.queued(user.tier), on_busy=wanted.on_busy,
         )  # fmt: skip
-        if run is not None and run.digest != wanted.digest():
-            raise errors.AlreadyExists(field="request_id")
+        if run is not None:
+            require_same(run.digest, wanted)
         return run
+
+    async def begin(self, user: identity.Principal, wanted: Wanted, owner: str, lease_s: float) -> Begun | runs.Run:
+        """Open a context for a call and store it, as one that this owner executes; or the run that the same request started.
+
+        Raises `AlreadyExists` when it was another request under the same id, `RateLimited`; `FailedPrecondition` when the same one is over.
+        """
+        passed = stages.accepted(wanted.received_at, wanted.validated_at, datetime.now(UTC))
+        opened = await self._opened(user, wanted)
+        passed.now(stages.ROUTING)
+        order, began = _order(wanted, opened, ""), time.monotonic()
+        try:
+            known = await self._store.begin(
+                user.user_id, order, session_id=opened.context.session_id, tier=user.tier, thread_id=opened.context.thread_id,
+                request_id=wanted.request_id, digest=wanted.digest(), correlation_id=opened.context.correlation_id,
+                most_queued=self._entitled.queued(user.tier), passed=passed.times, owner=owner, lease_s=lease_s,
+            )  # fmt: skip
+        except _REFUSED:
+            await self._rest(user, wanted, opened)
+            raise
+        if known is None:
+            return Begun(order, opened.context, began)
+        require_same(known.digest, wanted)
+        return known
 
     async def accept(
         self, user: identity.Principal, wanted: Wanted, *, owner: str = "", lease_s: float = 0.0
     ) -> tuple[runs.Added, runs.Order]:
-        """Open a context, store the message and the run. With an `owner` the run is that process's at once; an agent's may wait.
+        """Open a context, store the message and the run of an agent. With an `owner` it is that process's at once, if it may.
 
         Of a request that is refused after that a context is left that rests: it may start later, and nothing waits for it.
         """
         passed = stages.accepted(wanted.received_at, wanted.validated_at, datetime.now(UTC))
-        if wanted.kind == "agent":
-            await self._entitled.count_run(user)
+        await self._entitled.count_run(user)
         opened = await self._opened(user, wanted)
         try:
             return await self._added(user, wanted, opened, passed, owner, lease_s)
@@ -157,14 +196,8 @@ class Admission:
             # runs of others count as well, and may be told of now that the user is known to write there; no message was left yet
             await self._store.require_free(user.user_id, ids.RequestId(wanted.request_id), opened.context.thread_id)
         message_id = await self._message(wanted, opened)
-        passed.now(stages.PERSISTED if message_id else stages.ROUTING)
-        # a call is executed here or not at all: its arguments, which may hold secrets, need not outlive it
-        inputs = wanted.inputs if wanted.kind == "agent" else b"{}"
-        order = runs.Order(
-            run_id=opened.context.run_id, kind=wanted.kind, agent=wanted.name, request=wanted.request, inputs=inputs,
-            deadline_s=wanted.deadline_s, message_id=message_id, context=opened.stored, context_token=opened.token,
-            traceparent=telemetry.carrier().get("traceparent", ""), agent_version=wanted.agent_version,
-        )  # fmt: skip
+        passed.now(stages.PERSISTED)
+        order = _order(wanted, opened, message_id)
         added = await self._store.add(
             user.user_id, order, session_id=opened.context.session_id, tier=user.tier, thread_id=opened.context.thread_id,
             request_id=wanted.request_id, digest=wanted.digest(), correlation_id=opened.context.correlation_id,
@@ -198,9 +231,25 @@ class Admission:
         )
 
     async def _message(self, wanted: Wanted, opened: upstreams.Opened) -> str:
-        if wanted.kind != "agent" or opened.message_id:
+        if opened.message_id:
             return opened.message_id
         return await self._contexts.append_message(opened.token, f"{opened.context.run_id}:{_REQUEST}", "user", wanted.request)
+
+
+def require_same(digest: bytes, wanted: Wanted) -> None:
+    """Raises `AlreadyExists` when what a request id was used for is not what is wanted under it now."""
+    if digest != wanted.digest():
+        raise errors.AlreadyExists(field="request_id")
+
+
+def _order(wanted: Wanted, opened: upstreams.Opened, message_id: str) -> runs.Order:
+    # a call is executed here or not at all: its arguments, which may hold secrets, need not outlive it
+    inputs = wanted.inputs if wanted.kind == "agent" else b"{}"
+    return runs.Order(
+        run_id=opened.context.run_id, kind=wanted.kind, agent=wanted.name, request=wanted.request, inputs=inputs,
+        deadline_s=wanted.deadline_s, message_id=message_id, context=opened.stored, context_token=opened.token,
+        traceparent=telemetry.carrier().get("traceparent", ""), agent_version=wanted.agent_version,
+    )  # fmt: skip
 
 
 def _first(wanted: Wanted) -> context_pb2.RunMessage | None:

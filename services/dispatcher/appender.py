@@ -40,7 +40,9 @@ class Health:
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """An append on its way. `sent_at` is when it was last given to a stream; `token` is what its context token is by then."""
+    """An append on its way. `sent_at` is when it was last given to a stream; `token` is what its context token, or that of the run
+    that it opens, is by then.
+    """
 
     request: events_pb2.AppendRequest
     user_id: str
@@ -53,7 +55,7 @@ class _Pending:
     def as_sent(self) -> events_pb2.AppendRequest:
         """The request as it goes out now: while it waited, its context token may have run out."""
         if self.token is not None:
-            self.request.context_token = self.token()
+            (self.request.open if self.request.HasField("open") else self.request).context_token = self.token()
         return self.request
 
 

@@ -117,7 +117,7 @@ class ExecutionEngine:
     async def run(self, mine: Running) -> None:
         """Take a claimed run to its end, or to where it waits. Returns without one when another process owns the run by now."""
         order = mine.claim.order
-        context = running.context_of(order)
+        context = mine.context
         headers = {"traceparent": order.traceparent, telemetry.CORRELATION_HEADER: context.correlation_id}
         with telemetry.span(f"run {order.agent}", headers) as span:
             span.set_attribute("netra.run_id", order.run_id)
@@ -396,9 +396,9 @@ class ExecutionEngine:
             _log.error("an agent failed", agent=spec.name, support_code=code, error=type(error).__name__, where=where)
             return errors.AgentFailed(f"The agent {spec.name} failed with {type(error).__name__}. Support code {code}.", support_code=code)
 
-    async def call(self, mine: Running, arguments: dict[str, Any]) -> bytes:
-        """Take an interactive tool call to its end; returns and keeps the answer that its outcome means."""
-        return await self._interactive.call(mine, arguments)
+    async def call(self, mine: Running, arguments: dict[str, Any], told: Callable[[bytes], None]) -> None:
+        """Take an interactive tool call to its end; `told` hears the answer that its outcome means once that is in the record."""
+        await self._interactive.call(mine, arguments, told)
 
     async def closed(self, token: str) -> bool:
         """Close the context of a run that is at its end; False when that may succeed another time."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from netra import errors
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
 from services.dispatcher import answers, entitlements, journal, ledger, running, runs, settlement, stages
-from services.dispatcher.patience import AWAY, patient
+from services.dispatcher.patience import patient
 from services.dispatcher.tools import dispatch
 
 _T = TypeVar("_T")
@@ -23,9 +22,9 @@ class Interactive:
     def __init__(self, course: running.Course, entitled: entitlements.Entitlements) -> None:
         self._course, self._entitled = course, entitled
 
-    async def call(self, mine: running.Running, arguments: dict[str, Any]) -> bytes:
-        """Take a call to its end; returns and keeps the answer that its outcome means."""
-        order, context = mine.claim.order, running.context_of(mine.claim.order)
+    async def call(self, mine: running.Running, arguments: dict[str, Any], told: Callable[[bytes], None]) -> None:
+        """Take a call to its end; `told` hears the answer that its outcome means once that is in the record, before it is kept."""
+        order, context = mine.claim.order, mine.context
         record = await self._course.opened(mine)
         if record is None:
             raise errors.Unauthenticated("The context of the call has ended.")
@@ -47,7 +46,7 @@ class Interactive:
                 raise
             if outcome is None:
                 raise errors.Cancelled
-            return await self._called(mine, bridge, outcome)
+            await self._called(mine, bridge, outcome, told)
 
     async def _unless_stopped(self, mine: running.Running, bridge: journal.AgentWebSocketBridge, work: Awaitable[_T]) -> _T | None:
         """What the work came to; None when it was stopped before, by a cancel."""
@@ -70,29 +69,31 @@ class Interactive:
             calling.cancel()
             await asyncio.wait({calling}, timeout=running.GRACE_S)
 
-    async def _called(self, mine: running.Running, bridge: journal.AgentWebSocketBridge, outcome: dispatch.Outcome) -> bytes:
-        """The call is over: once that is in the record, its answer is kept."""
+    async def _called(
+        self,
+        mine: running.Running,
+        bridge: journal.AgentWebSocketBridge,
+        outcome: dispatch.Outcome,
+        told: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """The call is over: once that is in the record, whoever waits is told, and its answer is kept."""
         await bridge.barrier()
         mine.passed.now(stages.RESPONSE_PERSISTED)
         kept = answers.of(
             journal.kept_of(outcome), outcome.call.tool_call_id, outcome.execution_time_ms, attempts=outcome.attempts,
             enforcement=outcome.enforcement, answered_by=outcome.degraded.answered if outcome.degraded is not None else "",
         )  # fmt: skip
+        mine.over = True
+        if told is not None:
+            told(kept)
         await self._over(mine, answers.state_after(outcome.status), kept)
-        return kept
 
     async def _over(self, mine: running.Running, state: runs.RunState, outcome: bytes) -> None:
-        """Store the end of a call, which frees no thread; its context is closed behind its caller's back."""
+        """Store the end of a call, which frees no thread; nobody waits for it, and its context is closed before."""
         order, epoch = mine.claim.order, mine.claim.epoch
-        mine.over = True
-        await patient(lambda: self._course.store.ended(order.run_id, epoch, state, outcome, mine.passed.times, context_open=True))
-        self._course.tasks.spawn(self._close_late(mine), name="close the context of a call")
-
-    async def _close_late(self, mine: running.Running) -> None:
-        if await self._course.closed(mine.token):
-            # should it fail: what is still to be closed is looked for again and again
-            with contextlib.suppress(*AWAY):
-                await self._course.store.context_closed(mine.claim.order.run_id)
+        left_open = not await self._course.closed(mine.token)
+        # should it have failed: what is still to be closed is looked for again and again
+        await patient(lambda: self._course.store.ended(order.run_id, epoch, state, outcome, mine.passed.times, context_open=left_open))
 
     async def take_up(self, mine: running.Running, context: UserExecutionContext, record: events_pb2.OpenRunResponse) -> None:
         """Bring a call to its end whose owner died, by what it left in the record."""

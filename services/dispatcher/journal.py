@@ -55,6 +55,8 @@ class AgentWebSocketBridge:
         self._agent = {"agent_id": run.run_id, "agent_name": agent_name}
         self._version = agent_version
         self._ends_with_tool = ends_with_tool
+        # the calls that were told to begin here, and have not ended: whether each has effects
+        self._begun: dict[str, bool] = {}
 
     def under(self, agent_name: str) -> AgentWebSocketBridge:
         """The same record, told in the name of another agent."""
@@ -65,12 +67,12 @@ class AgentWebSocketBridge:
     def started(self, depth: int, message: str, step: Step | None = None) -> None:
         """The run begins."""
         data = {"status": "started", "agent_version": self._version, "message": message, "depth": depth}
-        self._emit("agent_started", data, step=_kept(step))
+        self._emit("agent_started", data, step=_kept(step), held=True)
 
     def thinking(self, reasoning: str, step_number: int, progress: float | None, step_key: str, at: float = 0.0) -> None:
         """The agent considers something; a step of its own, which ends `at` this time, in seconds since 1970."""
         data = {"reasoning": reasoning, "step_number": step_number, "status": "thinking", **_given(progress_percentage=progress)}
-        self._emit("agent_thinking", data, step=(step_key, orjson.dumps({"at": at})))
+        self._emit("agent_thinking", data, step=(step_key, orjson.dumps({"at": at})), held=True)
 
     def delta(self, text: str) -> None:
         """Text as it is produced: shown to those who watch, not recorded."""
@@ -88,6 +90,7 @@ class AgentWebSocketBridge:
             "parameters": intent.arguments, "status": "executing", **_paths(masked),
         }  # fmt: skip
         step = intent.step() if step_key else None
+        self._begun[call.tool_call_id] = effects
         self._emit("tool_executing", data, tool_call_id=call.tool_call_id, step=step, opens=step_key, held=not effects)
 
     def tool_again(self, call: calls.Call, step_key: str, attempt: int) -> None:
@@ -104,8 +107,12 @@ class AgentWebSocketBridge:
         (self._show if transient else self._emit)("tool_progress", data)
 
     def tool_completed(self, outcome: calls.Outcome, enforcement: Mapping[str, object], step_key: str, settled: str = "") -> None:
-        """A call is over; its result is kept under the step's key, as it is. `settled` says how one that an earlier owner left was."""
+        """A call is over; its result is kept under the step's key, as it is. `settled` says how one that an earlier owner left was.
+
+        One without effects waits a moment for what comes next; one with effects only as long as a step takes to follow at once.
+        """
         call, kept = outcome.call, kept_of(outcome)
+        effects = None if self._ends_with_tool else self._begun.pop(call.tool_call_id, None)
         data = {
             "tool_name": call.tool, "tool_call_id": call.tool_call_id,
             "execution_time_ms": outcome.execution_time_ms, "attempts": outcome.attempts, "enforcement": dict(enforcement),
@@ -123,11 +130,13 @@ class AgentWebSocketBridge:
             tool_call_id=call.tool_call_id,
             step=(step_key, orjson.dumps(step)) if step_key else None,
             end=self._ends_with_tool,
+            held=effects is False,
+            brief=effects is True,
         )
 
     def message_created(self, message_id: str, role: str, content: str, step: Step | None = None) -> None:
         """A message was added to the thread."""
-        self._emit("message_created", {"message_id": message_id, "role": role, "content": content}, step=_kept(step))
+        self._emit("message_created", {"message_id": message_id, "role": role, "content": content}, step=_kept(step), held=True)
 
     def suspended(
         self, waits_for: str, message: str | None = None, approval_id: str | None = None, until: str | None = None, step: Step | None = None
@@ -253,14 +262,14 @@ class AgentWebSocketBridge:
 
     def _emit(
         self, kind: str, data: Mapping[str, Any], *, tool_call_id: str = "", step: tuple[str, bytes] | None = None, end: bool = False,
-        beside: bool = False, opens: str = "", held: bool = False,
+        beside: bool = False, opens: str = "", held: bool = False, brief: bool = False,
     ) -> None:  # fmt: skip
         event = events_pb2.NewEvent(event_id=ids.EventId.new(), type=kind, data=self._checked(kind, data), tool_call_id=tool_call_id)
         if beside:
             self._record.add_beside(event)
             return
         kept = None if step is None else events_pb2.Step(key=step[0], result=step[1])
-        self._add(outbox.Entry(event, kept, end, opens=opens, held=held))
+        self._add(outbox.Entry(event, kept, end, opens=opens, held=held, brief=brief))
 
     def _show(self, kind: str, data: Mapping[str, Any]) -> None:
         self._record.show(kind, self._checked(kind, data))

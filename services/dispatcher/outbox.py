@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -28,8 +29,12 @@ _MAX_EVENT = results.INLINE_BYTES + 32 * 1024
 # so far may an agent be ahead of its record: this many entries, for this long
 _MAX_WAITING = 64
 _LATE_S = 0.5
-# so long waits what may for what comes next, to be recorded together with it
-_HELD_S = 0.01
+# so long waits what may for what comes next, to be recorded together with it: nobody sees that it does
+_HELD_S = 0.015
+# and so long what is only to go with a step that follows at once
+_BRIEF_S = 0.002
+# what waits is sent before it is so much that the run would be held up by it
+_ENOUGH, _ENOUGH_BYTES = _MAX_WAITING // 2, _MAX_BYTES // 4
 _MOST_SHOWN_BYTES = 16 * 1024
 _TEXT = "text/plain; charset=utf-8"
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded)
@@ -50,11 +55,19 @@ class Appends(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """A run that is not open in the record yet: its first append opens it, of this trace; or `apart`, where that cannot be done so."""
+
+    trace_id: str
+    apart: Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
 class Owned:
     """A run that this process owns: whose it is, at which epoch, and its context token as it is now.
 
     `leased_until` is the end of its lease by the monotonic clock; 0 when that is not known. `moved` is told of each append that
-    brought events into the record.
+    brought events into the record. `opening` is how it is opened there, unless it was.
     """
 
     run_id: ids.RunId
@@ -64,14 +77,16 @@ class Owned:
     keep: Keep
     leased_until: Callable[[], float] = lambda: 0.0
     moved: Callable[[], None] = lambda: None
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An event, a step, or an event with the step it belongs to: recorded together or not at all. `end` marks a run's last one.
 
-    `fits` says that what is large in it has been put elsewhere, `held` that it may wait a moment for what comes next. A step that
-    `opens` the one of this key says that it begins: nobody needs it when the append has that one as well.
+    `fits` says that what is large in it has been put elsewhere, `held` that it may wait a moment for what comes next, `brief` that it
+    may do so for a step that follows at once. A step that `opens` the one of this key says that it begins: nobody needs it when the
+    append has that one as well.
     """
 
     event: events_pb2.NewEvent | None
@@ -79,6 +94,7 @@ class Entry:
     end: bool = False
     fits: bool = False
     held: bool = False
+    brief: bool = False
     opens: str = ""
 
     @property
@@ -101,20 +117,24 @@ class Outbox:
         self._bytes = 0
         self._busy: asyncio.Future[None] | None = None
         self._since = 0.0
-        self._on_its_way = 0
+        # events and entries of the append that is on its way
+        self._on_its_way = self._entries_on_their_way = 0
         self._beside: set[asyncio.Future[None]] = set()
         self._moved = asyncio.Event()
         # nothing more is recorded: the record refused something, another owns the run, or it was closed
         self._broken: BaseException | None = None
         self._ended = False
-        # something waits that must not be held, or has been for long enough
-        self._due = False
-        self._timer: asyncio.TimerHandle | None = None
+        # when what waits is to go at the latest, by the clock of the loop; there is a timer while nothing else sees to that
+        self._due_at = math.inf
+        self._timer: tuple[float, asyncio.TimerHandle] | None = None
+        # entries that were told, and those that are recorded
+        self._told = self._recorded = 0
         # its owner stops what it runs, and another goes on: what is told from now on is not how it went
         self._left = False
         self._tasks = lifecycle.Tasks(on_failure=lambda _error: None)
         # something of the run is in the record
         self._begun = next_seq > 1
+        self._opening = run.opening
 
     @property
     def left(self) -> bool:
@@ -138,8 +158,9 @@ class Outbox:
 
     async def barrier(self) -> None:
         """Returns when everything told so far is in the record. Raises what it was refused with."""
+        told = self._told
         self._release()
-        while (self._entries or self._busy is not None) and self._broken is None:
+        while self._recorded < told and self._broken is None:
             await self._moved.wait()
         for answered in tuple(self._beside):
             await asyncio.wait({answered})
@@ -158,7 +179,7 @@ class Outbox:
         """Returns when the run may go on: not much waits, and the record answers. Raises what the record refused something with."""
         # whoever only takes steps lets others go on at each
         await asyncio.sleep(0)
-        while self._broken is None and (len(self._entries) >= _MAX_WAITING or self.unanswered_s > _LATE_S):
+        while self._broken is None and (self._told - self._recorded >= _MAX_WAITING or self.unanswered_s > _LATE_S):
             await self._moved.wait()
         if self._broken is not None:
             raise self._broken.with_traceback(None)
@@ -171,6 +192,7 @@ class Outbox:
         """Forget what the record refused, and what came after it; go on with the seq that was refused."""
         self._entries.clear()
         self._bytes = 0
+        self._recorded = self._told
         self._broken, self._ended = None, False
 
     def leave(self) -> None:
@@ -181,8 +203,7 @@ class Outbox:
     async def close(self) -> None:
         """Keep nothing any more."""
         self._broken = self._broken or _over()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._set_timer(None)
         self._move()
         await self._tasks.close()
 
@@ -192,9 +213,16 @@ class Outbox:
             return
         self._ended = entry.end
         self._entries.append(entry)
+        self._told += 1
         self._bytes += entry.size
-        self._due = self._due or not entry.held
+        self._due_at = min(self._due_at, self._latest(entry))
         self._send()
+
+    def _latest(self, entry: Entry) -> float:
+        """When an entry that was just added is to be sent at the latest."""
+        if not (entry.held or entry.brief) or len(self._entries) >= _ENOUGH or self._bytes >= _ENOUGH_BYTES:
+            return 0.0
+        return asyncio.get_running_loop().time() + (_BRIEF_S if entry.brief else _HELD_S)
 
     def add_beside(self, event: events_pb2.NewEvent) -> None:
         """Record an event of the user's that belongs to no run, which goes on when it is refused."""
@@ -227,29 +255,52 @@ class Outbox:
         if self._busy is not None or self._broken is not None:
             return
         if not self._entries:
-            self._due = False
             self._move()
             return
-        if not self._due:
-            self._timer = self._timer or asyncio.get_running_loop().call_later(_HELD_S, self._release)
+        if self._due_at > asyncio.get_running_loop().time():
+            self._set_timer(self._due_at)
             return
+        self._set_timer(None)
         self._since = time.monotonic()
         if self._entries[0].is_large:
             self._busy = self._tasks.spawn(self._shrink(), name="keep what is large")
         else:
-            request = self._next_append()
-            self._on_its_way = len(request.events)
-            self._busy = self._appender.append(request, self._run.user_id)
+            waiting, request = len(self._entries), self._next_append()
+            self._on_its_way, self._entries_on_their_way = len(request.events), waiting - len(self._entries)
+            self._busy = self._appended(request)
+        # what one append does not hold has waited long enough
+        self._due_at = 0.0 if self._entries else math.inf
         self._busy.add_done_callback(self._answered)
         self._move()
 
+    def _appended(self, request: events_pb2.AppendRequest) -> asyncio.Future[None]:
+        if self._opening is None:
+            return self._appender.append(request, self._run.user_id)
+        request.open.trace_id = self._opening.trace_id
+        return self._tasks.spawn(self._opened(request, self._opening), name="open the record of the run")
+
+    async def _opened(self, request: events_pb2.AppendRequest, opening: Opening) -> None:
+        """Returns when the run is open in the record, with its first append."""
+        try:
+            await self._appender.append(request, self._run.user_id, self._run.token)
+        except errors.NotFound:
+            # an older service knows no append that opens
+            await opening.apart()
+            request.ClearField("open")
+            await self._appender.append(request, self._run.user_id)
+        self._opening = None
+
+    def _set_timer(self, at: float | None) -> None:
+        if self._timer is not None:
+            if self._timer[0] == at:
+                return
+            self._timer[1].cancel()
+        self._timer = None if at is None else (at, asyncio.get_running_loop().call_at(at, self._release))
+
     def _release(self) -> None:
         """Nothing is held any longer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._entries and not self._due:
-            self._due = True
+        if self._entries:
+            self._due_at = 0.0
             self._send()
 
     def _next_append(self) -> events_pb2.AppendRequest:
@@ -275,10 +326,11 @@ class Outbox:
         refused = asyncio.CancelledError() if done.cancelled() else done.exception()
         if refused is None:
             self._next_seq += self._on_its_way
+            self._recorded += self._entries_on_their_way
             if self._on_its_way:
                 self._begun = True
                 self._run.moved()
-        self._broken, self._on_its_way = self._broken or refused, 0
+        self._broken, self._on_its_way, self._entries_on_their_way = self._broken or refused, 0, 0
         self._move()
         self._send()
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -55,10 +55,6 @@ class Ends(Protocol):
         """Whether the messages of a run are to be hidden; once it is finishing that changes no more."""
         ...
 
-    async def context_closed(self, run_id: ids.RunId) -> None:
-        """The context of a run that has ended is closed, or has ended as well."""
-        ...
-
 
 @dataclass(slots=True)
 class Running:
@@ -89,10 +85,21 @@ class Running:
     has_files: bool = False
     # its context is closed, with its answer
     closed: bool = False
+    # it is not in the record yet: its first append opens it there
+    unopened: bool = False
     # where its strands wait, once it executes
     parking: parking.Parking | None = None
+    # the frame that it executes in, once it was read
+    frame: UserExecutionContext | None = None
     # there is something for whoever executes it: it is to stop, or to be put away, or has fallen silent
     notice: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def context(self) -> UserExecutionContext:
+        """The frame that it executes in."""
+        if self.frame is None:
+            self.frame = context_of(self.claim.order)
+        return self.frame
 
     def token_for_files(self) -> str:
         """The context token, for files of the user; that there were some is known from then on."""
@@ -117,13 +124,13 @@ class Running:
 
     def is_meant(self, revocation: auth_pb2.Revocation) -> bool:
         """Whether the run was started in the session, or by the user before they were withdrawn."""
-        context = context_of(self.claim.order)
+        context = self.context
         before = revocation.revoked_at.ToDatetime(UTC)
         return context.session_id == revocation.session_id or (context.user_id == revocation.user_id and context.created_at <= before)
 
     def narrow(self, user_id: str, rights: runs.Rights) -> None:
         """Take note of what a user has by now; the last word counts, for what they started before."""
-        context = context_of(self.claim.order)
+        context = self.context
         if context.user_id == user_id and context.created_at <= rights.since + runs.LATE:
             self.left_with(rights)
 
@@ -168,9 +175,10 @@ class Course:
     ) -> contextlib.AbstractAsyncContextManager[journal.AgentWebSocketBridge]:
         """The run's way to its record for the time of the block. Whoever is told to stop in it lets go of the run."""
         order, keep = running.claim.order, self.files(running).keep
+        opening = outbox.Opening(telemetry.trace_id(), lambda: patient(lambda: self._open(running))) if running.unopened else None
         owned = outbox.Owned(
             order.run_id, context.user_id, running.claim.epoch, lambda: running.token, keep, lambda: running.leased_until,
-            running.went_on,
+            running.went_on, opening,
         )  # fmt: skip
         bridge = journal.AgentWebSocketBridge(
             self._appends, owned, record.next_seq, order.agent, agent_version=version, ends_with_tool=order.kind == "tool"
@@ -197,17 +205,23 @@ class Course:
         return self._workspaces.of(running.claim.order.run_id, running.token_for_files)
 
     async def opened(self, running: Running) -> events_pb2.OpenRunResponse | None:
-        """The record so far; None when nothing can be recorded in the user's name any more."""
-        order, epoch = running.claim.order, running.claim.epoch
+        """The record so far; None when nothing can be recorded in the user's name any more.
+
+        For the first owner of an agent's run that is nothing: while the record is there, the first append opens the run.
+        """
+        order = running.claim.order
         if running.claim.expired:
             _log.error("the context token of the run ran out; it ends without an event")
             return None
-        user_id, began = context_of(order).user_id, time.monotonic()
+        if order.kind == "agent" and running.claim.epoch == 1 and self.can_record:
+            running.unopened = True
+            return events_pb2.OpenRunResponse(next_seq=1)
+        began = time.monotonic()
 
         async def opened() -> events_pb2.OpenRunResponse:
             # only what the record was away counts: it answers within the first call, or it is
             running.overdue = time.monotonic() - began > order.deadline_s
-            return await self._records.open(order.run_id, user_id, epoch, running.token, telemetry.trace_id())
+            return await self._open(running)
 
         try:
             return await patient(opened)
@@ -218,6 +232,10 @@ class Course:
                 raise
             _log.error("the record of the run cannot be opened; it ends without an event", code=error.code)
             return None
+
+    async def _open(self, running: Running) -> events_pb2.OpenRunResponse:
+        run_id, user_id = running.claim.order.run_id, running.context.user_id
+        return await self._records.open(run_id, user_id, running.claim.epoch, running.token, telemetry.trace_id())
 
     def steps(self, running: Running, context: UserExecutionContext) -> AsyncIterator[tuple[str, bytes]]:
         """The steps of the run's earlier owners."""
@@ -243,8 +261,6 @@ class Course:
     async def _told(self, bridge: journal.AgentWebSocketBridge, ending: Ending) -> runs.RunState:
         """The state that the run ends in, once its end is in the record. What the record refuses makes it a failure."""
         try:
-            # nothing else is told with the end, or after it
-            await bridge.barrier()
             ending.tell(bridge)
             await bridge.barrier()
             return ending.state
@@ -258,14 +274,20 @@ class Course:
 
     async def _answered(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: Ending) -> Ending:
         try:
+            # a message goes out: whoever should have to end the run again comes to the same one, out of the record
+            await bridge.barrier()
+        except errors.Fenced:
+            raise
+        except errors.NetraError:
+            # then that is how it ends
+            return ending
+        try:
             message_id = await self._said(running, bridge, ending)
         except errors.NetraError as error:
             return failed(error)
         # it is in the thread now; the end of the run may be on a socket before the record's answer is here
         running.passed.now(stages.RESPONSE_PERSISTED)
-        if not running.answered:
-            bridge.message_created(message_id, "assistant", ending.answer, (ANSWER, {"at": time.time()}))
-        return ending
+        return ending if running.answered else _with_answer(ending, message_id, {"at": time.time()})
 
     async def _said(self, running: Running, bridge: journal.AgentWebSocketBridge, ending: Ending) -> ids.MessageId:
         """The id of the answer in the thread. The context is closed with it when nothing needs that any more."""
@@ -359,6 +381,16 @@ async def _closing(bridge: journal.AgentWebSocketBridge) -> AsyncIterator[journa
 def context_of(order: runs.Order) -> UserExecutionContext:
     """The frame that a run executes in."""
     return UserExecutionContext.from_proto(context_pb2.ExecutionContext.FromString(order.context))
+
+
+def _with_answer(ending: Ending, message_id: ids.MessageId, about: Mapping[str, Any]) -> Ending:
+    """It ends with its answer, which is told together with the end."""
+
+    def tell(bridge: journal.AgentWebSocketBridge) -> None:
+        bridge.message_created(message_id, "assistant", ending.answer, (ANSWER, about))
+        ending.tell(bridge)
+
+    return replace(ending, tell=tell)
 
 
 def failed(error: errors.NetraError) -> Ending:

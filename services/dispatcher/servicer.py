@@ -96,6 +96,7 @@ class Dispatcher(servicer_waits.WaitsServicer, servicer_tools.ToolsServicer):
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         """One run."""
         thread_id = await self._granted(request.grant_token, "read")
+        await self._supervisor.stored(identity.current().user_id)
         run = await self._store.get(identity.current().user_id, ids.RunId(request.run_id), thread_id)
         shown = _run(run)
         shown.stages.extend(pb.Stage(name=name, at=servicer_fields.time(at)) for name, at in stages.in_order(run.stages))
@@ -108,6 +109,7 @@ class Dispatcher(servicer_waits.WaitsServicer, servicer_tools.ToolsServicer):
         thread_id = ids.ThreadId(request.thread_id) if request.thread_id else granted
         if granted and thread_id != granted:
             raise errors.InvalidPayload("thread_id is another thread than that of grant_token", field="thread_id")
+        await self._supervisor.stored(identity.current().user_id)
         found = await self._store.page(
             identity.current().user_id,
             before=servicer_fields.decoded(request.page_token, ids.RunId),

@@ -43,6 +43,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $
     CASE WHEN $19::text IS NULL THEN '{{}}' ELSE jsonb_build_object('{stages.ROUTING}', clock_timestamp()) END || $21::jsonb)
 RETURNING {_COLUMNS}
 """
+# a call executes at once: nothing of the user's waits for it, nor it for anything
+_BEGIN = f"SELECT dispatcher.begin_call({', '.join(f'${number}' for number in range(1, 19))}) AS made"
 # what policies look at beside the user: a thread whose runs are shown, one whose runs may be cancelled
 _THREAD, _OWNED_THREAD = "thread_id", "owned_thread_id"
 
@@ -91,7 +93,7 @@ class Store(store_waits.UserWaits):
             # one user's starts queue up here, and those of one thread, so the counts below are exact
             locks = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0)), pg_advisory_xact_lock(hashtextextended($2, 0))"
             await transaction.execute(locks, f"start {user_id}", f"start in {thread_id}")
-            looks = (thread_id, concurrent) if owner and run.kind == "agent" else ()
+            looks = (thread_id, concurrent) if owner else ()
             found = await _look(transaction, user_id, request_id, *looks)
             if found.run is not None:
                 return runs.Added(found.run)
@@ -99,7 +101,7 @@ class Store(store_waits.UserWaits):
                 await _require_free(transaction, thread_id)
             _require_room(found, most_queued)
             stopped = await _stopped(transaction, user_id, thread_id, on_busy)
-            at_once = bool(owner) and (run.kind == "tool" or (found.room and not found.waiting))
+            at_once = bool(owner) and found.room and not found.waiting
             began = time.monotonic()
             row = await transaction.row(
                 _ADD, run.run_id, user_id, thread_id, request_id, digest, run.message_id or None, run.kind, run.agent, run.request,
@@ -111,6 +113,25 @@ class Store(store_waits.UserWaits):
             return runs.Added(_run(row), stopped, began if at_once else 0.0)
 
         return await self._database.retried(user_id, work, within={_THREAD: thread_id})
+
+    async def begin(
+        self, user_id: ids.UserId, call: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
+        correlation_id: str, most_queued: int, passed: Mapping[str, datetime], owner: str, lease_s: float,
+    ) -> runs.Run | None:  # fmt: skip
+        """Add a call, which executes at once at epoch 1, or return the run with this request id. Raises `RateLimited` if too many wait."""
+        # done twice, it is found to be there; its request comes again, and its lease runs out
+        (row,) = await self._database.alone(
+            _BEGIN, call.run_id, user_id, thread_id, request_id, digest, call.agent, call.inputs, call.deadline_s, call.context,
+            call.context_token, correlation_id, call.traceparent, tier, session_id, owner, lease_s, stages.written(passed), most_queued,
+        )  # fmt: skip
+        if row["made"]:
+            return None
+        async with self._database.transaction(user_id) as transaction:
+            found = await _look(transaction, user_id, request_id)
+        if found.run is None:
+            _require_room(found, most_queued)
+            raise errors.Unavailable("The call could not be accepted just now. Try again.")
+        return found.run
 
     async def _by_request(self, transaction: postgres.Transaction, user_id: str, request_id: str) -> runs.Run | None:
         query = f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE user_id = $1 AND request_id = $2"

@@ -19,7 +19,7 @@ import stamina
 from chassis import identity, lifecycle, log, streams, trust
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
-from services.dispatcher import admission, approvals, engine, entitlements, runs, settings, upstreams
+from services.dispatcher import admission, approvals, calling, engine, entitlements, runs, settings, upstreams
 from services.dispatcher.agents import registry as agents_
 
 _log = log.get(__name__)
@@ -150,6 +150,7 @@ class Supervisor:
         self._trust = trusted
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.uuid7()}"
         self._running: dict[str, engine.Running] = {}
+        self._calls = calling.Calls()
         self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("a run's task failed", exc_info=error))
         self._woken = asyncio.Event()
         self._room = admission.Room(all_runs, limits.queued_total)
@@ -287,34 +288,52 @@ class Supervisor:
         self._woken.set()
 
     async def call(self, user: identity.Principal, wanted: admission.Wanted, arguments: dict[str, Any]) -> tuple[ids.RunId, bytes]:
-        """Execute one tool and return its run and its answer; the same request gets the same answer.
+        """Execute one tool and return its run and its answer, which is in the record by then; the same request gets the same answer.
 
         When the process that executes it dies another settles the call; empty when nothing of it was kept. Raises `Busy` until it is over.
         """
-        run = await self._admission.known(user, wanted)
-        if run is None:
+        self._admission.check(wanted)
+        if (known := self._calls.known(user.user_id, wanted)) is not None:
+            # its end is being stored
+            return known
+        try:
             # before anything is stored: who is refused may send the same request again
             self._engine.require_room(user.user_id, self._entitled.of_user(user).concurrent())
-            lease_s = wanted.deadline_s + _TOOL_GRACE_S
-            added, order = await self._admission.accept(user, wanted, owner=self.owner, lease_s=lease_s)
-            run = added.run
-            if added.leased_at:
-                claim = runs.Claim(order, 1, cancelled="", expired=False)
-                running = engine.Running(claim, order.context_token, leased_until=added.leased_at + lease_s)
-                self._running[run.run_id] = running
-                self._stop_if_withdrawn(user)
-                # the call ends in the record even when its caller has gone
-                running.task = self._tasks.spawn(self._called(running, arguments), name=f"call {run.run_id}")
-                return run.run_id, await _outcome(running.task)
-        if run.outcome or run.state in runs.ENDED:
-            return run.run_id, run.outcome
-        raise errors.Busy("The same request still executes. Ask again for its outcome.", retry_after_ms=1000)
+            begun = await self._admission.begin(user, wanted, self.owner, wanted.deadline_s + _TOOL_GRACE_S)
+        except (errors.ResourceExhausted, errors.QuotaExceeded, errors.FailedPrecondition):
+            # what is over already has its answer; its context is closed
+            if (before := await self._admission.known(user, wanted)) is None:
+                raise
+            begun = before
+        if isinstance(begun, admission.Begun):
+            return await self._execute(user, wanted, begun, arguments)
+        if begun.outcome or begun.state in runs.ENDED:
+            return begun.run_id, begun.outcome
+        raise calling.still_executes()
 
-    async def _called(self, running: engine.Running, arguments: dict[str, Any]) -> bytes:
+    async def _execute(
+        self, user: identity.Principal, wanted: admission.Wanted, begun: admission.Begun, arguments: dict[str, Any]
+    ) -> tuple[ids.RunId, bytes]:
+        run_id = begun.order.run_id
+        claim = runs.Claim(begun.order, 1, cancelled="", expired=False)
+        leased_until = begun.leased_at + wanted.deadline_s + _TOOL_GRACE_S
+        running = engine.Running(claim, begun.order.context_token, leased_until=leased_until, frame=begun.context)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._running[run_id] = running
+        self._stop_if_withdrawn(user)
+        # the call ends in the record even when its caller has gone, and its row after its caller is answered
+        running.task = task = self._tasks.spawn(self._called(running, arguments, answer), name=f"call {run_id}")
+        return await self._calls.add(user.user_id, wanted, calling.Call(run_id, wanted.digest(), answer, task)).over()
+
+    async def _called(self, running: engine.Running, arguments: dict[str, Any], answer: asyncio.Future[bytes]) -> None:
         try:
-            return await self._engine.call(running, arguments)
+            await self._engine.call(running, arguments, answer.set_result)
         finally:
             self._forget(running)
+
+    async def stored(self, user_id: ids.UserId) -> None:
+        """Returns when the rows of the user's calls that were answered here say how they ended, or a second later."""
+        await self._calls.stored(user_id)
 
     async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
         """Ask a run to stop, wherever it runs; of a thread of theirs that was `granted` anybody's. Raises `NotFound`."""
@@ -568,13 +587,3 @@ class Supervisor:
             await self._all.release(self.owner)
         except _AWAY:
             _log.warning("leases could not be released; they run out by themselves")
-
-
-async def _outcome(call: asyncio.Task[bytes]) -> bytes:
-    """What a call came to; it ends even when nobody waits for it. Raises `Unavailable` when this process had to let go of it."""
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        if lifecycle.told_to_stop():
-            raise
-        raise errors.Unavailable("The process that executed the call let go of it. Ask again for its outcome.") from None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netra import errors, ids
 from netra.context import UserExecutionContext
+
+_TRACE = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,10 @@ def require(context: UserExecutionContext, run_id: ids.RunId) -> None:
 
 
 def new(context: UserExecutionContext, run_id: ids.RunId, trace_id: str) -> NewHead:
-    """Bind a run to the user of its context. Raises `PermissionDenied` when the context is of another run."""
+    """Bind a run to the user of its context. Raises `PermissionDenied` when the context is of another run, `InvalidPayload`."""
     require(context, run_id)
+    if trace_id and not _TRACE.fullmatch(trace_id):
+        raise errors.InvalidPayload("trace_id must be 32 hexadecimal digits in lower case", field="trace_id")
     deadline = context.deadline.timestamp() if context.deadline is not None else None
     # what a tier keeps for how long is decided when partitions are dropped, not here
     return NewHead(

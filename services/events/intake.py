@@ -8,10 +8,10 @@ from typing import Protocol
 
 from chassis import identity, lifecycle
 from chassis import log as log_
-from netra import errors
+from netra import errors, ids
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
-from services.events import commit, log
+from services.events import commit, heads, log
 
 _log = log_.get(__name__)
 Show = Callable[[events_pb2.AppendRequest], log.Outcome]
@@ -88,9 +88,9 @@ class _Stream:
         if not isinstance(request, events_pb2.AppendRequest):
             raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
         try:
-            # whose events they are is in a signed context only when no run says it
-            context = await self._verifier.context(request.context_token, identity.current().service) if request.context_token else None
-            append = log.checked(request, context)
+            # whose events they are is in a signed context only when no run says it, or none does yet
+            context = await self._context(request.context_token) if request.context_token else None
+            append = log.checked(request, context, await self._opens(request.run_id, request.open) if request.HasField("open") else None)
         except errors.NetraError as refused:
             self._open += 1
             self._reply(log.Outcome(request.append_id, refused=refused))
@@ -102,6 +102,12 @@ class _Stream:
             return
         await self._committer.submit(append, self._reply)
         self._open += 1
+
+    async def _context(self, token: str) -> UserExecutionContext:
+        return await self._verifier.context(token, identity.current().service)
+
+    async def _opens(self, run_id: str, asked: events_pb2.RunToOpen) -> heads.NewHead:
+        return heads.new(await self._context(asked.context_token), ids.RunId(run_id), asked.trace_id)
 
     def _reply(self, outcome: log.Outcome) -> None:
         self._open -= 1

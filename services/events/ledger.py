@@ -11,6 +11,7 @@ from netra import errors
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
 from services.events import days, frames, log
+from services.events import heads as heads_
 
 
 @dataclass(slots=True)
@@ -95,6 +96,9 @@ class Ledger:
     outcomes: list[log.Outcome] = field(default_factory=list)
     # runs whose rows another transaction holds
     held: frozenset[str] = frozenset()
+    # runs that have no row yet, and get it with what is written; and what stands against opening others
+    new: Mapping[str, heads_.NewHead] = field(default_factory=dict)
+    unopened: Mapping[str, errors.NetraError] = field(default_factory=dict)
 
     def add(self, append: log.Append) -> None:
         """Judge an append and, if it is good, take its rows."""
@@ -114,12 +118,16 @@ class Ledger:
             return False
         if request.first_seq == head.last_first_seq and append.digest == head.last_digest:
             return False
+        if append.opens is not None and append.opens.user_id != head.user_id:
+            return False
         # steps alone may be there already: then they are not written a second time
         self.outcomes.append(log.Outcome(request.append_id, self._take(append, head)))
         return True
 
     def _admitted(self, append: log.Append) -> int:
         request = append.request
+        if append.opens is not None and (refused := self.unopened.get(request.run_id)) is not None:
+            raise refused
         if request.run_id in self.held:
             raise errors.Unavailable("The user's record is held by another transaction just now. Send the append again.")
         head = self.heads.get(request.run_id)

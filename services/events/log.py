@@ -11,6 +11,7 @@ import orjson
 from netra import errors
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
+from services.events import heads
 
 MAX_APPEND_BYTES = 1024 * 1024
 # what goes by reference from 256 KiB on, and room for the fields around it
@@ -74,13 +75,17 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """One append that needs nothing but the head of its run to be judged; or, with a context, the user's cursor."""
+    """One append that needs nothing but the head of its run to be judged; or, with a context, the user's cursor.
+
+    One that `opens` its run is the first one of it.
+    """
 
     request: events_pb2.AppendRequest
     digest: bytes
     size: int
     # whose events they are, when they belong to no run
     context: UserExecutionContext | None = None
+    opens: heads.NewHead | None = None
 
     @property
     def is_recorded(self) -> bool:
@@ -97,16 +102,19 @@ class Outcome:
     refused: errors.NetraError | None = None
 
 
-def checked(request: events_pb2.AppendRequest, context: UserExecutionContext | None = None) -> Append:
+def checked(request: events_pb2.AppendRequest, context: UserExecutionContext | None = None, opens: heads.NewHead | None = None) -> Append:
     """Everything that can be said without the record. Raises `InvalidPayload` or `TooLarge`, naming the field.
 
-    `context` is that of the request's token, verified, when its events belong to no run.
+    `context` is that of the request's token, verified, when its events belong to no run; `opens` is the run that the request opens, by
+    another such token.
     """
     _check_place(request, with_context=context is not None)
     if not (request.events or request.steps or request.transients):
         raise errors.InvalidPayload("An append needs at least one event, step or transient.", field="events")
     if request.end and not request.events:
         raise errors.InvalidPayload("An end needs its event.", field="end")
+    if opens is not None and (request.epoch < 1 or request.first_seq != 1):
+        raise errors.InvalidPayload("The append that opens a run has an epoch from 1 on, and the first_seq 1.", field="open")
     size = _size(request)
     for event in request.events:
         _check_event(event, without_run=context is not None)
@@ -116,15 +124,20 @@ def checked(request: events_pb2.AppendRequest, context: UserExecutionContext | N
     for transient in request.transients:
         _check_kind(transient.type, "transients")
         _check_data(transient.data, "transients")
-    return Append(request, _digest(request), size, context)
+    return Append(request, _digest(request), size, context, opens)
 
 
 def _check_place(request: events_pb2.AppendRequest, *, with_context: bool) -> None:
     if not with_context:
         if not _UUID.fullmatch(request.run_id):
             raise errors.InvalidPayload("run_id must be a UUID in lower case", field="run_id")
-    elif request.run_id or request.epoch or request.first_seq or request.steps or request.end or request.transients:
-        message = "Events without a run have no run_id, epoch, first_seq, steps, transients or end; events of a run need no context_token."
+    elif (
+        request.run_id or request.epoch or request.first_seq or request.steps or request.end or request.transients
+        or request.HasField("open")
+    ):  # fmt: skip
+        message = (
+            "Events without a run have no run_id, epoch, first_seq, steps, transients, open or end; events of a run need no context_token."
+        )
         raise errors.InvalidPayload(message, field="context_token")
     elif len({event.event_id for event in request.events}) < len(request.events):
         raise errors.InvalidPayload("Each event has an event_id of its own.", field="events.event_id")

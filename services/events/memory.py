@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from chassis import postgres
 from services.events import frames, ledger, log
+from services.events import heads as heads_
 
 # of each kind: some tens of megabytes at the very most
 _MOST_KNOWN = 50_000
@@ -30,7 +31,7 @@ class Run:
     opened_at: datetime
 
     @classmethod
-    def of(cls, row: postgres.Row) -> Run:
+    def of(cls, row: postgres.Row | Mapping[str, Any]) -> Run:
         """From the row of a head."""
         shared = frames.envelope(
             user_id=row["user_id"], thread_id=row["thread_id"], run_id=row["run_id"], request_id=row["request_id"],
@@ -38,7 +39,7 @@ class Run:
         )  # fmt: skip
         return cls(row["run_id"], row["user_id"], row["thread_id"], shared, row["retention"], row["created_at"])
 
-    def head(self, row: postgres.Row) -> ledger.Head:
+    def head(self, row: postgres.Row | Mapping[str, Any]) -> ledger.Head:
         """Where its record stands, as the row says."""
         return ledger.Head(
             self.run_id, self.user_id, self.thread_id, self.shared, self.retention, self.opened_at, row["epoch"], row["next_seq"],
@@ -118,28 +119,45 @@ class Memory:
         cursors |= {user_id: replace(cursor) for user_id, cursor in book.cursors.items()}
         _bounded(self._marks).update(book.marks)
 
+    def cold(self, appends: Iterable[log.Append]) -> list[log.Append]:
+        """Those that open a run of a user of whom nothing is known here."""
+        return [append for append in appends if append.opens is not None and append.opens.user_id not in self._cursors]
+
     def guess(self, appends: Sequence[log.Append]) -> tuple[ledger.Ledger, Seen] | None:
-        """The appends as they are judged if no row has changed since it was seen; None unless each simply goes on where its run stands.
+        """The appends as they are judged if no row has changed since it was seen; None unless each simply goes on where its run stands,
+        or opens it. Of a run that is opened and was not seen here there is no row yet.
 
         What was seen of these rows is forgotten; `written` brings it back.
         """
         if self._looks:
             self._looks -= 1
             return None
-        if self._now is None or (rows := self._taken({append.request.run_id for append in appends})) is None:
+        if self._now is None:
+            return None
+        then, since = self._now
+        now = then + timedelta(seconds=time.monotonic() - since)
+        new = {
+            append.request.run_id: (append.opens, append.request.epoch)
+            for append in appends
+            if append.opens is not None and append.request.run_id not in self._heads
+        }
+        if (
+            rows := self._taken({append.request.run_id for append in appends} - new.keys(), {head.user_id for head, _ in new.values()})
+        ) is None:
             return None
         heads, cursors = rows
-        now, since = self._now
-        book = ledger.Ledger(heads, cursors, now + timedelta(seconds=time.monotonic() - since))
         seen = Seen(
             self._generation, [(user_id, cursor.last, cursor.last_at) for user_id, cursor in cursors.items()],
             [(run_id, h.epoch, h.next_seq, h.last_cursor, h.last_at, h.last_digest) for run_id, h in heads.items()],
         )  # fmt: skip
+        made = {run_id: _made(head, epoch, now) for run_id, (head, epoch) in new.items()}
+        book = ledger.Ledger(heads | made, cursors, now, new={run_id: head for run_id, (head, _) in new.items()})
         return (book, seen) if all(book.goes_on(append) for append in appends) else None
 
-    def _taken(self, runs: set[str]) -> tuple[dict[str, ledger.Head], dict[str, ledger.Cursor]] | None:
+    def _taken(self, runs: set[str], more: set[str]) -> tuple[dict[str, ledger.Head], dict[str, ledger.Cursor]] | None:
+        """The heads of these runs and the cursors of their users, and of `more` users; None when one of them was not seen."""
         heads = {run_id: head for run_id in sorted(runs) if (head := self._heads.pop(run_id, None)) is not None}
-        users = sorted({head.user_id for head in heads.values()})
+        users = sorted({head.user_id for head in heads.values()} | more)
         cursors = {user_id: cursor for user_id in users if (cursor := self._cursors.pop(user_id, None)) is not None}
         return (heads, cursors) if len(heads) == len(runs) and len(cursors) == len(users) else None
 
@@ -150,6 +168,16 @@ class Memory:
     def wrong(self) -> None:
         """A guess was wrong: others write the same rows. The more often, the longer everything is looked up before the next one."""
         self._looks, self._wrong = min(2**self._wrong - 1, _MOST_LOOKS), self._wrong + 1
+
+
+def _made(head: heads_.NewHead, epoch: int, now: datetime) -> ledger.Head:
+    """The head of a run of which there is nothing yet: nothing of it is recorded before it was made."""
+    row = {
+        "run_id": head.run_id, "user_id": head.user_id, "thread_id": head.thread_id, "request_id": head.request_id,
+        "correlation_id": head.correlation_id, "trace_id": head.trace_id, "retention": head.retention, "created_at": now, "epoch": epoch,
+        "next_seq": 1, "last_digest": b"", "last_first_seq": 0, "last_cursor": 0, "last_at": now, "ended": False, "terminal_type": "",
+    }  # fmt: skip
+    return Run.of(row).head(row)
 
 
 def _bounded(known: _T) -> _T:

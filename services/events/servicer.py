@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +14,6 @@ from services.events import erasure, exports, fanout, follow, heads, intake, log
 if TYPE_CHECKING:
     import grpc
 
-_TRACE = re.compile(r"[0-9a-f]{32}")
 _DEFAULT_PAGE, _MAX_PAGE = 100, 1000
 _PAGE_BYTES = 1024 * 1024
 _MAX_REQUEST_ID = 64
@@ -50,8 +48,6 @@ class EventsServicer(servicer_threads.ThreadsServicer):
 
     async def OpenRun(self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]) -> events_pb2.OpenRunResponse:
         execution = await self._verifier.context(request.context_token, identity.current().service)
-        if request.trace_id and not _TRACE.fullmatch(request.trace_id):
-            raise errors.InvalidPayload("trace_id must be 32 hexadecimal digits in lower case", field="trace_id")
         head = heads.new(execution, ids.RunId(request.run_id), request.trace_id or telemetry.trace_id())
         if request.epoch < 1:
             raise errors.InvalidPayload("epoch counts from 1", field="epoch")

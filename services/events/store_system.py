@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from chassis import postgres, telemetry
 from netra import errors
-from services.events import ledger, log, memory
+from services.events import heads, ledger, log, memory
 
 _wrong = telemetry.meter.create_counter("netra.events.commit.wrong", description="Group commits of rows that others had changed meanwhile.")
 # a replica that is stopped in the middle of a transaction holds up the users in it, and nobody for longer than this
@@ -51,9 +53,10 @@ cursor_rows AS MATERIALIZED (
     SELECT epoch, next_seq, last_cursor, last_at, coalesce(last_digest, '') AS last_digest, ended FROM events.heads
     WHERE run_id = ANY($6::text::uuid[]) AND (SELECT yes FROM same_cursors) ORDER BY run_id FOR UPDATE
 ), same AS MATERIALIZED (
-    SELECT array_agg(epoch) = $7::text::bigint[] AND array_agg(next_seq) = $8::text::bigint[]
-       AND array_agg(last_cursor) = $9::text::bigint[] AND array_agg(last_at) = $10::text::timestamptz[]
-       AND array_agg(last_digest) = $11::bytea[] AND NOT bool_or(ended) AND $1::uuid = (SELECT id FROM events.generation)
+    SELECT (SELECT yes FROM same_cursors) AND coalesce(array_agg(epoch), '{{}}') = $7::text::bigint[]
+       AND coalesce(array_agg(next_seq), '{{}}') = $8::text::bigint[] AND coalesce(array_agg(last_cursor), '{{}}') = $9::text::bigint[]
+       AND coalesce(array_agg(last_at), '{{}}') = $10::text::timestamptz[] AND coalesce(array_agg(last_digest), '{{}}') = $11::bytea[]
+       AND NOT coalesce(bool_or(ended), false) AND $1::uuid = (SELECT id FROM events.generation)
        AND clock_timestamp() - $2::timestamptz BETWEEN interval '-1 second' AND interval '1 second'
        AND (clock_timestamp() AT TIME ZONE 'UTC')::date = ($2 AT TIME ZONE 'UTC')::date AS yes
     FROM head_rows
@@ -87,6 +90,22 @@ advanced AS (
         AS n (run_id, next_seq, last_digest, last_first_seq, last_cursor, last_at, ended, terminal_type)
     WHERE h.run_id = n.run_id AND {only_if}
 )""",
+    # a run that somebody else has opened by now is a conflict, and nothing is written
+    "opened": """
+opened AS (
+    INSERT INTO events.heads
+        (run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, deadline, created_at, epoch, next_seq, last_digest,
+         last_first_seq, last_cursor, last_at, ended, terminal_type)
+    SELECT run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, to_timestamp(deadline), created_at, epoch, next_seq,
+           decode(last_digest, 'hex'), last_first_seq, last_cursor, last_at, ended, terminal_type
+    FROM unnest($1::text::uuid[], $2::text::uuid[], $3::text::uuid[], $4::text::text[], $5::text::text[], $6::text::text[],
+                $7::text::text[], $8::text::float8[], $9::text::timestamptz[], $10::text::bigint[], $11::text::bigint[],
+                $12::text::text[], $13::text::bigint[], $14::text::bigint[], $15::text::timestamptz[], $16::text::boolean[],
+                $17::text::text[])
+        AS n (run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, deadline, created_at, epoch, next_seq,
+              last_digest, last_first_seq, last_cursor, last_at, ended, terminal_type)
+    WHERE {only_if}
+)""",
     "marked": """
 marked AS (
     INSERT INTO events.days (user_id, day, retention, first_cursor)
@@ -99,24 +118,54 @@ _UUID7_MS = 12
 _CLOCKS_DIFFER = timedelta(days=1)
 
 
-class Writer:
-    """Writes the appends of many users in one transaction. What it saw of their rows it leaves to the `memory`."""
+Open = Callable[[heads.NewHead, int], Awaitable[object]]
 
-    def __init__(self, database: postgres.DatabaseManager, known: memory.Memory | None = None) -> None:
+
+async def _cannot_open(_head: heads.NewHead, _epoch: int) -> None:
+    raise errors.FailedPrecondition("Runs are opened elsewhere.")
+
+
+class Writer:
+    """Writes the appends of many users in one transaction. What it saw of their rows it leaves to the `memory`.
+
+    `opens` opens a run for its owner at this epoch, as by itself: where that cannot be done together with its first append.
+    """
+
+    def __init__(self, database: postgres.DatabaseManager, known: memory.Memory | None = None, opens: Open = _cannot_open) -> None:
         self._database = database
         self._memory = known or memory.Memory()
+        self._opens = opens
 
     async def commit(self, appends: Sequence[log.Append], *, pass_over: bool = False) -> ledger.Ledger:
         """Judge and write appends, in order, under locks taken in one fixed order: cursors, then heads.
 
         When told to `pass_over`, it waits for no row that is held: appends that need one are refused with `Unavailable`.
         """
+        opening = [append for append in appends if append.opens is not None]
         if pass_over:
-            return await self._looked_up(appends, " SKIP LOCKED")
-        if (guess := self._memory.guess(appends)) is not None and await self._as_guessed(*guess):
+            return await self._looked_up(appends, " SKIP LOCKED", await self._opened(opening))
+        # once the user is known here, the next run is opened together with its first append
+        cold = self._memory.cold(opening)
+        unopened = await self._opened(cold)
+        if not unopened and (guess := self._memory.guess(appends)) is not None and await self._as_guessed(*guess):
             return guess[0]
+        done = {append.request.run_id for append in cold}
+        unopened |= await self._opened([append for append in opening if append.request.run_id not in done])
         await self._make_cursors(appends)
-        return await self._looked_up(appends, "")
+        return await self._looked_up(appends, "", unopened)
+
+    async def _opened(self, appends: Sequence[log.Append]) -> dict[str, errors.NetraError]:
+        """Open the runs of these; what stands against it, by run."""
+        found = await asyncio.gather(
+            *(self._opens(append.opens, append.request.epoch) for append in appends if append.opens is not None), return_exceptions=True
+        )
+        unopened: dict[str, errors.NetraError] = {}
+        for append, answer in zip(appends, found, strict=True):
+            if isinstance(answer, errors.NetraError):
+                unopened[append.request.run_id] = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+        return unopened
 
     async def _as_guessed(self, book: ledger.Ledger, seen: memory.Seen) -> bool:
         """Write what rests on rows that were seen, if they are the same still: in one statement, which is a transaction."""
@@ -135,9 +184,10 @@ class Writer:
         self._memory.written(book)
         return True
 
-    async def _looked_up(self, appends: Sequence[log.Append], held: str) -> ledger.Ledger:
+    async def _looked_up(self, appends: Sequence[log.Append], held: str, unopened: Mapping[str, errors.NetraError]) -> ledger.Ledger:
         async with self._database.transaction() as transaction:
             book = await self._locked(transaction, appends, held)
+            book.unopened = unopened
             await _load_earlier(transaction, book, appends)
             for append in appends:
                 book.add(append)
@@ -219,7 +269,9 @@ def _made_at(uuid7: str) -> datetime:
 
 def _rows(book: ledger.Ledger, marks: Mapping[ledger.Mark, int]) -> _Parts:
     """The columns of what is to be written, by kind; of what there is nothing of, nothing."""
-    rows, steps, moved, heads = book.events, book.steps, book.moved, book.changed.values()
+    rows, steps, moved = book.events, book.steps, book.moved
+    advanced = [head for run_id, head in book.changed.items() if run_id not in book.new]
+    new = [(head, book.changed[run_id]) for run_id, head in book.new.items()]
     events = [row.event for row in rows]
     parts: _Parts = {}
     if rows:
@@ -235,11 +287,15 @@ def _rows(book: ledger.Ledger, marks: Mapping[ledger.Mark, int]) -> _Parts:
         )  # fmt: skip
     if moved:
         parts["counted"] = (_plain(moved), _plain(c.last for c in moved.values()), _times(c.last_at for c in moved.values()))
-    if heads:
-        parts["advanced"] = (
-            _plain(h.run_id for h in heads), _plain(h.next_seq for h in heads), _plain(h.last_digest.hex() for h in heads),
-            _plain(h.last_first_seq for h in heads), _plain(h.last_cursor for h in heads), _times(h.last_at for h in heads),
-            _plain(h.ended for h in heads), _text(h.terminal_type for h in heads),
+    if advanced:
+        parts["advanced"] = (_plain(h.run_id for h in advanced), *_standing(advanced))
+    if new:
+        made = [head for head, _ in new]
+        parts["opened"] = (
+            _plain(m.run_id for m in made), _plain(m.user_id for m in made), _plain(m.thread_id for m in made),
+            _text(m.request_id for m in made), _text(m.correlation_id for m in made), _text(m.trace_id for m in made),
+            _text(m.retention for m in made), _plain("NULL" if m.deadline is None else m.deadline for m in made),
+            _times(h.opened_at for _, h in new), _plain(h.epoch for _, h in new), *_standing([h for _, h in new]),
         )  # fmt: skip
     if marks:
         users, days, classes = _transposed(list(marks), 3)
@@ -247,9 +303,17 @@ def _rows(book: ledger.Ledger, marks: Mapping[ledger.Mark, int]) -> _Parts:
     return parts
 
 
+def _standing(of: Sequence[ledger.Head]) -> Sequence[object]:
+    """Where records of runs stand, by column."""
+    return (
+        _plain(h.next_seq for h in of), _plain(h.last_digest.hex() for h in of), _plain(h.last_first_seq for h in of),
+        _plain(h.last_cursor for h in of), _times(h.last_at for h in of), _plain(h.ended for h in of), _text(h.terminal_type for h in of),
+    )  # fmt: skip
+
+
 def _as_seen(book: ledger.Ledger, seen: memory.Seen) -> Sequence[object]:
     users, lasts, last_ats = zip(*seen.cursors, strict=True)
-    runs, epochs, next_seqs, last_cursors, moved_ats, digests = zip(*seen.heads, strict=True)
+    runs, epochs, next_seqs, last_cursors, moved_ats, digests = _transposed(seen.heads, 6)
     return (
         seen.generation, book.now, _plain(users), _plain(lasts), _times(last_ats), _plain(runs), _plain(epochs), _plain(next_seqs),
         _plain(last_cursors), _times(moved_ats), digests,
@@ -288,7 +352,7 @@ def _text(values: Iterable[str]) -> str:
     return _plain('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values)
 
 
-def _transposed(rows: Sequence[Sequence[object]], width: int) -> list[Sequence[object]]:
+def _transposed(rows: Sequence[Sequence[Any]], width: int) -> list[Sequence[Any]]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
 
 

@@ -80,7 +80,7 @@ async def build(settings: EventsSettings) -> AsyncIterator[Service]:
         pages = paces.Pages(record, _PAGES_AT_ONCE)
         announcer = announce.Announcer(valkey, settings.events_stream_entries)
         passing = transients.Transients(announcer)
-        committer = commit.Committer(store_system.Writer(crossing, known), announcer, passing.committed)
+        committer = commit.Committer(store_system.Writer(crossing, known, record.open), announcer, passing.committed)
         threads = follow.Threads(store_threads.Threads(own), cursors, settings.events_follows_per_user)
         live = fanout.Fanout(valkey, record, cursors, tasks, settings.events_compare_s, settings.events_poll_s, threads)
         appends = intake.Intake(committer, authenticator.verifier, tasks, passing.show)

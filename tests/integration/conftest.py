@@ -36,15 +36,15 @@ class Runs:
         )
         return await self.dispatcher.StartRun(wanted, metadata=user.bearer, wait_for_ready=True, timeout=20)
 
-    async def until(self, user: User, run_id: str, kind: str) -> list[dict[str, Any]]:
-        """The run's events up to the first of a kind."""
+    async def until(self, user: User, run_id: str, kind: str, times: int = 1) -> list[dict[str, Any]]:
+        """The run's events up to the first of a kind, or the one that makes it so many."""
         seen: list[dict[str, Any]] = []
         request = events_pb2.SubscribeRequest(run_id=run_id)
         async with asyncio.timeout(30):
             async for batch in self.events.Subscribe(request, metadata=user.bearer, wait_for_ready=True):
                 for event in batch.events:
                     seen.append(json.loads(event.frame))
-                    if seen[-1]["type"] == kind:
+                    if types(seen).count(kind) == times:
                         return seen
         return seen
 

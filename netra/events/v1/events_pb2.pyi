@@ -314,6 +314,7 @@ class AppendRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
     TRANSIENTS_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
     append_id: _builtins.int
     """Chosen by the writer, echoed in the answer; unique on the stream."""
     run_id: _builtins.str
@@ -344,6 +345,12 @@ class AppendRequest(_message.Message):
         higher epoch is known to own the run. What comes too late, cannot be told or is too large is dropped and nothing is said.
         """
 
+    @_builtins.property
+    def open(self) -> Global___RunToOpen:
+        """With the first append of a run: opens it before, as OpenRun would at this epoch, and is refused as that would be. An older
+        service knows nothing of it and answers NOT_FOUND: call OpenRun then, and send the append again.
+        """
+
     def __init__(
         self,
         *,
@@ -356,14 +363,41 @@ class AppendRequest(_message.Message):
         end: _builtins.bool = ...,
         context_token: _builtins.str = ...,
         transients: _abc.Iterable[Global___Transient] | None = ...,
+        open: Global___RunToOpen | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "context_token", b"context_token", "end", b"end", "epoch", b"epoch", "events", b"events", "first_seq", b"first_seq", "run_id", b"run_id", "steps", b"steps", "transients", b"transients"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "context_token", b"context_token", "end", b"end", "epoch", b"epoch", "events", b"events", "first_seq", b"first_seq", "open", b"open", "run_id", b"run_id", "steps", b"steps", "transients", b"transients"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AppendRequest: _TypeAlias = AppendRequest  # noqa: Y015
+
+@_typing.final
+class RunToOpen(_message.Message):
+    """RunToOpen is what OpenRun is told of a run, beside its id and its owner's epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    context_token: _builtins.str
+    """The signed execution context of the run; user and thread are taken from it."""
+    trace_id: _builtins.str
+    """The W3C trace id of the run: 32 hex digits. Kept from the first opening."""
+    def __init__(
+        self,
+        *,
+        context_token: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_token", b"context_token", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunToOpen: _TypeAlias = RunToOpen  # noqa: Y015
 
 @_typing.final
 class AppendResponse(_message.Message):

@@ -170,8 +170,9 @@ class Attempts:
         finally:
             if not heard:
                 breakers.left(passed)
-        # it may have been probed since
-        answer.enforcement = self.enforcement(spec)
+        if spec.enforcement != "trusted":
+            # it may have been probed since
+            answer.enforcement = self.enforcement(spec)
         return answer
 
     async def _placed(self, tool: registry.Registered, asked: Asked, answer: Answer) -> object:

@@ -42,7 +42,7 @@ class Registered:
 
     def check_arguments(self, given: dict[str, Any]) -> None:
         """Raises `InvalidPayload` naming the argument; `TooLarge` when checking it would take too long."""
-        if self._costly(given):
+        if self.weight and self._costly(given):
             message = f"{self.spec.name}: arguments have too many values for the schema of the tool"
             raise errors.TooLarge(message, field="arguments", limit=_MOST_CHECKS // self.weight)
         if not self._arguments.is_valid(given):
@@ -54,7 +54,7 @@ class Registered:
         """Raises `ToolFailed` when the tool did not return what it declares."""
         if self._result is None:
             return
-        if self._costly(result):
+        if self.weight and self._costly(result):
             raise errors.ToolFailed(f"{self.spec.name} returned more values than can be held against what it declares.")
         if not self._result.is_valid(result):
             problem = next(self._result.iter_errors(result))
@@ -62,7 +62,7 @@ class Registered:
             raise errors.ToolFailed(f"{self.spec.name} returned something else than it declares: {place}: {problem.message}")
 
     def _costly(self, value: object) -> bool:
-        return bool(self.weight) and self.weight * arguments.nodes(value) > _MOST_CHECKS
+        return self.weight * arguments.nodes(value) > _MOST_CHECKS
 
     def called(self) -> None:
         """Count a call of a tool that is deprecated."""

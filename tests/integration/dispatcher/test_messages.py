@@ -111,6 +111,7 @@ async def test_a_message_to_the_thread_is_brought_to_the_run_that_waits_for_one(
     await _until(runs, user, started.run_id, dispatcher_pb2.RUN_STATE_SUSPENDED)
     sent = [await runs.start(user, "text-analyst", "One.", thread_id=started.thread_id, deliver=True, request_id="m1") for _ in range(2)]
     assert {(one.run_id, one.delivered, one.message_id) for one in sent} == {(started.run_id, True, sent[0].message_id)}
+    await runs.until(user, started.run_id, "agent_suspended", times=2)
     await _until(runs, user, started.run_id, dispatcher_pb2.RUN_STATE_SUSPENDED)
     # who does not want that waits behind it
     behind = await runs.start(user, "text-analyst", "Else.", thread_id=started.thread_id)

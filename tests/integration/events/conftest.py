@@ -22,12 +22,12 @@ TENANT = ids.uuid7()
 
 
 def context_of(
-    user_id: str, *, tier: str = "free", run_id: str = "", tenant_id: str = TENANT, thread_id: str = ""
+    user_id: str, *, tier: str = "free", run_id: str = "", tenant_id: str = TENANT, thread_id: str = "", **more: Any
 ) -> UserExecutionContext:  # fmt: skip
     """An execution context of a user."""
     return UserExecutionContext.from_request(
         user_id=user_id, tenant_id=tenant_id, session_id=ids.uuid7(), thread_id=thread_id or ids.uuid7(), run_id=run_id or ids.uuid7(),
-        request_id="m1", roles=("user",), tier=tier,
+        request_id="m1", roles=("user",), tier=tier, **more,
     )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ class Replica:
         self.own, self.crossing = own, crossing
         self.memory = memory.Memory()
         self.record = store.Record(own, self.memory)
-        self.writer = store_system.Writer(crossing, self.memory)
+        self.writer = store_system.Writer(crossing, self.memory, self.record.open)
         self.committer = commit.Committer(self.writer, self)
         self.announced: list[log.Recorded] = []
         self.retention = store_retention.Retention(crossing)
@@ -71,10 +71,12 @@ class Replica:
         """Take note of what was committed."""
         self.announced += events
 
-    async def submit(self, request: events_pb2.AppendRequest, context: UserExecutionContext | None = None) -> log.Outcome:
+    async def submit(
+        self, request: events_pb2.AppendRequest, context: UserExecutionContext | None = None, opens: heads.NewHead | None = None
+    ) -> log.Outcome:
         """Append, and wait for the answer."""
         answer: asyncio.Future[log.Outcome] = asyncio.get_running_loop().create_future()
-        await self.committer.submit(log.checked(request, context), answer.set_result)
+        await self.committer.submit(log.checked(request, context, opens), answer.set_result)
         async with asyncio.timeout(20):
             return await answer
 

@@ -34,7 +34,13 @@ async def test_events_move_to_their_classes_and_are_read_as_before(stores: Stand
             await admin.execute("INSERT INTO events.cursors (user_id, last) VALUES ($1, 6)", user)
             for cursor, retention in enumerate(("free", "free", "internal", "unheard-of", "internal", "free"), 1):
                 await admin.execute(_EVENT, retention, cursor // 2, user, cursor, ids.uuid7(), b"{}")
-            newer = ["events/0002_retention", "events/0003_reopening", "events/0004_threads", "events/0005_opening"]
+            newer = [
+                "events/0002_retention",
+                "events/0003_reopening",
+                "events/0004_threads",
+                "events/0005_opening",
+                "events/0006_first_append",
+            ]
             assert await migrations.apply(owner, "events", _MIGRATIONS) == newer
             rows = await admin.fetch("SELECT tableoid::regclass::text AS part, cursor FROM events.events ORDER BY cursor")
             marks = await admin.fetch("SELECT day::text, retention, first_cursor FROM events.days ORDER BY first_cursor")

@@ -59,11 +59,16 @@ class World:
 
     async def lost(self, port: int, asked: Asked) -> bool:
         """Whether whoever asks hears nothing but that the dispatcher is gone."""
+        return await self.heard(port, asked) is None
+
+    async def heard(self, port: int, asked: Asked) -> Any:
+        """What whoever asks is answered; None when they hear nothing but that the dispatcher is gone."""
         try:
-            await self.call(port, asked)
+            return await self.call(port, asked)
         except grpc.aio.AioRpcError as error:
-            return error.code() is grpc.StatusCode.UNAVAILABLE
-        return False
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return None
 
     async def time_passes(self) -> None:
         """All leases run out."""
@@ -192,11 +197,14 @@ async def test_what_is_in_the_record_is_answered_from_there_and_what_is_not_neve
     made = [world.asked(name, name) for name in ("pay", "put", "look")]
     never = world.asked("put", "never")
     async with asyncio.TaskGroup() as group:
-        group.create_task(_dies(world, made, "commit"))
-        group.create_task(_dies(world, [never], "open"))
+        dying = group.create_task(_dies(world, made, "commit"))
+        lost = group.create_task(_dies(world, [never], "open"))
+    assert lost.result() == [None]
     await succeed(world)
-    for one in made:
+    for one, heard in zip(made, dying.result(), strict=True):
         answer = await world.settled(one)
+        # whoever was answered before the row said so is answered the same by whoever comes after
+        assert heard in (None, answer)
         assert outcome(answer, await world.told(answer.run_id)) == ("success", "", {"count": 1})
     answer = await world.settled(never)
     assert (answer.status, answer.error.code) == ("error", "OWNER_LOST")
@@ -205,12 +213,13 @@ async def test_what_is_in_the_record_is_answered_from_there_and_what_is_not_neve
     assert [len(world.outside.of(one.mark)) for one in (*made, never)] == [1, 1, 1, 0]
 
 
-async def _dies(world: World, all_asked: list[Asked], at: str) -> None:
-    """A dispatcher that is asked for these calls, and dies at one point when all of them have come there."""
+async def _dies(world: World, all_asked: list[Asked], at: str) -> list[Any]:
+    """A dispatcher that is asked for these calls, and dies at one point when all of them have come there: what each was answered."""
     settings = world.services.settings("dispatcher")
     async with effects.dispatcher(settings, dies_at=at, calls=len(all_asked)) as (process, port):
-        assert all(await asyncio.gather(*(world.lost(port, asked) for asked in all_asked)))
+        answers = await asyncio.gather(*(world.heard(port, asked) for asked in all_asked))
         assert await asyncio.to_thread(process.wait) < 0
+    return answers
 
 
 async def test_a_process_of_a_tool_that_is_killed_ends_the_attempt_as_the_tool_declares(world: World) -> None:

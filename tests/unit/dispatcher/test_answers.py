@@ -13,7 +13,7 @@ import pytest
 from netra import errors, ids
 from netra.agent import Turn, agent
 from netra.tool import tool
-from services.dispatcher import runs
+from services.dispatcher import journal, outbox, runs
 from tests.fixtures import lives
 
 Made = Callable[[], Awaitable[lives.World]]
@@ -53,8 +53,10 @@ async def wide(turn: Turn) -> str:
 
 
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[Made]:
+async def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Made]:
     """Makes worlds."""
+    # whoever dies here hears nothing from the record any more
+    monkeypatch.setattr(journal, "_PARTING_S", 0.05)
     worlds: list[lives.World] = []
 
     async def make() -> lives.World:
@@ -89,37 +91,53 @@ async def test_what_is_kept_as_a_file_is_kept_before_the_context_is_closed(made:
     assert world.files.kept
 
 
-async def test_what_still_waits_to_be_kept_is_kept_before_the_context_is_closed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_still_waits_to_be_kept_is_kept_before_the_answer_goes_out(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     world = await made()
-    append, waiting = world.record.append, list[asyncio.Future[None]]()
+    append, append_message, kept = world.record.append, world.record.append_message, list[int]()
+    waiting = list[asyncio.Future[None]]()
 
     def slowly(*arguments: Any) -> asyncio.Future[None]:
         append(*arguments)
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.append(answer)
-        if world.record.asked:
-            released()
-        return answer
-
-    def released() -> None:
-        while waiting:
-            waiting.pop().set_result(None)
+        waiting.append(asyncio.get_running_loop().create_future())
+        return waiting[-1]
 
     async def said(*arguments: Any) -> ids.MessageId:
-        message_id = await append_message(*arguments)
-        released()
-        return message_id
+        kept.append(len(world.files.kept))
+        return await append_message(*arguments)
 
-    append_message = world.record.append_message
     monkeypatch.setattr(world.record, "append", slowly)
     monkeypatch.setattr(world.record, "append_message", said)
-    # what tells that it begins is not answered before the end
-    assert await world.live("wide") is runs.RunState.COMPLETED
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(world.live("wide"))
+        # what tells that it begins is not answered before the agent has said all that it had to
+        await lives.until(lambda: waiting)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert (world.record.thread, world.files.kept) == ({}, {})
+        monkeypatch.setattr(world.record, "append", append)
+        waiting[0].set_result(None)
+        assert await run is runs.RunState.COMPLETED
     assert world.record.asked == _AFTERWARDS
-    assert world.files.kept
+    assert kept == [1]
 
 
-async def test_whoever_takes_over_comes_to_the_same_end_wherever_the_first_one_died(made: Made) -> None:
+async def test_a_run_without_effects_is_two_appends(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    # however slow the machine is
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    world = await made()
+    assert await world.live("answers") is runs.RunState.COMPLETED
+    assert [[event.type for event in request.events] for request in world.record.requests] == [
+        ["agent_started", "message_created", "agent_thinking", "tool_executing", "tool_completed"],
+        ["message_created", "agent_completed"],
+    ]
+
+
+@pytest.mark.parametrize("many", [True, False])
+async def test_whoever_takes_over_comes_to_the_same_end_wherever_the_first_one_died(
+    made: Made, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if many:
+        lives.at_once(monkeypatch)
     closed = 0
     for dies_at in range(1, 20):
         world = await made()
@@ -137,8 +155,13 @@ async def test_whoever_takes_over_comes_to_the_same_end_wherever_the_first_one_d
     assert dies_at < 19
 
 
+@pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize("name", ["long", "secretive", "wide"])
-async def test_files_are_there_for_whoever_takes_over_wherever_the_first_one_died(made: Made, name: str) -> None:
+async def test_files_are_there_for_whoever_takes_over_wherever_the_first_one_died(
+    made: Made, name: str, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if many:
+        lives.at_once(monkeypatch)
     for dies_at in range(1, 20):
         world = await made()
         if not await world.killed(name, dies_at):
@@ -197,3 +220,26 @@ async def test_a_run_whose_answer_is_refused_fails_and_its_context_is_closed(mad
     assert await world.live("answers") is runs.RunState.FAILED
     assert world.record.asked == ["close with", "end", "close"]
     assert world.record.of("agent_failed")[0]["error"]["code"] == errors.AlreadyExists.code
+
+
+async def test_the_first_owner_of_a_run_opens_it_with_its_first_append_and_the_next_one_before(made: Made) -> None:
+    world = await made()
+    assert await world.killed("answers", 1)
+    assert world.record.openings == ["with it"]
+    assert await world.live("answers") is runs.RunState.COMPLETED
+    assert world.record.openings == ["with it", "apart"]
+
+
+async def test_a_run_is_opened_before_it_begins_while_the_record_is_not_known_to_be_there(made: Made) -> None:
+    world = await made()
+    world.record.reachable = False
+    assert await world.live("answers") is runs.RunState.COMPLETED
+    assert world.record.openings == ["apart"]
+
+
+async def test_a_run_that_was_never_in_the_record_is_begun_by_its_next_owner(made: Made) -> None:
+    world = await made()
+    assert await world.killed("answers", 0)
+    assert (world.record.openings, world.record.thread) == ([], {})
+    assert await world.live("answers") is runs.RunState.COMPLETED
+    assert world.record.kinds.count("agent_started") == 1

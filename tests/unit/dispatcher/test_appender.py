@@ -38,7 +38,7 @@ class Replica(events_pb2_grpc.EventsServiceServicer):
         self.streams += 1
         async for request in requests:
             self.seen[request.run_id] += 1
-            self.tokens.append(request.context_token)
+            self.tokens.append(request.open.context_token or request.context_token)
             async with self.came:
                 self.came.notify_all()
             if self.silent or request.run_id in self.silent_to:
@@ -257,11 +257,16 @@ async def test_a_replica_that_is_none_any_more_is_left_and_what_it_had_goes_else
         assert (first.seen["after"], first.streams) == (1, 2)
 
 
-async def test_a_context_token_is_taken_when_it_is_sent() -> None:
+@pytest.mark.parametrize("opens", [True, False])
+async def test_a_context_token_is_taken_when_it_is_sent(opens: bool) -> None:
     async with world(2) as here:
         first, other = here.ranked("user")
         first.silent = True
         tokens = iter(["old", "fresh"])
-        beside = here.appends.append(events_pb2.AppendRequest(events=[events_pb2.NewEvent(type="x")]), "user", lambda: next(tokens))
-        await within(beside)
+        request = events_pb2.AppendRequest(events=[events_pb2.NewEvent(type="x")])
+        if opens:
+            request.open.trace_id = "0" * 32
+        await within(here.appends.append(request, "user", lambda: next(tokens)))
         assert (first.tokens, other.tokens) == (["old"], ["fresh"])
+        assert request.open.trace_id == ("0" * 32 if opens else "")
+        assert bool(request.context_token) is not opens

@@ -18,6 +18,7 @@ from netra.events.v1 import events_pb2
 from netra.tool import Artifact
 from services.dispatcher import journal, kinds, ledger, outbox
 from services.dispatcher.tools import dispatch, results
+from tests.fixtures import lives
 
 KIB = 1024
 CALL = dispatch.Call(ids.ToolCallId.new(), "tool", "1.0.0", {"api_key": "k", "list": [{"token": "t", "n": 1}]})
@@ -35,6 +36,7 @@ class Far:
         self.waiting: list[asyncio.Future[None]] = []
         self.tokens: list[Callable[[], str] | None] = []
         self.arrived = asyncio.Semaphore(0)
+        self.refuses: list[errors.NetraError] = []
 
     def append(self, request: events_pb2.AppendRequest, user_id: str, token: Callable[[], str] | None = None) -> asyncio.Future[None]:
         """Take an append."""
@@ -42,7 +44,9 @@ class Far:
         self.requests.append(request)
         self.tokens.append(token)
         self.arrived.release()
-        if self.at_once:
+        if self.refuses:
+            answer.set_exception(self.refuses.pop(0))
+        elif self.at_once:
             answer.set_result(None)
         else:
             self.waiting.append(answer)
@@ -87,6 +91,21 @@ class World:
             raise self.refusals.pop()
         self.files[f"artifact {len(self.files)}"] = (name, media_type, content)
         return Artifact(f"artifact {len(self.files) - 1}", name, media_type, len(content), hashlib.sha256(content).hexdigest())
+
+    def unopened(self, *refused: errors.NetraError) -> list[int]:
+        """A run that is not in the record yet; how many appends there were each time that it was opened apart, but when `refused`."""
+        apart, refusals = list[int](), list(refused)
+
+        async def open_apart() -> None:
+            apart.append(len(self.far.requests))
+            if refusals:
+                raise refusals.pop(0)
+
+        owned = outbox.Owned(
+            self.run_id, ids.UserId(ids.uuid7()), 1, lambda: "context token", self.keep, opening=outbox.Opening("0" * 32, open_apart)
+        )  # fmt: skip
+        self.bridge = journal.AgentWebSocketBridge(self.far, owned, 1, "first")
+        return apart
 
     async def told(self) -> list[tuple[str, dict[str, Any]]]:
         """All events, once they are recorded."""
@@ -255,7 +274,8 @@ def large(field: str) -> tuple[Callable[[journal.AgentWebSocketBridge], None], b
 
 
 @pytest.mark.parametrize("field", ["reasoning", "content", "parameters", "error", "tools_stopped"])
-async def test_what_is_large_goes_by_reference_and_in_order(world: World, field: str) -> None:
+async def test_what_is_large_goes_by_reference_and_in_order(world: World, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives.at_once(monkeypatch)
     tell, text, media_type = large(field)
     world.bridge.started(0, "begins")
     # these wait behind the first one, and would go together
@@ -312,6 +332,7 @@ async def test_an_event_of_many_fields_that_nothing_can_be_taken_from_is_refused
 
 
 async def test_an_agent_goes_no_further_than_its_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives.at_once(monkeypatch)
     monkeypatch.setattr(outbox, "_LATE_S", 3600)
     world.far.at_once = False
     world.bridge.started(0, "begins")
@@ -329,12 +350,13 @@ async def test_an_agent_goes_no_further_than_its_record(world: World, monkeypatc
     tasks.spawn(agent(), "agent")
     for _ in range(500):
         await asyncio.sleep(0)
-    assert (steps, world.bridge.health().waiting) == (64, 64)
+    # the first one is on its way
+    assert (steps, world.bridge.health().waiting) == (63, 63)
     world.far.answer()
     await asyncio.wait_for(world.far.arrived.acquire(), 5)
     for _ in range(100):
         await asyncio.sleep(0)
-    assert steps > 64
+    assert steps > 63
     await tasks.close()
 
 
@@ -355,7 +377,8 @@ async def test_an_agent_waits_when_the_record_does_not_answer(world: World, monk
     assert len(await world.told()) == 2
 
 
-async def test_an_agent_whose_record_is_somebody_elses_goes_no_further(world: World) -> None:
+async def test_an_agent_whose_record_is_somebody_elses_goes_no_further(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives.at_once(monkeypatch)
     world.far.at_once = False
     world.bridge.started(0, "begins")
     world.bridge.thinking("r", 1, None, "1:think")
@@ -378,6 +401,7 @@ def tell_everything(bridge: journal.AgentWebSocketBridge) -> None:
 
 
 async def test_who_waits_for_a_record_that_breaks_hears_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives.at_once(monkeypatch)
     monkeypatch.setattr(outbox, "_LATE_S", 0.0)
     world.far.at_once = False
     world.bridge.started(0, "begins")
@@ -390,7 +414,8 @@ async def test_who_waits_for_a_record_that_breaks_hears_of_it(world: World, monk
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
-async def test_an_agent_that_only_takes_steps_lets_others_go_on(world: World, is_broken: bool) -> None:
+async def test_an_agent_that_only_takes_steps_lets_others_go_on(world: World, is_broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives.at_once(monkeypatch)
     world.far.at_once = False
     world.bridge.started(0, "begins")
     if is_broken:
@@ -415,7 +440,8 @@ async def test_an_agent_that_only_takes_steps_lets_others_go_on(world: World, is
     await tasks.close()
 
 
-async def test_after_its_end_a_run_tells_nothing(world: World) -> None:
+async def test_after_its_end_a_run_tells_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives.at_once(monkeypatch)
     world.far.at_once = False
     world.bridge.started(0, "begins")
     world.bridge.cancelled("user", [], 1.0)
@@ -430,7 +456,8 @@ async def test_after_its_end_a_run_tells_nothing(world: World) -> None:
         await world.bridge.room()
 
 
-async def test_what_is_told_before_the_end_goes_with_it(world: World) -> None:
+async def test_what_is_told_before_the_end_goes_with_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives.at_once(monkeypatch)
     world.far.at_once = False
     world.bridge.started(0, "begins")
     world.bridge.step("1:sleep", None)
@@ -448,7 +475,10 @@ async def test_a_closed_bridge_tells_nothing_and_lets_nobody_wait(world: World) 
         await asyncio.wait_for(world.bridge.room(), 1)
 
 
-async def test_a_refusal_of_what_belongs_to_no_run_leaves_the_run_alone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_refusal_of_what_belongs_to_no_run_leaves_the_run_alone(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives.at_once(monkeypatch)
     world.far.at_once = False
     world.bridge.started(0, "begins")
     BESIDE["quality_alert"](world.bridge)
@@ -498,6 +528,175 @@ async def test_what_is_held_is_told_soon_by_itself(world: World) -> None:
     world.bridge.tool_executing(PLAIN, "1:tool", False)
     await asyncio.wait_for(world.far.arrived.acquire(), 5)
     assert appends(world) == [(["tool_executing"], ["1:tool~1"])]
+
+
+def opens(world: World) -> list[str]:
+    """Of each append the trace that it opens the run with; empty when it does not."""
+    return [request.open.trace_id if request.HasField("open") else "" for request in world.far.requests]
+
+
+async def test_the_first_append_of_a_run_opens_it_and_no_other_does(world: World) -> None:
+    apart = world.unopened()
+    world.bridge.started(0, "begins")
+    await world.told()
+    world.bridge.thinking("r", 1, None, "1:think")
+    await world.told()
+    assert (opens(world), apart) == (["0" * 32, ""], [])
+    first, second = world.far.tokens
+    assert (first and first(), second) == ("context token", None)
+
+
+async def test_an_older_service_is_asked_to_open_a_run_and_sent_the_append_again(world: World) -> None:
+    apart = world.unopened()
+    world.far.refuses = [errors.NotFound("There is no such run in the record. Open it first.")]
+    world.bridge.started(0, "begins")
+    world.bridge.thinking("r", 1, None, "1:think")
+    await world.told()
+    world.bridge.failed(errors.AgentFailed("m"))
+    await world.told()
+    assert apart == [1]
+    assert [[event.type for event in request.events] for request in world.far.requests] == [
+        ["agent_started", "agent_thinking"], ["agent_started", "agent_thinking"], ["agent_failed"],
+    ]  # fmt: skip
+    assert [request.first_seq for request in world.far.requests] == [1, 1, 3]
+    assert opens(world)[1:] == ["", ""]
+
+
+async def test_a_run_that_another_owner_has_opened_meanwhile_is_not_gone_on_with(world: World) -> None:
+    world.unopened(errors.Fenced("newer"))
+    world.far.refuses = [errors.NotFound("no")]
+    world.bridge.started(0, "begins")
+    with pytest.raises(errors.Fenced, match="newer"):
+        await world.told()
+    assert len(world.far.requests) == 1
+
+
+async def test_a_first_append_that_is_refused_and_mended_opens_the_run_after_all(world: World) -> None:
+    apart = world.unopened()
+    world.far.refuses = [errors.InvalidPayload("odd")]
+    world.bridge.started(0, "begins")
+    with pytest.raises(errors.InvalidPayload, match="odd"):
+        await world.told()
+    world.bridge.mend()
+    world.bridge.failed(errors.AgentFailed("mended"))
+    await asyncio.wait_for(world.bridge.barrier(), 5)
+    assert (opens(world), apart) == (["0" * 32] * 2, [])
+
+
+def tell_quietly(bridge: journal.AgentWebSocketBridge) -> None:
+    """All that a run without effects tells before its end."""
+    bridge.started(0, "begins", ("~started", {"at": 1}))
+    bridge.message_created("m", "user", "What now?", ("~request", {"at": 1}))
+    bridge.thinking("r", 1, None, "1:think")
+    bridge.tool_executing(PLAIN, "2:tool", False)
+    bridge.tool_completed(outcome(1), HOW, "2:tool")
+
+
+QUIET = ["agent_started", "message_created", "agent_thinking", "tool_executing", "tool_completed"]
+
+
+async def test_what_a_run_without_effects_tells_goes_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    tell_quietly(world.bridge)
+    await asyncio.sleep(0)
+    assert world.far.requests == []
+    await world.told()
+    assert appends(world) == [(QUIET, ["~started", "~request", "1:think", "2:tool"])]
+
+
+async def test_an_answer_of_the_record_does_not_hurry_what_is_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    world.far.at_once = False
+    world.bridge.resumed("message", 1.0)
+    tell_quietly(world.bridge)
+    world.far.answer()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert [kinds_ for kinds_, _ in appends(world)] == [["agent_resumed"]]
+    # what is not held takes along what is
+    world.bridge.custom("my_kind", {})
+    assert [kinds_ for kinds_, _ in appends(world)] == [["agent_resumed"], [*QUIET, "my_kind"]]
+
+
+async def test_what_came_first_is_held_no_longer_for_what_comes_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 0.05)
+    world.bridge.started(0, "begins")
+    # more comes all the time, and each time the timer could be set anew
+    async with asyncio.timeout(5):
+        while not world.far.requests:
+            world.bridge.thinking("r", 1, None, "1:think")
+            await asyncio.sleep(0.01)
+    assert appends(world)[0][0][0] == "agent_started"
+    # and it was not for their number
+    assert len(world.far.requests[0].events) < outbox._ENOUGH
+
+
+async def test_much_is_not_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    for number in range(32):
+        assert world.far.requests == []
+        world.bridge.thinking("r", 1, None, f"{number}:think")
+    assert len(world.far.requests[0].events) == 32
+    world.bridge.thinking("x" * 200 * KIB, 1, None, "33:think")
+    await world.told()
+    assert len(world.far.requests) == 2
+
+
+async def test_an_outcome_goes_with_the_intent_of_the_step_that_follows_it_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_BRIEF_S", 3600)
+    other = dataclasses.replace(PLAIN, tool_call_id=ids.ToolCallId.new())
+    world.bridge.tool_executing(PLAIN, "1:tool", True)
+    await world.bridge.barrier()
+    world.bridge.tool_completed(dataclasses.replace(outcome(1), call=PLAIN), HOW, "1:tool")
+    await asyncio.sleep(0)
+    world.bridge.tool_executing(other, "2:tool", True)
+    await world.bridge.barrier()
+    assert appends(world) == [(["tool_executing"], ["1:tool~1"]), (["tool_completed", "tool_executing"], ["1:tool", "2:tool~1"])]
+
+
+async def test_an_outcome_does_not_wait_for_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    world.bridge.tool_executing(PLAIN, "1:tool", True)
+    await world.bridge.barrier()
+    world.bridge.thinking("r", 1, None, "2:think")
+    world.bridge.tool_completed(dataclasses.replace(outcome(1), call=PLAIN), HOW, "1:tool")
+    for _ in range(2):
+        await asyncio.wait_for(world.far.arrived.acquire(), 5)
+    assert [kinds_ for kinds_, _ in appends(world)] == [["tool_executing"], ["agent_thinking", "tool_completed"]]
+
+
+async def test_what_became_of_an_earlier_owners_call_waits_for_nothing(world: World) -> None:
+    world.bridge.tool_completed(outcome(1), HOW, "1:tool", settled="reconcile")
+    assert [kinds_ for kinds_, _ in appends(world)] == [["tool_completed"]]
+
+
+async def test_a_barrier_does_not_wait_for_what_is_told_after_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    world.far.at_once = False
+    world.bridge.started(0, "begins")
+    async with asyncio.TaskGroup() as group:
+        barrier = group.create_task(world.bridge.barrier())
+        await asyncio.wait_for(world.far.arrived.acquire(), 5)
+        world.bridge.thinking("r", 1, None, "1:think")
+        assert not barrier.done()
+        world.far.waiting[0].set_result(None)
+        await asyncio.wait_for(barrier, 5)
+    assert world.bridge.health().waiting == 1
+
+
+async def test_a_barrier_waits_for_all_that_was_told_before_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_HELD_S", 3600)
+    world.far.at_once = False
+    world.bridge.resumed("message", 1.0)
+    world.bridge.thinking("r", 1, None, "1:think")
+    async with asyncio.TaskGroup() as group:
+        barrier = group.create_task(world.bridge.barrier())
+        await asyncio.sleep(0)
+        world.far.waiting.pop(0).set_result(None)
+        await lives.until(lambda: len(world.far.requests) == 2)
+        assert not barrier.done()
+        world.far.answer()
+    assert world.bridge.health().waiting == 0
 
 
 async def test_what_is_shown_comes_after_what_was_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,18 @@ import pytest
 from netra import errors, ids
 from netra.agent import AgentSpec, Turn, agent
 from netra.tool import ToolSpec, tool
-from services.dispatcher import outbox, runs
+from services.dispatcher import runs
 from tests.fixtures import lives, replayed
 from tests.fixtures.replayed import EFFECTS, HELD, TOOLS, Made
 
 
+@pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize("name", ["sequence", "parallel", "recovery", "loop", "swift"])
-async def test_an_owner_that_dies_anywhere_is_followed_to_the_same_end(made: Made, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(outbox, "_HELD_S", 0.0)
+async def test_an_owner_that_dies_anywhere_is_followed_to_the_same_end(
+    made: Made, monkeypatch: pytest.MonkeyPatch, name: str, many: bool
+) -> None:
+    if many:
+        lives.at_once(monkeypatch)
     run_id = ids.uuid7()
     calm = await made(run_id=run_id)
     assert await calm.live(name) is runs.RunState.COMPLETED
@@ -41,7 +45,7 @@ async def test_an_owner_that_dies_anywhere_is_followed_to_the_same_end(made: Mad
 
 
 async def test_owners_that_die_one_after_the_other_add_up_to_one_run(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "_HELD_S", 0.0)
+    lives.at_once(monkeypatch)
     world = await made()
     while await world.killed("loop", 2):
         continue
@@ -366,8 +370,16 @@ async def test_a_child_that_was_in_time_is_not_late_when_it_is_taken_again(made:
     assert len(EFFECTS) == 1
 
 
-async def test_the_thread_of_a_run_is_not_free_before_its_begin_is_recorded(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = await made()
+@pytest.mark.parametrize(("name", "state"), [("swift", runs.RunState.COMPLETED), ("fails", runs.RunState.FAILED)])
+async def test_the_thread_of_a_run_is_not_free_before_its_begin_is_recorded(
+    made: Made, monkeypatch: pytest.MonkeyPatch, name: str, state: runs.RunState
+) -> None:
+    @agent("fails")
+    async def fails(turn: Turn) -> None:
+        """Has nothing to answer."""
+        raise errors.NotFound("Nothing is here.")
+
+    world = await made(fails, replayed.AGENTS["swift"])
     owner, answers, append = world.owner(), list[tuple[asyncio.Future[None], asyncio.Future[None]]](), world.record.append
 
     def held(*request: Any) -> asyncio.Future[None]:
@@ -376,14 +388,16 @@ async def test_the_thread_of_a_run_is_not_free_before_its_begin_is_recorded(made
 
     monkeypatch.setattr(world.record, "append", held)
     async with asyncio.TaskGroup() as group:
-        group.create_task(owner.run(world.claimed("swift")))
-        await lives.until(lambda: world.record.thread)
+        group.create_task(owner.run(world.claimed(name)))
+        await lives.until(lambda: answers)
         for _ in range(100):
             await asyncio.sleep(0)
-        states = [world.record.state]
+        states, thread = [world.record.state], dict(world.record.thread)
         monkeypatch.setattr(world.record, "append", append)
         answers[0][0].set_result(None)
-    assert [*states, world.record.state] == [runs.RunState.RUNNING, runs.RunState.COMPLETED]
+    assert [*states, world.record.state] == [runs.RunState.RUNNING, state]
+    # nor does the answer go out before that which it rests on is there for whoever has to give it again
+    assert thread == {}
 
 
 async def test_a_child_that_was_late_is_late_again_and_not_run(made: Made) -> None:

@@ -31,8 +31,8 @@ class Record:
     def __init__(self) -> None:
         self.requests: list[events_pb2.AppendRequest] = []
         self.ends: list[tuple[runs.RunState, bytes]] = []
-        # the context of the run is closed, and its row says so
-        self.closed, self.said = asyncio.Event(), asyncio.Event()
+        # the context of the run is closed
+        self.closed = asyncio.Event()
 
     async def open(self, *_: object) -> events_pb2.OpenRunResponse:
         """What there is so far."""
@@ -78,11 +78,6 @@ class Record:
     async def close(self, _token: str) -> None:
         """The context of the run is closed."""
         self.closed.set()
-
-    async def context_closed(self, _run_id: object) -> None:
-        """That is known."""
-        assert self.closed.is_set()
-        self.said.set()
 
     @property
     def events(self) -> list[tuple[str, dict[str, Any]]]:
@@ -183,19 +178,28 @@ class World:
         return engine.Running(runs.Claim(order, epoch, cancelled="", expired=False, **claimed), "token")
 
     async def call(self, name: str, **arguments: str) -> pb.ExecuteToolResponse:
-        """The first owner makes the call, to its end; its context is closed after that."""
+        """The first owner makes the call, to its end; its context is closed, after whoever asked was told."""
         made = self._engine()
-        kept = await asyncio.wait_for(made.call(self._running(name, 1), {"word": "w", **arguments}), 10)
+        kept: list[bytes] = []
+
+        def told(answer: bytes) -> None:
+            # in the record it is over by now; whoever waits need not wait for more
+            assert self.record.requests[-1].end
+            assert not self.record.ends
+            assert not self.record.closed.is_set()
+            kept.append(answer)
+
+        await asyncio.wait_for(made.call(self._running(name, 1), {"word": "w", **arguments}, told), 10)
         assert self.record.ends
-        await asyncio.wait_for(self.record.said.wait(), 10)
+        assert self.record.closed.is_set()
         await made.close()
-        return pb.ExecuteToolResponse.FromString(kept)
+        return pb.ExecuteToolResponse.FromString(kept[0])
 
     async def begin(self, name: str, **arguments: str) -> None:
         """The first owner begins the call, and is let go of in the middle of it."""
         made, tasks = self._engine(), lifecycle.Tasks(on_failure=lambda _error: None)
         self.holds.set()
-        task = tasks.spawn(made.call(self._running(name, 1), {"word": "w", **arguments}), "call")
+        task = tasks.spawn(made.call(self._running(name, 1), {"word": "w", **arguments}, lambda _answer: None), "call")
         await asyncio.wait_for(self.began.wait(), 10)
         # without effects nothing is waited for; the record has it a moment later
         while not self.record.requests:  # noqa: ASYNC110 - nobody tells

@@ -112,8 +112,11 @@ async def test_a_message_that_is_there_already_is_not_waited_for(made: Make) -> 
     assert "agent_suspended" not in world.record.kinds
 
 
+@pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize("dies_at", range(14))
-async def test_owners_of_a_run_that_waits_may_die_anywhere(made: Make, dies_at: int) -> None:
+async def test_owners_of_a_run_that_waits_may_die_anywhere(made: Make, dies_at: int, many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if many:
+        lives.at_once(monkeypatch)
     world = await made(interview)
     for word in ("Ada", "Bob", "-", "-"):
         if await world.killed("interview", dies_at):
@@ -182,10 +185,17 @@ async def test_what_nobody_decided_in_time_has_expired(made: Make) -> None:
     assert world.record.of("agent_resumed")[0]["reason"] == "timeout"
 
 
-async def test_an_owner_that_died_while_it_asked_has_asked_once(made: Make) -> None:
-    for dies_at in range(1, 5):
+@pytest.mark.parametrize("many", [True, False])
+async def test_an_owner_that_died_while_it_asked_has_asked_once(made: Make, many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if many:
+        lives.at_once(monkeypatch)
+    calm = await made(cautious)
+    assert await calm.live("cautious") is runs.RunState.SUSPENDED
+    appends = len(calm.record.requests)
+    assert appends > 1
+    for dies_at in range(1, appends + 2):
         world = await made(cautious)
-        assert await world.killed("cautious", dies_at) is (dies_at < 4)
+        assert await world.killed("cautious", dies_at) is (dies_at <= appends)
         if world.record.state is not runs.RunState.SUSPENDED:
             assert await world.live("cautious") is runs.RunState.SUSPENDED
         assert (len(world.people.wanted), world.record.kinds.count("approval_requested")) == (1, 1)
@@ -316,7 +326,8 @@ async def test_one_that_another_owns_by_now_is_let_go_of(made: Make, monkeypatch
     assert (world.record.over, world.record.kinds[-1]) == (False, "agent_suspended")
 
 
-async def test_a_run_at_its_end_is_not_put_away(made: Make) -> None:
+async def test_a_run_at_its_end_is_not_put_away(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives.at_once(monkeypatch)
     world = await made(patient)
     assert await world.killed("patient", 2)
     world.record.state = runs.RunState.FINISHING

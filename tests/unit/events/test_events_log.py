@@ -12,7 +12,7 @@ import pytest
 from netra import errors, ids
 from netra.context import UserExecutionContext
 from netra.events.v1 import events_pb2
-from services.events import frames, ledger, log
+from services.events import frames, heads, ledger, log
 
 _NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 _RUN, _USER, _THREAD = ids.uuid7(), ids.uuid7(), ids.uuid7()
@@ -297,3 +297,33 @@ def test_every_limit_is_named() -> None:
 def test_append_that_holds_nothing_is_refused() -> None:
     with pytest.raises(errors.InvalidPayload):
         log.checked(events_pb2.AppendRequest(run_id=_RUN, epoch=1, first_seq=1))
+
+
+def test_an_append_that_opens_a_run_is_its_first() -> None:
+    opens = heads.NewHead(_RUN, _USER, ids.uuid7(), _THREAD, "r", "c", "", "free", None)
+    assert log.checked(_request(1), opens=opens).opens == opens
+    for request in (_request(2), _request(1, epoch=0)):
+        with pytest.raises(errors.InvalidPayload) as refused:
+            log.checked(request, opens=opens)
+        assert refused.value.details["field"] == "open"
+
+
+def test_what_opens_a_run_is_the_same_append_as_what_does_not() -> None:
+    request = _request(1)
+    before = log.checked(request).digest
+    request.open.trace_id, request.open.context_token = "0" * 32, "token"
+    assert log.checked(request).digest == before
+
+
+@pytest.mark.parametrize("trace_id", ["0" * 31, "0" * 33, "G" * 32, "A" * 32])
+def test_a_trace_is_as_it_is_written(trace_id: str) -> None:
+    context = UserExecutionContext.from_request(
+        user_id=_USER, tenant_id=ids.uuid7(), session_id=ids.uuid7(), thread_id=_THREAD, run_id=_RUN, request_id="r", roles=("user",),
+        tier="free",
+    )  # fmt: skip
+    assert heads.new(context, ids.RunId(_RUN), "").trace_id == ""
+    with pytest.raises(errors.InvalidPayload) as refused:
+        heads.new(context, ids.RunId(_RUN), trace_id)
+    assert refused.value.details["field"] == "trace_id"
+    with pytest.raises(errors.PermissionDenied):
+        heads.new(context, ids.RunId.new(), "")

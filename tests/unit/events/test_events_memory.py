@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from netra import ids
 from netra.events.v1 import events_pb2
-from services.events import frames, ledger, log, memory
+from services.events import frames, heads, ledger, log, memory
 
 _NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 _USER, _THREAD = ids.uuid7(), ids.uuid7()
@@ -50,6 +51,49 @@ def test_what_goes_on_is_guessed_and_goes_on_from_there_once_it_is_written() -> 
     _, seen = _guessed(known, _append(3))
     assert seen.heads[0][:4] == (_RUNS[0], 1, 3, 9)
     assert seen.cursors[0][:2] == (_USER, 9)
+
+
+def _first(run_id: str = _RUNS[1], user_id: str = _USER, *, epoch: int = 1) -> log.Append:
+    """An append that opens its run."""
+    opens = heads.NewHead(run_id, user_id, ids.uuid7(), _THREAD, "r", "c", "t", "free", None)
+    return dataclasses.replace(_append(1, run_id=run_id, epoch=epoch), opens=opens)
+
+
+def test_a_run_that_is_opened_and_was_not_seen_is_guessed_to_be_new() -> None:
+    known = _known()
+    assert known.cold([_first(), _append(1)]) == []
+    book, seen = _guessed(known, _append(1), _first(epoch=3))
+    assert [outcome.last_cursor for outcome in book.outcomes] == [8, 9]
+    # there is no row of it that could be another
+    assert [row[0] for row in seen.heads] == [_RUNS[0]]
+    assert list(book.new) == [_RUNS[1]]
+    made = book.heads[_RUNS[1]]
+    assert (made.epoch, made.next_seq, made.last_cursor, made.shared) == (3, 2, 9, _head(_RUNS[1]).shared)
+    assert made.opened_at <= made.last_at
+    known.written(book)
+    book, seen = _guessed(known, _append(2, run_id=_RUNS[1], epoch=3))
+    assert (book.new, seen.heads[0][:4]) == ({}, (_RUNS[1], 3, 2, 9))
+
+
+def test_a_run_that_is_opened_and_whose_users_cursor_was_not_seen_is_opened_before() -> None:
+    known, append = _known(), _first(user_id=ids.uuid7())
+    assert known.cold([_append(1), append]) == [append]
+    assert known.guess([append]) is None
+
+
+@pytest.mark.parametrize("other", [_first(_RUNS[0], ids.uuid7()), _first(_RUNS[0], epoch=2)], ids=["user", "epoch"])
+def test_a_run_that_was_seen_is_not_opened_for_another(other: log.Append) -> None:
+    known = _known()
+    known.have_cursor([_USER])
+    assert known.guess([other]) is None
+
+
+def test_what_opened_a_run_before_is_looked_up() -> None:
+    known, first = _known(), _first()
+    known.written(_guessed(known, first)[0])
+    assert known.guess([first]) is None
+    # nor is it guessed twice at once
+    assert _known().guess([first, first]) is None
 
 
 def test_rows_are_named_in_the_order_of_the_locks() -> None:
