@@ -89,6 +89,11 @@ def trace_id() -> str:
     return f"{trace.get_current_span().get_span_context().trace_id:032x}"
 
 
+def span_id() -> str:
+    """The id of the current span: 16 hex digits, zeros outside of one."""
+    return f"{trace.get_current_span().get_span_context().span_id:016x}"
+
+
 def carrier() -> dict[str, str]:
     """What travels with a call: traceparent, baggage, correlation id."""
     headers: dict[str, str] = {}
@@ -140,6 +145,14 @@ def span(name: str, headers: Mapping[str, str] | None = None, kind: str = "INTER
     Takes over the correlation id from the headers, or makes one when there is none or it is malformed.
     """
     return _Work(name, headers, kind)
+
+
+def apart(name: str, headers: Mapping[str, str], kind: str = "INTERNAL") -> trace.Span:
+    """A span of the trace in `headers`, with their correlation id, that is nobody's current one: whoever asked for it ends it."""
+    parent = trace.get_current_span(_incoming.extract(headers)).get_span_context()
+    begun = _Span(name, parent, trace.SpanKind[kind])
+    begun.set_attribute("netra.correlation_id", headers[CORRELATION_HEADER])
+    return begun
 
 
 class _Work(AbstractContextManager[trace.Span]):

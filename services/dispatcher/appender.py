@@ -236,15 +236,14 @@ class _Stream:
     async def _converse(self) -> str:
         outbox: asyncio.Queue[events_pb2.AppendRequest | None] = asyncio.Queue()
         self._outbox = outbox
-        for pending in self.pending.values():
-            outbox.put_nowait(pending.as_sent())
+        # nothing here may keep one that is answered: a run hangs on it
+        for request in [pending.as_sent() for pending in self.pending.values()]:
+            outbox.put_nowait(request)
         self._call = call = self._records.of(self._target).Append(_drawn_from(outbox))
         self.heard_at = time.monotonic()
         try:
             async for answer in call:
-                self.heard_at = time.monotonic()
-                if (asked := self.pending.pop(answer.append_id, None)) is not None:
-                    self._owner.answered(self._target, asked, answer)
+                self._answered(answer)
             return "ended by the replica"
         except asyncio.CancelledError:
             if lifecycle.told_to_stop():
@@ -255,6 +254,11 @@ class _Stream:
             call.cancel()
             # grpc waits for the next request for as long as there may be one
             outbox.put_nowait(None)
+
+    def _answered(self, answer: events_pb2.AppendResponse) -> None:
+        self.heard_at = time.monotonic()
+        if (asked := self.pending.pop(answer.append_id, None)) is not None:
+            self._owner.answered(self._target, asked, answer)
 
 
 async def _drawn_from(outbox: asyncio.Queue[events_pb2.AppendRequest | None]) -> AsyncIterator[events_pb2.AppendRequest]:

@@ -56,9 +56,13 @@ class Appends(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A run that is not open in the record yet: its first append opens it, of this trace; or `apart`, where that cannot be done so."""
+    """A run that is not open in the record yet: its first append opens it, or `apart`, where that cannot be done so.
+
+    It belongs to this trace, and the record tells of its opening under this span.
+    """
 
     trace_id: str
+    span_id: str
     apart: Callable[[], Awaitable[object]]
 
 
@@ -135,6 +139,8 @@ class Outbox:
         # something of the run is in the record
         self._begun = next_seq > 1
         self._opening = run.opening
+        # what is to be shown of a run that nobody knows there yet
+        self._unshown: list[events_pb2.AppendRequest] = []
 
     @property
     def left(self) -> bool:
@@ -240,7 +246,10 @@ class Outbox:
         self._release()
         shown = events_pb2.Transient(type=kind, data=data, after_seq=self._last_seq())
         request = events_pb2.AppendRequest(run_id=self._run.run_id, epoch=self._run.epoch, transients=[shown])
-        self._appender.show(request, self._run.user_id)
+        if self._opening is None:
+            self._appender.show(request, self._run.user_id)
+        elif len(self._unshown) < _MAX_WAITING:
+            self._unshown.append(request)
 
     def _last_seq(self) -> int:
         # of events that are told, whether or not they are recorded already
@@ -276,7 +285,7 @@ class Outbox:
     def _appended(self, request: events_pb2.AppendRequest) -> asyncio.Future[None]:
         if self._opening is None:
             return self._appender.append(request, self._run.user_id)
-        request.open.trace_id = self._opening.trace_id
+        request.open.trace_id, request.open.parent_id = self._opening.trace_id, self._opening.span_id
         return self._tasks.spawn(self._opened(request, self._opening), name="open the record of the run")
 
     async def _opened(self, request: events_pb2.AppendRequest, opening: Opening) -> None:
@@ -289,6 +298,9 @@ class Outbox:
             request.ClearField("open")
             await self._appender.append(request, self._run.user_id)
         self._opening = None
+        for waiting in self._unshown:
+            self._appender.show(waiting, self._run.user_id)
+        self._unshown.clear()
 
     def _set_timer(self, at: float | None) -> None:
         if self._timer is not None:

@@ -175,7 +175,11 @@ class Course:
     ) -> contextlib.AbstractAsyncContextManager[journal.AgentWebSocketBridge]:
         """The run's way to its record for the time of the block. Whoever is told to stop in it lets go of the run."""
         order, keep = running.claim.order, self.files(running).keep
-        opening = outbox.Opening(telemetry.trace_id(), lambda: patient(lambda: self._open(running))) if running.unopened else None
+        opening = (
+            outbox.Opening(telemetry.trace_id(), telemetry.span_id(), lambda: patient(lambda: self._open(running)))
+            if running.unopened
+            else None
+        )
         owned = outbox.Owned(
             order.run_id, context.user_id, running.claim.epoch, lambda: running.token, keep, lambda: running.leased_until,
             running.went_on, opening,

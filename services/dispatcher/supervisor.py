@@ -402,16 +402,18 @@ class Supervisor:
 
     async def _listen(self, topic: str) -> None:
         async for message in self._signals.listen(topic):
-            if message == self.owner:
-                # its own word: it has looked already
-                continue
-            if (running := self._running.get(message.removesuffix(_ROLLBACK))) is not None:
-                if topic == _CANCEL:
-                    running.rolled_back = running.rolled_back or message.endswith(_ROLLBACK)
-                    running.ask_to_stop()
-                else:
-                    running.wake()
-            self._woken.set()
+            if message != self.owner:
+                # its own word is not meant for it: it has looked already
+                self._signalled(topic, message)
+
+    def _signalled(self, topic: str, message: str) -> None:
+        if (running := self._running.get(message.removesuffix(_ROLLBACK))) is not None:
+            if topic == _CANCEL:
+                running.rolled_back = running.rolled_back or message.endswith(_ROLLBACK)
+                running.ask_to_stop()
+            else:
+                running.wake()
+        self._woken.set()
 
     async def _claim_always(self) -> None:
         while True:

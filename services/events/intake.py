@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from chassis import identity, lifecycle
+from chassis import identity, lifecycle, telemetry
 from chassis import log as log_
 from netra import errors, ids
 from netra.context import UserExecutionContext
@@ -14,6 +15,7 @@ from netra.events.v1 import events_pb2
 from services.events import commit, heads, log
 
 _log = log_.get(__name__)
+_PARENT = re.compile(r"[0-9a-f]{16}")
 Show = Callable[[events_pb2.AppendRequest], log.Outcome]
 
 
@@ -100,14 +102,31 @@ class _Stream:
             self._open += 1
             self._reply(shown)
             return
-        await self._committer.submit(append, self._reply)
+        await self._committer.submit(append, self._reply if append.opens is None else self._traced(append.opens, request.open.parent_id))
         self._open += 1
 
     async def _context(self, token: str) -> UserExecutionContext:
         return await self._verifier.context(token, identity.current().service)
 
     async def _opens(self, run_id: str, asked: events_pb2.RunToOpen) -> heads.NewHead:
+        if asked.parent_id and not _PARENT.fullmatch(asked.parent_id):
+            raise errors.InvalidPayload("parent_id must be 16 hexadecimal digits in lower case", field="open.parent_id")
         return heads.new(await self._context(asked.context_token), ids.RunId(run_id), asked.trace_id)
+
+    def _traced(self, opened: heads.NewHead, parent_id: str) -> Callable[[log.Outcome], None]:
+        """The way of an answer that ends the span of an opening: calls have one, and this is a message of a stream."""
+        if not parent_id:
+            return self._reply
+        headers = {"traceparent": f"00-{opened.trace_id}-{parent_id}-01", telemetry.CORRELATION_HEADER: opened.correlation_id}
+        span = telemetry.apart("open run", headers, "SERVER")
+
+        def reply(outcome: log.Outcome) -> None:
+            if outcome.refused is not None:
+                telemetry.failed(span, outcome.refused.code)
+            span.end()
+            self._reply(outcome)
+
+        return reply
 
     def _reply(self, outcome: log.Outcome) -> None:
         self._open -= 1

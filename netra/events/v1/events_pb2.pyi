@@ -381,19 +381,23 @@ class RunToOpen(_message.Message):
 
     CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
     context_token: _builtins.str
     """The signed execution context of the run; user and thread are taken from it."""
     trace_id: _builtins.str
     """The W3C trace id of the run: 32 hex digits. Kept from the first opening."""
+    parent_id: _builtins.str
+    """The id of the span of that trace under which it is opened, W3C parent-id: 16 hex digits. Empty: no span tells of the opening."""
     def __init__(
         self,
         *,
         context_token: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        parent_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_token", b"context_token", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_token", b"context_token", "parent_id", b"parent_id", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

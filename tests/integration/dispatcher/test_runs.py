@@ -505,6 +505,8 @@ class TestExecuteTool:
     async def test_an_answer_that_was_lost_is_said_to_be(self, running: Runs, stores: Standalone, database: str) -> None:
         user, request_id = await running.services.user(), ids.uuid7()
         answer = await self._call(running, user, "text_statistics", {"text": "One."}, request_id)
+        # its row is final by then
+        await running.dispatcher.GetRun(dispatcher_pb2.GetRunRequest(run_id=answer.run_id), metadata=user.bearer)
         async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
             await admin.execute("UPDATE dispatcher.runs SET outcome = NULL WHERE run_id = $1", answer.run_id)
         again = await self._call(running, user, "text_statistics", {"text": "One."}, request_id)

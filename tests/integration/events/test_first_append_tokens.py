@@ -31,9 +31,11 @@ class Opening:
         wanted = context_pb2.OpenContextRequest(request_id=run_id, run_id=run_id, access_token=self.user.token, agent_context=b"{}")
         return run_id, (await self._contexts.OpenContext(wanted, metadata=dispatcher, wait_for_ready=True)).context_token
 
-    async def append(self, run_id: str, token: str, trace_id: str = _TRACE, service: str = "dispatcher") -> events_pb2.AppendResponse:
+    async def append(
+        self, run_id: str, token: str, trace_id: str = _TRACE, service: str = "dispatcher", parent_id: str = ""
+    ) -> events_pb2.AppendResponse:
         """The first append of a run, by this token."""
-        opens = events_pb2.RunToOpen(context_token=token, trace_id=trace_id)
+        opens = events_pb2.RunToOpen(context_token=token, trace_id=trace_id, parent_id=parent_id)
 
         async def sent() -> AsyncIterator[events_pb2.AppendRequest]:
             yield events_pb2.AppendRequest(append_id=1, run_id=run_id, epoch=1, first_seq=1, events=[event()], open=opens)
@@ -82,6 +84,7 @@ async def test_a_run_is_not_opened_by_another_token(opening: Opening) -> None:
         answer = await opening.append(run_id, wrong)
         assert (answer.error_code, answer.last_cursor) == (code, 0)
     assert (await opening.append(run_id, token, trace_id="no trace")).error_code == "INVALID_PAYLOAD"
+    assert (await opening.append(run_id, token, parent_id="no span")).error_code == "INVALID_PAYLOAD"
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await opening.append(run_id, token, service="gateway")
     assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED

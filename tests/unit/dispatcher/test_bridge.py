@@ -101,9 +101,8 @@ class World:
             if refusals:
                 raise refusals.pop(0)
 
-        owned = outbox.Owned(
-            self.run_id, ids.UserId(ids.uuid7()), 1, lambda: "context token", self.keep, opening=outbox.Opening("0" * 32, open_apart)
-        )  # fmt: skip
+        opening = outbox.Opening("0" * 32, "0" * 16, open_apart)
+        owned = outbox.Owned(self.run_id, ids.UserId(ids.uuid7()), 1, lambda: "context token", self.keep, opening=opening)
         self.bridge = journal.AgentWebSocketBridge(self.far, owned, 1, "first")
         return apart
 
@@ -704,6 +703,18 @@ async def test_what_is_shown_comes_after_what_was_held(world: World, monkeypatch
     world.bridge.tool_executing(PLAIN, "1:tool", False)
     world.bridge.tool_progress(PLAIN, 10.0, None)
     assert (len(world.far.requests), world.far.shown[0].transients[0].after_seq) == (1, 1)
+
+
+async def test_what_is_shown_waits_until_its_run_is_open(world: World) -> None:
+    world.unopened()
+    world.far.at_once = False
+    world.bridge.tool_executing(PLAIN, "1:tool", False)
+    world.bridge.tool_progress(PLAIN, 10.0, None)
+    await asyncio.wait_for(world.far.arrived.acquire(), 5)
+    assert (world.far.requests[0].HasField("open"), world.far.shown) == (True, [])
+    world.far.answer()
+    await world.told()
+    assert [request.transients[0].after_seq for request in world.far.shown] == [1]
 
 
 async def test_secrets_in_arguments_are_not_kept(world: World) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import os
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from services.dispatcher.tools.sandbox import groups, watch
 
 _log = log.get(__name__)
 _BEATS = 8
-_STDERR = 2
 _lapses = telemetry.meter.create_counter("netra.tools.lapses", description="Times that this process was silent for too long for its tools.")
 
 
@@ -116,13 +114,10 @@ class Guardian:
         if self._beat is not None:
             self._beat.cancel()
             self._beat = None
-            faulthandler.cancel_dump_traceback_later()
 
     def _beats(self) -> None:
         self._beat = asyncio.get_running_loop().call_later(self._heartbeat_s / _BEATS, self._beats)
         self._alive()
-        # should this be the last beat for so long, the log says what every thread does, whether or not it ever ends
-        faulthandler.dump_traceback_later(self._heartbeat_s, file=_STDERR)
 
     def _alive(self) -> None:
         now = time.monotonic()
