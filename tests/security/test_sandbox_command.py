@@ -53,7 +53,7 @@ def here(call, group):
         guardian._beaten_at -= 100
     elif "guardian" in how:
         # what lives on without either of them is waiting for its owner's word, and for nothing else
-        while not any(os.path.exists(f"/proc/{pid}/root/sandbox") for pid in sandboxes.below(group)):
+        while not any(os.path.exists(os.path.join("/proc", str(pid), "root", "sandbox")) for pid in sandboxes.below(group)):
             time.sleep(0.001)
         guardian._process.kill()
         guardian._process.wait()
