@@ -5,16 +5,15 @@ python bench/tools.py [rounds] [calls]
   ours      `UnifiedToolDispatcher.execute` of a trusted coroutine: permission, quota, schema, deadline, both events, metrics; the events go
             nowhere
   function  the same coroutine, awaited
-  mcp       the same tool in a process of its own that speaks MCP (JSON-RPC in lines) on standard input and output, one call at a time
+  mcp       the same tool behind the MCP SDK, client and server, on standard input and output: a warm server, one call at a time
   checked   arguments from their bytes to a checked object, by the schema that the tool declares
 
-`mcp` is as little as that protocol allows: no framework, the fastest JSON on both sides, the schema checked once. A call costs what it
-takes from being asked to being answered; `cpu_us` is the processor time of all processes for it, which a busy machine changes little.
+A call costs what it takes from being asked to being answered; `cpu_us` is the processor time of this process for it, which a busy machine
+changes little.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import statistics
@@ -25,12 +24,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mcp
 import orjson
 import uvloop
+from mcp.server import MCPServer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.harness import child, report, stores
+from bench.harness import report, stores
 from chassis import audit, identity, trust
 from netra import ids
 from netra.auth.v1 import auth_pb2
@@ -40,8 +41,6 @@ from services.dispatcher.tools import arguments, calls, dispatch, permits, regis
 
 OVERHEAD_US, TIMES, CHECKED_US = 50.0, 10.0, 3.0
 ROUNDS, CALLS = 9, 500
-# a protocol version that has tools
-_MCP = "2025-06-18"
 GIVEN = {"text": "How much did we spend in May?", "limit": 20, "tags": ["spend", "may"], "options": {"currency": "USD", "exact": True}}
 
 
@@ -106,85 +105,28 @@ async def _dispatcher() -> AsyncIterator[dispatch.UnifiedToolDispatcher]:
         spaces.close()
 
 
-class Peer:
-    """A client of an MCP server on the other end of two pipes."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process, self._count = process, 0
-        self.pid = process.pid
-
-    async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
-        """One request, and its answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._count += 1
-        request = {"jsonrpc": "2.0", "id": self._count, "method": method, "params": params}
-        self._process.stdin.write(orjson.dumps(request) + b"\n")
-        answer = orjson.loads(await self._process.stdout.readline())
-        assert answer["id"] == self._count
-        return answer["result"]
-
-    async def call(self) -> None:
-        """Call the tool."""
-        result = await self.ask("tools/call", {"name": "lookup", "arguments": GIVEN})
-        assert result["structuredContent"] == GIVEN
-
-    async def close(self) -> None:
-        """Let the server end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        await self._process.wait()
-
-
 @contextlib.asynccontextmanager
-async def _peer() -> AsyncIterator[Peer]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, "serve", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    peer = Peer(process)
-    about = {"protocolVersion": _MCP, "capabilities": {}, "clientInfo": {"name": "bench", "version": "1.0.0"}}
-    assert (await peer.ask("initialize", about))["protocolVersion"] == _MCP
-    try:
+async def _peer() -> AsyncIterator[mcp.Client]:
+    """A client of an MCP server on the other end of two pipes."""
+    server = mcp.StdioServerParameters(command=sys.executable, args=[__file__, "serve"], cwd=Path.cwd())
+    async with mcp.Client(server) as peer:
         yield peer
-    finally:
-        await peer.close()
 
 
 def serve() -> int:
-    """The server: one request after the other, until there are no more."""
-    known = registry.ToolRegistry([lookup]).get("lookup")
-    for line in iter(sys.stdin.buffer.readline, b""):
-        asked = orjson.loads(line)
-        if asked["method"] == "initialize":
-            result: Any = {"protocolVersion": _MCP, "capabilities": {"tools": {}}, "serverInfo": {"name": "bench", "version": "1.0.0"}}
-        else:
-            known.check_arguments(asked["params"]["arguments"])
-            value = _at_once(lookup.function(**asked["params"]["arguments"]))
-            # the standard asks for the value as text as well
-            content = [{"type": "text", "text": orjson.dumps(value).decode()}]
-            result = {"content": content, "structuredContent": value, "isError": False}
-        sys.stdout.buffer.write(orjson.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}) + b"\n")
-        sys.stdout.buffer.flush()
+    """The server, until its input ends."""
+    server = MCPServer("bench")
+    server.tool()(lookup.function)
+    server.run("stdio")
     return 0
 
 
-def _at_once(work: Any) -> Any:
-    """What a coroutine returns that waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as over:
-        return over.value
-    raise RuntimeError("it waits")
-
-
-async def _timed(many: int, call: Callable[[], Awaitable[Any]], pids: tuple[int, ...] = ()) -> tuple[float, float]:
-    """Microseconds of a call: by the clock, and of the processors."""
-    others = sum(child.cpu_s(pid) for pid in pids)
+async def _timed(many: int, call: Callable[[], Awaitable[Any]]) -> tuple[float, float]:
+    """Microseconds of a call: by the clock, and of this process's processors."""
     began, cpu = time.perf_counter(), time.process_time()
     for _ in range(many):
         await call()
-    took, spent = time.perf_counter() - began, time.process_time() - cpu
-    return took / many * 1e6, (spent + sum(child.cpu_s(pid) for pid in pids) - others) / many * 1e6
+    return (time.perf_counter() - began) / many * 1e6, (time.process_time() - cpu) / many * 1e6
 
 
 def _checks(data: bytes, many: int) -> Callable[[], Awaitable[tuple[float, float]]]:
@@ -206,11 +148,14 @@ async def _measured(rounds: int, many: int) -> dict[str, list[tuple[float, float
             outcome = await tools.execute("lookup", GIVEN)
             assert outcome.error is None
 
+        async def theirs() -> None:
+            result = await peer.call_tool("lookup", GIVEN)
+            assert result.structured_content == GIVEN, result
+
         ways: dict[str, Callable[[], Awaitable[tuple[float, float]]]] = {
             "ours": functools.partial(_timed, many, ours),
             "function": functools.partial(_timed, many, lambda: lookup.function(**GIVEN)),
-            # its processor time is told in hundredths of a second: it takes a while until that is exact
-            "mcp": functools.partial(_timed, many, peer.call, (peer.pid,)),
+            "mcp": functools.partial(_timed, many, theirs),
             "checked": _checks(orjson.dumps(GIVEN), many * 10),
         }
         return await report.in_turn(ways, rounds)
@@ -231,7 +176,7 @@ def main(rounds: int = ROUNDS, many: int = CALLS) -> int:
     goal = f"<= {OVERHEAD_US / 1000:g} ms, {TIMES:g} times as fast as MCP on stdio, arguments checked in {CHECKED_US:g} us"
     return report.verdict(
         "tools", good, goal, f"{overhead / 1000:.3f} ms, {times:.1f} times, {checked:.1f} us",
-        mcp_us=round(statistics.median(clock["mcp"])), mcp_cpu_us=round(cpu["mcp"]), ours_us=round(statistics.median(clock["ours"]), 1),
+        mcp_us=round(statistics.median(clock["mcp"])), ours_us=round(statistics.median(clock["ours"]), 1),
         rounds=rounds, calls_per_round=many,
     )  # fmt: skip
 

@@ -25,16 +25,9 @@ class Interactive:
     async def call(self, mine: running.Running, arguments: dict[str, Any], told: Callable[[bytes], None]) -> None:
         """Take a call to its end; `told` hears the answer that its outcome means once that is in the record, before it is kept."""
         order, context = mine.claim.order, mine.context
-        record = await self._course.opened(mine)
-        if record is None:
-            raise errors.Unauthenticated("The context of the call has ended.")
         permitted = self._entitled.of_context(context, lambda: mine.rights)
-        async with self._course.bridge(mine, context, record) as bridge:
-            if mine.overdue:
-                await self._course.end(mine, bridge, running.timed_out(f"The run did not finish within {order.deadline_s:g} s."))
-                raise errors.DeadlineExceeded(
-                    f"{order.agent} was not called: the record could not be reached within {order.deadline_s:g} s."
-                )
+        # a tool with effects is not called before that append is in the record; any other may be called while the record is away
+        async with self._course.bridge(mine, context, self._course.unopened(mine)) as bridge:
             try:
                 async with self._course.dispatcher(mine, context, permitted, bridge) as tools:
                     calling = tools.execute(order.agent, arguments, step_key=ledger.INTERACTIVE)

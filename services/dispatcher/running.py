@@ -211,15 +211,14 @@ class Course:
     async def opened(self, running: Running) -> events_pb2.OpenRunResponse | None:
         """The record so far; None when nothing can be recorded in the user's name any more.
 
-        For the first owner of an agent's run that is nothing: while the record is there, the first append opens the run.
+        For the first owner of a run that is nothing: while the record is there, the first append opens the run.
         """
         order = running.claim.order
         if running.claim.expired:
             _log.error("the context token of the run ran out; it ends without an event")
             return None
-        if order.kind == "agent" and running.claim.epoch == 1 and self.can_record:
-            running.unopened = True
-            return events_pb2.OpenRunResponse(next_seq=1)
+        if running.claim.epoch == 1 and self.can_record:
+            return self.unopened(running)
         began = time.monotonic()
 
         async def opened() -> events_pb2.OpenRunResponse:
@@ -236,6 +235,11 @@ class Course:
                 raise
             _log.error("the record of the run cannot be opened; it ends without an event", code=error.code)
             return None
+
+    def unopened(self, running: Running) -> events_pb2.OpenRunResponse:
+        """The record of a run that its first append opens there: nothing, so far."""
+        running.unopened = True
+        return events_pb2.OpenRunResponse(next_seq=1)
 
     async def _open(self, running: Running) -> events_pb2.OpenRunResponse:
         run_id, user_id = running.claim.order.run_id, running.context.user_id

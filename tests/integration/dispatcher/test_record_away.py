@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -233,14 +232,15 @@ async def test_a_call_that_cannot_be_recorded_in_time_is_not_made(
         request_id=ids.uuid7(), tool_name="effect", arguments=json.dumps({"mark": mark}).encode()
     )  # fmt: skip
 
-    async def called() -> None:
-        await running.dispatcher.ExecuteTool(request, metadata=user.bearer, wait_for_ready=True)
+    async def called() -> dispatcher_pb2.ExecuteToolResponse:
+        return await running.dispatcher.ExecuteTool(request, metadata=user.bearer, wait_for_ready=True)
 
     tasks = lifecycle.Tasks(on_failure=lambda _error: None)
     call = tasks.spawn(called(), "call")
     async with wire.stalled():
-        # the first attempt to open the record of the call gives up meanwhile; the call does not
+        # the first append of the call is given up meanwhile, and sent again; the call has its time, and its outcome is told afterwards
         assert not (await asyncio.wait({call}, timeout=replicas.SILENCE_S + 0.5))[0]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    assert (caught.value.code(), pace.effects) == (grpc.StatusCode.DEADLINE_EXCEEDED, 0)
+    answer = await call
+    assert (answer.status, answer.error.code, pace.effects) == ("timeout", "DEADLINE_EXCEEDED", 0)
+    events = await running.ended(user, answer.run_id)
+    assert (types(events), events[-1]["data"]["status"]) == (["tool_executing", "tool_completed"], "timeout")
