@@ -7,6 +7,7 @@ import contextvars
 import itertools
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ _log = log.get(__name__)
 _RESEND_S = 0.2
 _LOOK_S = 0.25
 _MAX_BYTES = 2 * 1024 * 1024
+# what waits to be sent goes together, up to so much: a message costs the same whatever is in it
+_TOGETHER, _TOGETHER_BYTES = 64, 256 * 1024
 # an append that one replica cannot commit so often is tried at the next
 _REFUSALS = 3
 _MOST_SHOWN = 256
@@ -76,7 +79,7 @@ class Appender:
 
     def append(self, request: events_pb2.AppendRequest, user_id: str, token: Callable[[], str] | None = None) -> asyncio.Future[None]:
         """Done when the append is committed; fails with the error it was refused with. `token` is asked each time it is sent."""
-        request.append_id = next(self._numbers)
+        request.append_id, request.takes_more = next(self._numbers), True
         committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if request.ByteSize() > _MAX_BYTES:
             # the stream would break on it, for every run, each time it is sent again
@@ -189,7 +192,7 @@ class _Stream:
         self.pending: dict[int, _Pending] = {}
         self.heard_at = time.monotonic()
         self.task: asyncio.Task[None] | None = None
-        self._outbox: asyncio.Queue[events_pb2.AppendRequest | None] | None = None
+        self._outbox: _Outbox | None = None
         self._wanted = asyncio.Event()
         self._call: grpc.aio.StreamStreamCall[events_pb2.AppendRequest, events_pb2.AppendResponse] | None = None
 
@@ -199,12 +202,12 @@ class _Stream:
         self.pending[pending.request.append_id] = pending
         self._wanted.set()
         if self._outbox is not None:
-            self._outbox.put_nowait(pending.as_sent())
+            self._outbox.put(pending.as_sent())
 
     def show(self, request: events_pb2.AppendRequest) -> None:
         """Send what needs no answer, unless too much waits."""
-        if self._outbox is not None and self._outbox.qsize() < _MOST_SHOWN:
-            self._outbox.put_nowait(request)
+        if self._outbox is not None and len(self._outbox) < _MOST_SHOWN:
+            self._outbox.put(request)
 
     def give_up(self) -> None:
         """End the stream: nothing comes any more."""
@@ -234,16 +237,17 @@ class _Stream:
             await asyncio.sleep(_RESEND_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
     async def _converse(self) -> str:
-        outbox: asyncio.Queue[events_pb2.AppendRequest | None] = asyncio.Queue()
-        self._outbox = outbox
+        self._outbox = outbox = _Outbox()
         # nothing here may keep one that is answered: a run hangs on it
         for request in [pending.as_sent() for pending in self.pending.values()]:
-            outbox.put_nowait(request)
-        self._call = call = self._records.of(self._target).Append(_drawn_from(outbox))
+            outbox.put(request)
+        self._call = call = self._records.of(self._target).Append(outbox.messages())
         self.heard_at = time.monotonic()
         try:
-            async for answer in call:
-                self._answered(answer)
+            async for answers in call:
+                self.heard_at, outbox.together = time.monotonic(), answers.takes_more
+                for answer in answers.more or (answers,):
+                    self._answered(answer)
             return "ended by the replica"
         except asyncio.CancelledError:
             if lifecycle.told_to_stop():
@@ -253,14 +257,50 @@ class _Stream:
             self._outbox = self._call = None
             call.cancel()
             # grpc waits for the next request for as long as there may be one
-            outbox.put_nowait(None)
+            outbox.close()
 
     def _answered(self, answer: events_pb2.AppendResponse) -> None:
-        self.heard_at = time.monotonic()
         if (asked := self.pending.pop(answer.append_id, None)) is not None:
             self._owner.answered(self._target, asked, answer)
 
 
-async def _drawn_from(outbox: asyncio.Queue[events_pb2.AppendRequest | None]) -> AsyncIterator[events_pb2.AppendRequest]:
-    while (request := await outbox.get()) is not None:
-        yield request
+class _Outbox:
+    """What waits to be sent on one stream, in order; `together` when the replica takes several in one message."""
+
+    def __init__(self) -> None:
+        self.together = False
+        self._waiting: deque[events_pb2.AppendRequest] = deque()
+        self._some = asyncio.Event()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, request: events_pb2.AppendRequest) -> None:
+        """Send it after all that came before."""
+        self._waiting.append(request)
+        self._some.set()
+
+    def close(self) -> None:
+        """Send nothing more."""
+        self._closed = True
+        self._some.set()
+
+    async def messages(self) -> AsyncIterator[events_pb2.AppendRequest]:
+        """What goes over the wire, until it is closed."""
+        while True:
+            await self._some.wait()
+            if self._closed:
+                return
+            yield self._message()
+
+    def _message(self) -> events_pb2.AppendRequest:
+        batch = [self._waiting.popleft()]
+        size = batch[0].ByteSize()
+        while self.together and self._waiting and len(batch) < _TOGETHER:
+            if (size := size + self._waiting[0].ByteSize()) > _TOGETHER_BYTES:
+                break
+            batch.append(self._waiting.popleft())
+        if not self._waiting:
+            self._some.clear()
+        return batch[0] if len(batch) == 1 else events_pb2.AppendRequest(more=batch, takes_more=True)

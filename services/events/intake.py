@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from chassis import identity, lifecycle, telemetry
@@ -15,6 +15,8 @@ from netra.events.v1 import events_pb2
 from services.events import commit, heads, log
 
 _log = log_.get(__name__)
+# answers in one message
+_TOGETHER = 256
 _PARENT = re.compile(r"[0-9a-f]{16}")
 Show = Callable[[events_pb2.AppendRequest], log.Outcome]
 
@@ -41,16 +43,19 @@ class Intake:
         self._readers: set[asyncio.Task[None]] = set()
         self._closing = False
 
-    async def answers(self, requests: AsyncIterator[events_pb2.AppendRequest]) -> AsyncIterator[log.Outcome]:
-        """One outcome per append; ends when the writer has no more, or on `close`, after all that was read is answered."""
+    async def answers(self, requests: AsyncIterator[events_pb2.AppendRequest]) -> AsyncIterator[Sequence[log.Outcome]]:
+        """One outcome per append; ends when the writer has no more, or on `close`, after all that was read is answered.
+
+        Several come together when they are there at the same time and the writer takes that.
+        """
         stream = _Stream(self._committer, self._verifier, self._show)
         reader = self._tasks.spawn(stream.read(requests), "append-reader")
         self._readers.add(reader)
         if self._closing:
             reader.cancel()
         try:
-            async for outcome in stream.outcomes():
-                yield outcome
+            async for together in stream.outcomes():
+                yield together
             if stream.failure is not None:
                 raise stream.failure
         finally:
@@ -69,13 +74,14 @@ class _Stream:
         self._committer, self._verifier, self._show = committer, verifier, show
         self._answers: asyncio.Queue[log.Outcome | None] = asyncio.Queue()
         self._open = 0
-        self._ended = False
+        self._ended = self._takes_more = False
         self.failure: errors.NetraError | None = None
 
     async def read(self, requests: AsyncIterator[events_pb2.AppendRequest]) -> None:
         try:
             async for request in requests:
-                await self._take(request)
+                for append in self._appends(request):
+                    await self._take(append)
         except errors.NetraError as error:
             self.failure = error
         except Exception as error:
@@ -86,9 +92,19 @@ class _Stream:
             if not self._open:
                 self._answers.put_nowait(None)
 
-    async def _take(self, request: object) -> None:
+    def _appends(self, request: object) -> Sequence[events_pb2.AppendRequest]:
+        """What one message holds."""
         if not isinstance(request, events_pb2.AppendRequest):
             raise errors.InvalidPayload("The request is not a valid protobuf message of this method.")
+        self._takes_more = self._takes_more or request.takes_more
+        if not request.more:
+            return (request,)
+        beside = [field.name for field, _ in request.ListFields() if field.name not in ("more", "takes_more")]
+        if beside or any(append.more for append in request.more):
+            raise errors.InvalidPayload("Appends that come together have nothing beside them, and hold one append each.", field="more")
+        return request.more
+
+    async def _take(self, request: events_pb2.AppendRequest) -> None:
         try:
             # whose events they are is in a signed context only when no run says it, or none does yet
             context = await self._context(request.context_token) if request.context_token else None
@@ -134,6 +150,14 @@ class _Stream:
         if self._ended and not self._open:
             self._answers.put_nowait(None)
 
-    async def outcomes(self) -> AsyncIterator[log.Outcome]:
+    async def outcomes(self) -> AsyncIterator[Sequence[log.Outcome]]:
         while (outcome := await self._answers.get()) is not None:
-            yield outcome
+            together, last = [outcome], False
+            while self._takes_more and not self._answers.empty() and not last and len(together) < _TOGETHER:
+                if (following := self._answers.get_nowait()) is None:
+                    last = True
+                else:
+                    together.append(following)
+            yield together
+            if last:
+                return

@@ -74,12 +74,11 @@ class EventsServicer(servicer_threads.ThreadsServicer):
     async def Append(
         self, request_iterator: AsyncIterator[events_pb2.AppendRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[events_pb2.AppendResponse]:
-        async for outcome in self._appends.answers(request_iterator):
-            refused = outcome.refused
-            yield events_pb2.AppendResponse(
-                append_id=outcome.append_id, last_cursor=outcome.last_cursor,
-                error_code=refused.code if refused is not None else "", error_message=refused.message if refused is not None else "",
-            )  # fmt: skip
+        async for together in self._appends.answers(request_iterator):
+            answers = [_answer(outcome) for outcome in together]
+            answer = answers[0] if len(answers) == 1 else events_pb2.AppendResponse(more=answers)
+            answer.takes_more = True
+            yield answer
 
     async def Tail(
         self, request_iterator: AsyncIterator[events_pb2.TailRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -141,6 +140,14 @@ class EventsServicer(servicer_threads.ThreadsServicer):
         user_id = await self._whole.reach.eraser(request.user_id)
         erased = await self._whole.erasures.erase(user_id, request.request_id, identity.current().user_id, thread_id)
         return events_pb2.EraseEventsResponse(events=erased.events, runs=erased.runs, next_cursor=erased.upto + 1)
+
+
+def _answer(outcome: log.Outcome) -> events_pb2.AppendResponse:
+    refused = outcome.refused
+    return events_pb2.AppendResponse(
+        append_id=outcome.append_id, last_cursor=outcome.last_cursor,
+        error_code=refused.code if refused is not None else "", error_message=refused.message if refused is not None else "",
+    )  # fmt: skip
 
 
 def _after(cursor: int) -> int:

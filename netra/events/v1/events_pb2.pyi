@@ -315,6 +315,8 @@ class AppendRequest(_message.Message):
     CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
     TRANSIENTS_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    TAKES_MORE_FIELD_NUMBER: _builtins.int
     append_id: _builtins.int
     """Chosen by the writer, echoed in the answer; unique on the stream."""
     run_id: _builtins.str
@@ -331,6 +333,8 @@ class AppendRequest(_message.Message):
     """For events without a run: the signed execution context of their user; run_id, epoch and first_seq are empty then, and an
     event whose event_id is in the record already is acknowledged again.
     """
+    takes_more: _builtins.bool
+    """The writer understands answers that come together."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewEvent]:
         """The events, in order."""
@@ -351,6 +355,12 @@ class AppendRequest(_message.Message):
         service knows nothing of it and answers NOT_FOUND: call OpenRun then, and send the append again.
         """
 
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppendRequest]:
+        """Appends that come together, when there are several: each is taken and answered as if it had come alone, and nothing but
+        takes_more is set beside them. Only for a service that has said on this stream that it `takes_more`.
+        """
+
     def __init__(
         self,
         *,
@@ -364,10 +374,12 @@ class AppendRequest(_message.Message):
         context_token: _builtins.str = ...,
         transients: _abc.Iterable[Global___Transient] | None = ...,
         open: Global___RunToOpen | None = ...,
+        more: _abc.Iterable[Global___AppendRequest] | None = ...,
+        takes_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "context_token", b"context_token", "end", b"end", "epoch", b"epoch", "events", b"events", "first_seq", b"first_seq", "open", b"open", "run_id", b"run_id", "steps", b"steps", "transients", b"transients"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "context_token", b"context_token", "end", b"end", "epoch", b"epoch", "events", b"events", "first_seq", b"first_seq", "more", b"more", "open", b"open", "run_id", b"run_id", "steps", b"steps", "takes_more", b"takes_more", "transients", b"transients"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,6 +425,8 @@ class AppendResponse(_message.Message):
     LAST_CURSOR_FIELD_NUMBER: _builtins.int
     ERROR_CODE_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    TAKES_MORE_FIELD_NUMBER: _builtins.int
     append_id: _builtins.int
     """Which append."""
     last_cursor: _builtins.int
@@ -421,6 +435,12 @@ class AppendResponse(_message.Message):
     """The name of a netra.status.v1.Reason without its prefix, when refused; else empty."""
     error_message: _builtins.str
     """Why, when refused."""
+    takes_more: _builtins.bool
+    """The service understands appends that come together."""
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppendResponse]:
+        """Answers that come together, when there are several: nothing else is set beside them. Only for a writer that `takes_more`."""
+
     def __init__(
         self,
         *,
@@ -428,10 +448,12 @@ class AppendResponse(_message.Message):
         last_cursor: _builtins.int = ...,
         error_code: _builtins.str = ...,
         error_message: _builtins.str = ...,
+        more: _abc.Iterable[Global___AppendResponse] | None = ...,
+        takes_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "error_code", b"error_code", "error_message", b"error_message", "last_cursor", b"last_cursor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "error_code", b"error_code", "error_message", b"error_message", "last_cursor", b"last_cursor", "more", b"more", "takes_more", b"takes_more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,13 +17,16 @@ _NAMES = ("user_id", "tenant_id", "thread_id", "run_id", "owner_id")
 _INSIDE = "{}"
 
 
-def of_message(descriptor: Descriptor, before: Path = ()) -> Iterator[Path]:
-    """Fields of text and of bytes, at any depth; those of bytes once more for what can be said inside of JSON."""
+def of_message(descriptor: Descriptor, before: Path = (), above: Sequence[Descriptor] = ()) -> Iterator[Path]:
+    """Fields of text and of bytes, at any depth; those of bytes once more for what can be said inside of JSON.
+
+    A message that holds its own kind is looked through once.
+    """
     for one in descriptor.fields:
         where = (*before, one.name)
         if one.message_type is not None:
-            if one.message_type.full_name not in _PLAIN:
-                yield from of_message(one.message_type, where)
+            if one.message_type.full_name not in _PLAIN and one.message_type not in (descriptor, *above):
+                yield from of_message(one.message_type, where, (*above, descriptor))
         elif one.type == FieldDescriptor.TYPE_STRING:
             yield where
         elif one.type == FieldDescriptor.TYPE_BYTES:

@@ -28,6 +28,9 @@ class Replica(events_pb2_grpc.EventsServiceServicer):
         self.silent = False
         self.silent_to: set[str] = set()
         self.refuses: list[str] = []
+        self.takes_more = False
+        # how many appends came with each message
+        self.messages: list[int] = []
         self.seen: Counter[str] = Counter()
         self.tokens: list[str] = []
         self.streams = 0
@@ -36,15 +39,25 @@ class Replica(events_pb2_grpc.EventsServiceServicer):
     async def Append(self, requests: AsyncIterator[events_pb2.AppendRequest], context: Any) -> AsyncIterator[events_pb2.AppendResponse]:
         """Answer appends."""
         self.streams += 1
-        async for request in requests:
-            self.seen[request.run_id] += 1
-            self.tokens.append(request.open.context_token or request.context_token)
+        async for message in requests:
+            together = message.more or [message]
+            self.messages.append(len(together))
+            answers = []
+            for request in together:
+                self.seen[request.run_id] += 1
+                self.tokens.append(request.open.context_token or request.context_token)
+                if not (self.silent or request.run_id in self.silent_to):
+                    code = self.refuses.pop() if self.refuses else ""
+                    answers.append(
+                        events_pb2.AppendResponse(
+                            append_id=request.append_id, last_cursor=0 if code else 7, error_code=code, error_message="no",
+                            takes_more=self.takes_more,
+                        )
+                    )  # fmt: skip
             async with self.came:
                 self.came.notify_all()
-            if self.silent or request.run_id in self.silent_to:
-                continue
-            code = self.refuses.pop() if self.refuses else ""
-            yield events_pb2.AppendResponse(append_id=request.append_id, last_cursor=0 if code else 7, error_code=code, error_message="no")
+            if answers:
+                yield answers[0] if len(answers) == 1 else events_pb2.AppendResponse(more=answers, takes_more=self.takes_more)
 
     async def arrived(self, run_id: str) -> None:
         """Returns when an append of a run has come."""
@@ -111,6 +124,38 @@ async def test_users_keep_to_their_replica_over_one_stream_each() -> None:
             assert [replica.seen[f"{user} 0"] for replica in here.ranked(user)] == [1, 0, 0]
         assert [replica.streams for replica in here.there.values()] == [1, 1, 1]
         assert here.appends.health() == appender.Health(True, 0, 0, 0.0)
+
+
+@pytest.mark.parametrize("takes_more", [True, False])
+async def test_what_waits_goes_together_to_a_replica_that_takes_that(takes_more: bool) -> None:
+    async with world(1) as here:
+        (replica,) = here.there.values()
+        replica.takes_more = takes_more
+        # what it takes is in its first answer
+        await within(here.append("first"))
+        await asyncio.gather(*(within(here.append(f"run {number}")) for number in range(100)))
+        assert replica.messages == ([1, 64, 36] if takes_more else [1] * 101)
+        large = events_pb2.NewEvent(data=b"x" * 150_000)
+        requests = [events_pb2.AppendRequest(run_id=f"large {number}", events=[large]) for number in range(3)]
+        await asyncio.gather(*(within(here.appends.append(request, "user")) for request in requests))
+        assert replica.messages[-3:] == [1, 1, 1]
+        assert {*replica.seen.values()} == {1}
+        assert not any(request.more for request in requests)
+
+
+async def test_of_those_that_go_together_each_has_its_own_answer() -> None:
+    async with world(2) as here:
+        first, other = here.ranked("user")
+        first.takes_more = True
+        await within(here.append("first"))
+        first.refuses, first.silent_to = ["FENCED"], {"unheard"}
+        refused, unheard, good = (here.append(run_id) for run_id in ("refused", "unheard", "good"))
+        await within(good)
+        with pytest.raises(errors.Fenced):
+            await within(refused)
+        await within(unheard)
+        assert first.messages[:2] == [1, 3]
+        assert (first.seen["unheard"], other.seen["unheard"], other.seen["good"]) == (1, 1, 0)
 
 
 async def test_no_stream_is_opened_that_nobody_needs() -> None:

@@ -205,12 +205,12 @@ async def test_what_shows_only_is_acknowledged_without_a_commit_and_told_after_t
 
     async with asyncio.timeout(5):
         answers = taken.answers(requests())
-        assert await anext(answers) == log.Outcome(9)
-        refused = (await anext(answers)).refused
+        assert await anext(answers) == [log.Outcome(9)]
+        ((refused,),) = [[outcome.refused for outcome in await anext(answers)]]
         assert refused is not None
         assert refused.details["field"] == "run_id"
         writer.go.set()
-        assert await anext(answers) == log.Outcome(1, last_cursor=1)
+        assert await anext(answers) == [log.Outcome(1, last_cursor=1)]
         assert [answer async for answer in answers] == []
     assert [type(one) for one in announcer.told] == [log.Recorded, log.Transient]
     await tasks.close()
