@@ -43,6 +43,8 @@ class Wanted:
     thread_id: str
     connection_id: str
     deadline_s: float
+    # it is that of the agent or the tool: nobody asked for another
+    deadline_declared: bool = False
     # one of `runs.ON_BUSY`
     on_busy: str = runs.ENQUEUE
     # to the user's run on the thread that is suspended until a message comes, if there is one, in place of a new run
@@ -54,8 +56,8 @@ class Wanted:
 
     def digest(self) -> bytes:
         """What the same request must have in common."""
-        # the deadline of a call is its tool's, and another process may have another version of that
-        deadline_s = self.deadline_s if self.kind == "agent" else 0.0
+        # another process may have another version of what declares a deadline
+        deadline_s = 0.0 if self.deadline_declared else self.deadline_s
         parts = [self.kind, self.name, self.request, self.inputs.decode(), self.thread_id, deadline_s]
         return hashlib.sha256(orjson.dumps(parts)).digest()
 

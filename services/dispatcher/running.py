@@ -32,8 +32,11 @@ _ENDED = (errors.NotFound, errors.FailedPrecondition)
 class Ends(Protocol):
     """Where the ends of runs are kept."""
 
-    async def finishing(self, run_id: ids.RunId, epoch: int, passed: Mapping[str, datetime]) -> bool:
-        """The run's thread is free from now on; it has passed these stages. False when another owns the run."""
+    async def finishing(self, run_id: ids.RunId, epoch: int, passed: Mapping[str, datetime]) -> bool | None:
+        """The run's thread is free from now on; it has passed these stages. Whether its messages are to be hidden; that changes no more.
+
+        None when another owns the run.
+        """
         ...
 
     async def ended(
@@ -49,10 +52,6 @@ class Ends(Protocol):
 
         It is woken at once when there is a message with a greater number than `mail_after`, or one of the approvals `asked` for is decided.
         """
-        ...
-
-    async def rolled_back(self, run_id: ids.RunId) -> bool:
-        """Whether the messages of a run are to be hidden; once it is finishing that changes no more."""
         ...
 
 
@@ -259,12 +258,17 @@ class Course:
         with contextlib.suppress(errors.NetraError):
             # should the record refuse it, that is how the run ends
             await bridge.begun()
-        if not await self._finishing(running):
-            raise errors.Fenced
+        await self._finishing(running)
         await self.close_run(running, await self._told(bridge, ending), outcome, finishing=True)
 
-    async def _finishing(self, running: Running) -> bool:
-        return await patient(lambda: self.store.finishing(running.claim.order.run_id, running.claim.epoch, running.passed.times))
+    async def _finishing(self, running: Running) -> None:
+        """Raises `Fenced` when another owns the run."""
+        order, epoch = running.claim.order, running.claim.epoch
+        hidden = await patient(lambda: self.store.finishing(order.run_id, epoch, running.passed.times))
+        if hidden is None:
+            raise errors.Fenced
+        # whoever asked for that may have said so in the row alone, however the run ends
+        running.rolled_back = running.rolled_back or hidden
 
     async def _told(self, bridge: journal.AgentWebSocketBridge, ending: Ending) -> runs.RunState:
         """The state that the run ends in, once its end is in the record. What the record refuses makes it a failure."""
@@ -339,19 +343,15 @@ class Course:
         if not finishing:
             await self._finishing(running)
         running.over = True
-        await self._hide(running, state)
+        await self._hide(running)
         # the run ends all the same; an open context holds up the erasure of its thread, so the row says that it is still to be closed
         left_open = not (running.closed or await self.closed(running.token))
         await patient(
             lambda: self.store.ended(order.run_id, epoch, state, outcome, running.passed.times, context_open=left_open)
         )  # fmt: skip
 
-    async def _hide(self, running: Running, state: runs.RunState) -> None:
-        # whoever stopped it may have said so in the row alone
-        hidden = running.rolled_back or (
-            state == runs.RunState.CANCELLED and await patient(lambda: self.store.rolled_back(running.claim.order.run_id))
-        )
-        if hidden:
+    async def _hide(self, running: Running) -> None:
+        if running.rolled_back:
             try:
                 await patient(lambda: self._contexts.hide(running.token))
             except errors.NetraError as error:

@@ -85,6 +85,7 @@ class Dispatcher(servicer_waits.WaitsServicer, servicer_tools.ToolsServicer):
             thread_id=request.thread_id,
             connection_id=request.connection_id,
             deadline_s=servicer_fields.seconds(request.deadline) if request.HasField("deadline") else spec.deadline_s,
+            deadline_declared=not request.HasField("deadline"),
             on_busy=_ON_BUSY.get(request.on_busy, "enqueue"),
             deliver=request.deliver,
             received_at=_moment(request, "received_at"),
@@ -157,6 +158,7 @@ class Dispatcher(servicer_waits.WaitsServicer, servicer_tools.ToolsServicer):
             thread_id=request.thread_id,
             connection_id="",
             deadline_s=dispatch.longest_s(self._tools, request.tool_name),
+            deadline_declared=True,
         )
         run_id, kept = await self._supervisor.call(identity.current().user, wanted, arguments)
         answer = pb.ExecuteToolResponse.FromString(kept) if kept else answers.lost()

@@ -206,7 +206,10 @@ WHERE r.run_id = meant.run_id
 # those that wait have no owner who renews their token; two processes that renew the same one do no harm
 _OLD_TOKENS = """
 SELECT run_id, epoch, context_token FROM dispatcher.runs
-WHERE state IN ('queued', 'suspended') AND token_renewed_at < now() - interval '20 minutes' ORDER BY token_renewed_at LIMIT $1
+WHERE state IN ('queued', 'suspended') AND token_renewed_at < now() - interval '20 minutes'
+  -- later than that nobody renews it
+  AND token_renewed_at > now() - interval '1 hour'
+ORDER BY token_renewed_at, run_id LIMIT $1 OFFSET $2
 """
 # a context ends with its last token, and nobody can close it with that any more
 _OVER = """
@@ -305,9 +308,9 @@ class SystemStore:
             for row in rows
         }
 
-    async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
-        """Run, epoch and context token of runs that wait and whose token needs renewal, oldest first."""
-        rows = await self._database.alone(_OLD_TOKENS, most)
+    async def old_tokens(self, most: int, passed_over: int = 0) -> list[tuple[ids.RunId, int, str]]:
+        """Run, epoch and context token of runs that wait and whose token is to be renewed and can be, oldest first, behind so many."""
+        rows = await self._database.alone(_OLD_TOKENS, most, passed_over)
         return [(ids.RunId(str(row["run_id"])), row["epoch"], row["context_token"]) for row in rows]
 
     async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
@@ -315,13 +318,17 @@ class SystemStore:
         query = "UPDATE dispatcher.runs SET context_token = $3, token_renewed_at = now() WHERE run_id = $1 AND epoch = $2"
         await self._database.alone(query, run_id, epoch, token)
 
-    async def finishing(self, run_id: ids.RunId, epoch: int, passed: Mapping[str, datetime]) -> bool:
-        """The run's thread is free from now on; it has passed these stages. False when another owns the run."""
+    async def finishing(self, run_id: ids.RunId, epoch: int, passed: Mapping[str, datetime]) -> bool | None:
+        """The run's thread is free from now on; it has passed these stages. Whether its messages are to be hidden; that changes no more.
+
+        None when another owns the run.
+        """
         query = (
             "UPDATE dispatcher.runs SET state = 'finishing', stages = $3::jsonb || stages"
-            " WHERE run_id = $1 AND epoch = $2 AND state IN ('running', 'finishing') RETURNING run_id"
+            " WHERE run_id = $1 AND epoch = $2 AND state IN ('running', 'finishing') RETURNING rolled_back_at IS NOT NULL AS rolled_back"
         )
-        return bool(await self._database.alone(query, run_id, epoch, stages.written(passed)))
+        found = await self._database.alone(query, run_id, epoch, stages.written(passed))
+        return bool(found[0]["rolled_back"]) if found else None
 
     async def ended(
         self, run_id: ids.RunId, epoch: int, state: runs.RunState, outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
@@ -338,11 +345,6 @@ class SystemStore:
     async def _end(self, ends: Sequence[_End]) -> list[bool]:
         over = {row["run_id"] for row in await self._database.alone(_ENDS, *map(list, zip(*ends, strict=True)))}
         return [end.run_id in over for end in ends]
-
-    async def rolled_back(self, run_id: ids.RunId) -> bool:
-        """Whether the messages of a run are to be hidden; once it is finishing that changes no more."""
-        query = "SELECT FROM dispatcher.runs WHERE run_id = $1 AND rolled_back_at IS NOT NULL"
-        return bool(await self._database.alone(query, run_id))
 
     async def suspended(
         self, run_id: ids.RunId, epoch: int, waits_for: str, wait_s: float, *, mail_after: int | None = None, asked: Sequence[str] = ()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import orjson
 
@@ -15,6 +17,10 @@ from services.dispatcher import approvals, runs
 # what policies look at beside the user: a thread whose rows are shown, one that the user may write to
 _THREAD, _WRITTEN_THREAD = "thread_id", "written_thread_id"
 _MAIL = "number, message_id, user_id, content"
+# messages that a run takes in all, and that are looked at together: more than a run has strands that wait for one
+MOST_MAIL, _MAIL_AT_ONCE = 1000, 64
+# as JSON writes it, and not the letters of it behind a backslash
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 # the time that is asked for may have passed before somebody looks
 _STATE = "coalesce(outcome, CASE WHEN expires_at <= now() THEN 'expired' ELSE 'pending' END)"
 _APPROVAL = (
@@ -55,26 +61,45 @@ class UserWaits:
             row = await transaction.row(query, user_id, request_id)
         return None if row is None else runs.Sent(ids.RunId(row["run_id"]), row["request_id"], row["message_id"], row["content"])
 
+    async def require_mail_room(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> None:
+        """Raises `QuotaExceeded` when the run has had as many messages as one takes."""
+        async with self._database.transaction(user_id, within=_read(granted)) as transaction:
+            had = await transaction.value("SELECT coalesce(max(number), 0) FROM dispatcher.messages WHERE run_id = $1", run_id)
+        if had >= MOST_MAIL:
+            raise _full()
+
     async def send(self, user_id: ids.UserId, sent: runs.Sent, granted: str = "") -> None:
         """Bring a message to a run that has not ended, and wake it; once per request id.
 
-        Raises `FailedPrecondition` when it has ended, `AlreadyExists` when the request id was used for another message.
+        Raises `FailedPrecondition` when it has ended, `AlreadyExists` when the request id was used for another message,
+        `QuotaExceeded` when it has had as many as a run takes.
         """
         whose, which = whose_rows(user_id, granted)
         # one message after the other: who numbers one holds the run
-        wake = f"UPDATE dispatcher.runs SET woken_at = now() WHERE {whose} = $1 AND run_id = $2 AND state IN {_GOES_ON!r}"
+        held = (
+            f"SELECT user_id, thread_id FROM dispatcher.runs WHERE {whose} = $1 AND run_id = $2 AND state IN {_GOES_ON!r} FOR NO KEY UPDATE"
+        )
+        # one that is put away for something else stays so, and finds it later
+        wake = (
+            f"UPDATE dispatcher.runs SET woken_at = now() WHERE {whose} = $1 AND run_id = $2"
+            " AND NOT (state = 'suspended' AND waits_for IN ('approval', 'timer'))"
+        )
         add = (
             "INSERT INTO dispatcher.messages (run_id, number, message_id, user_id, owner_id, thread_id, request_id, content)"
             " SELECT $1, coalesce(max(number), 0) + 1, $2, $3, $4, $5, $6, $7 FROM dispatcher.messages WHERE run_id = $1"
+            " HAVING coalesce(max(number), 0) < $8"
         )
         try:
             async with self._database.transaction(user_id, within=_written(granted)) as transaction:
-                row = await transaction.row(f"{wake} RETURNING user_id, thread_id", which, sent.run_id)
+                row = await transaction.row(held, which, sent.run_id)
                 if row is None:
                     raise errors.FailedPrecondition("The run has ended, or is about to.")
-                await transaction.execute(
-                    add, sent.run_id, sent.message_id, user_id, row["user_id"], row["thread_id"], sent.request_id, sent.content
+                added = await transaction.execute(
+                    add, sent.run_id, sent.message_id, user_id, row["user_id"], row["thread_id"], sent.request_id, sent.content, MOST_MAIL
                 )
+                if added != "INSERT 0 1":
+                    raise _full()
+                await transaction.execute(wake, which, sent.run_id)
         except postgres.Conflict:
             # the same request came twice at once
             if await self.mail_by_request(user_id, sent.request_id) != sent:
@@ -133,8 +158,8 @@ class SystemWaits:
         self._database = database
 
     async def mail(self, run_id: ids.RunId, after: int) -> list[runs.Mail]:
-        """Messages to a run with higher numbers, oldest first."""
-        query = f"SELECT {_MAIL} FROM dispatcher.messages WHERE run_id = $1 AND number > $2 ORDER BY number"
+        """The first messages to a run with higher numbers, oldest first."""
+        query = f"SELECT {_MAIL} FROM dispatcher.messages WHERE run_id = $1 AND number > $2 ORDER BY number LIMIT {_MAIL_AT_ONCE}"
         rows = await self._database.alone(query, run_id, after)
         return [runs.Mail(row["number"], row["message_id"], row["user_id"], row["content"]) for row in rows]
 
@@ -142,7 +167,7 @@ class SystemWaits:
         """Store an approval, once, and return it as it is now."""
         await self._database.alone(
             _ASK, wanted.approval_id, wanted.run_id, context.user_id, context.thread_id, wanted.step_key, wanted.message,
-            wanted.tool_name, orjson.dumps(dict(wanted.parameters)).decode(), wanted.quorum, wanted.expires_s,
+            wanted.tool_name, _shown(wanted.parameters), wanted.quorum, wanted.expires_s,
         )  # fmt: skip
         return await self.approval(ids.RunId(wanted.run_id), wanted.approval_id)
 
@@ -155,6 +180,15 @@ class SystemWaits:
         if not found:
             raise errors.NotFound("There is no such approval.", field="approval_id")
         return found[0]
+
+
+def _full() -> errors.QuotaExceeded:
+    return errors.QuotaExceeded(f"The run was sent {MOST_MAIL} messages, which is all that one takes. Start another one.")
+
+
+def _shown(parameters: Mapping[str, Any]) -> str:
+    """As JSON for people, who are shown the sign for a NUL: the database takes none."""
+    return _NUL.sub(r"\1\\u2400", orjson.dumps(dict(parameters)).decode())
 
 
 async def _voted(

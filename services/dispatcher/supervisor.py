@@ -19,8 +19,9 @@ import stamina
 from chassis import identity, lifecycle, log, streams, trust
 from netra import errors, ids
 from netra.auth.v1 import auth_pb2
-from services.dispatcher import admission, approvals, calling, engine, entitlements, runs, settings, upstreams
+from services.dispatcher import admission, approvals, calling, engine, entitlements, renewals, runs, settings, upstreams
 from services.dispatcher.agents import registry as agents_
+from services.dispatcher.running import GRACE_S
 
 _log = log.get(__name__)
 _WAKE = "wake"
@@ -29,7 +30,7 @@ _CANCEL = "cancel"
 _ROLLBACK = " rollback"
 # how long after a tool's own deadline another process closes an interactive call that its owner left open
 _TOOL_GRACE_S = 10.0
-_TOKENS_AT_ONCE = 100
+_CONTEXTS_AT_ONCE = 100
 _CLOSE_AGAIN_S = 2.0
 _RETRY_S = 0.1
 # how often a dispatcher says which agents it has, and looks for those that none has
@@ -59,8 +60,12 @@ class Mine(Protocol):
         """The message that the user sent under this request id, to whichever run."""
         ...
 
+    async def require_mail_room(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> None:
+        """Raises `QuotaExceeded` when the run has had as many messages as one takes."""
+        ...
+
     async def send(self, user_id: ids.UserId, sent: runs.Sent, granted: str = "") -> None:
-        """Bring a message to a run, once, and wake it. Raises `FailedPrecondition` when it has ended, `AlreadyExists`."""
+        """Bring a message to a run, once, and wake it. Raises `FailedPrecondition` when it has ended, `AlreadyExists`, `QuotaExceeded`."""
         ...
 
     async def vote(self, user_id: ids.UserId, approval_id: str, decision: str, comment: str, granted: str = "") -> approvals.Approval:
@@ -78,7 +83,7 @@ class Mine(Protocol):
         ...
 
 
-class Leases(Protocol):
+class Leases(renewals.Kept, Protocol):
     """Where the leases of all runs are kept."""
 
     async def claim(
@@ -102,14 +107,6 @@ class Leases(Protocol):
 
     async def renew(self, owner: str, lease_s: float, run_ids: Sequence[str], moved: Sequence[str] = ()) -> dict[str, runs.Held]:
         """Keep owning runs. Those still owned, each with what its row says by now. Of those that `moved` takeovers are counted anew."""
-        ...
-
-    async def old_tokens(self, most: int) -> list[tuple[ids.RunId, int, str]]:
-        """Run, epoch and context token of runs that wait and whose token needs renewal; each is told to one process."""
-        ...
-
-    async def token_renewed(self, run_id: ids.RunId, epoch: int, token: str) -> None:
-        """Keep the fresh context token of a run."""
         ...
 
     async def open_contexts(self, most: int) -> list[tuple[ids.RunId, str]]:
@@ -162,6 +159,7 @@ class Supervisor:
         self._claiming = True
         # what the last look left: nothing that may begin, as far as is known; something that may once a run ends here
         self._nothing_left, self._waits = False, True
+        self._renewals = renewals.Renewals(contexts, all_runs, lambda: tuple(self._running.values()), limits.tokens_s)
         # slots of runs that are being accepted, and begin at once if they may
         self._taken = 0
 
@@ -237,13 +235,14 @@ class Supervisor:
     async def send(self, user: identity.Principal, run_id: ids.RunId, request_id: str, text: str, granted: str = "") -> runs.Run:
         """Send a message to a run that has not ended, the user's or with a thread that they may write to anybody's in it; once.
 
-        Returns the run with the id of this message. Raises `NotFound`, `FailedPrecondition` when it has ended, and `AlreadyExists`
-        when the request id was used for another message.
+        Returns the run with the id of this message. Raises `NotFound`, `FailedPrecondition` when it has ended, `QuotaExceeded` when it
+        has had as many as a run takes, and `AlreadyExists` when the request id was used for another message.
         """
         run = await self._store.get(user.user_id, run_id, granted)
         if (sent := await self._store.mail_by_request(user.user_id, request_id)) is None:
             if run.kind != "agent" or run.state not in runs.GOES_ON:
                 raise errors.FailedPrecondition("The run has ended, or is about to.", state=run.state)
+            await self._store.require_mail_room(user.user_id, run_id, granted)
             # an entry of the run's own thread, by its context: two users may use the same request id
             key = uuid.uuid5(uuid.UUID(run_id), f"{user.user_id} {request_id}")
             token = await self._all.context_token(run_id)
@@ -387,7 +386,8 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._claim_always())
             group.create_task(self._renew_always())
-            group.create_task(self._renew_tokens_always())
+            # apart from the leases: a context service that hangs must not cost them
+            group.create_task(self._renewals.run())
             group.create_task(self._close_contexts_always())
             group.create_task(self._seen_always())
             group.create_task(self._listen(_WAKE))
@@ -534,32 +534,11 @@ class Supervisor:
                 _log.warning("it could not be said which agents are here")
             await asyncio.sleep(self._seen_s)
 
-    async def _renewed(self, run_id: ids.RunId, epoch: int, token: str) -> str:
-        try:
-            fresh = await self._contexts.renew(token)
-        except errors.NetraError as error:
-            _log.warning("a context could not be renewed", run_id=run_id, code=error.code)
-            return token
-        await self._all.token_renewed(run_id, epoch, fresh)
-        return fresh
-
-    async def _renew_tokens_always(self) -> None:
-        # apart from the leases: a context service that hangs must not cost them
-        while True:
-            try:
-                for running in [running for running in self._running.values() if running.token_old]:
-                    running.token = await self._renewed(running.claim.order.run_id, running.claim.epoch, running.token)
-                for run_id, epoch, token in await self._all.old_tokens(_TOKENS_AT_ONCE):
-                    await self._renewed(run_id, epoch, token)
-            except _AWAY:
-                _log.warning("context tokens could not be looked at")
-            await asyncio.sleep(self._limits.tokens_s)
-
     async def _close_contexts_always(self) -> None:
         # whosever runs they were: the process that ended them may be gone
         while True:
             try:
-                for run_id, token in await self._all.open_contexts(_TOKENS_AT_ONCE):
+                for run_id, token in await self._all.open_contexts(_CONTEXTS_AT_ONCE):
                     if await self._engine.closed(token):
                         await self._all.context_closed(run_id)
             except _AWAY:
@@ -584,8 +563,13 @@ class Supervisor:
                 async with asyncio.timeout(0.1):
                     await self._woken.wait()
         await self._tasks.close()
-        await self._engine.close()
         try:
+            # nothing more is told of any of them; an agent that does not heed its cancellation must not keep the others
             await self._all.release(self.owner)
         except _AWAY:
             _log.warning("leases could not be released; they run out by themselves")
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await self._engine.close()
+        except TimeoutError:
+            _log.error("an agent does not heed its cancellation; it is left to itself")

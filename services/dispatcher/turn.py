@@ -408,8 +408,8 @@ class Turn:
 
     async def approve(self, message: str, *, quorum: int = 1, timeout_s: float | None = None) -> agent_.Decision:
         """Ask people whether to go on. Raises `InvalidPayload` for a message or a quorum that cannot be."""
-        if not message.strip() or len(message) > _MAX_REASONING:
-            raise errors.InvalidPayload(f"message must have 1 to {_MAX_REASONING} characters", field="message")
+        if not message.strip() or len(message) > _MAX_REASONING or "\0" in message:
+            raise errors.InvalidPayload(f"message must have 1 to {_MAX_REASONING} characters, none of them NUL", field="message")
         if not 1 <= quorum <= approvals.MAX_QUORUM:
             raise errors.InvalidPayload(f"quorum must be from 1 to {approvals.MAX_QUORUM}", field="quorum")
         longest_s = _checked(timeout_s, self._life.longest_s)

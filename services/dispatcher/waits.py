@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
-
-import stamina
+from typing import Protocol
 
 from netra import errors, ids
 from netra.context import UserExecutionContext
 from services.dispatcher import approvals, runs
-
-_T = TypeVar("_T")
-_AWAY = (errors.Unavailable, errors.DeadlineExceeded)
+from services.dispatcher.patience import patient
 
 
 class Kept(Protocol):
     """Where messages and approvals are kept."""
 
     async def mail(self, run_id: ids.RunId, after: int) -> list[runs.Mail]:
-        """Messages to a run with higher numbers, oldest first."""
+        """The first messages to a run with higher numbers, oldest first."""
         ...
 
     async def ask(self, wanted: approvals.Wanted, context: UserExecutionContext) -> approvals.Approval:
@@ -38,22 +33,15 @@ class Waits:
         self._kept = kept
 
     async def mail(self, run_id: ids.RunId, after: int) -> list[runs.Mail]:
-        """Messages to the run whose number is higher, oldest first."""
-        return await _patient(lambda: self._kept.mail(run_id, after))
+        """The first messages to the run whose number is higher, oldest first."""
+        return await patient(lambda: self._kept.mail(run_id, after))
 
     async def ask(self, wanted: approvals.Wanted, context: UserExecutionContext) -> approvals.Approval:
         """Ask people for an approval, once: what it has come to by now. Raises `InvalidPayload` for one that nobody can give."""
         if not 1 <= wanted.quorum <= approvals.MAX_QUORUM:
             raise errors.InvalidPayload(f"quorum must be from 1 to {approvals.MAX_QUORUM}", field="quorum")
-        return await _patient(lambda: self._kept.ask(wanted, context))
+        return await patient(lambda: self._kept.ask(wanted, context))
 
     async def approval(self, run_id: ids.RunId, approval_id: str) -> approvals.Approval:
         """What an approval of the run has come to by now. Raises `NotFound`."""
-        return await _patient(lambda: self._kept.approval(run_id, approval_id))
-
-
-async def _patient(call: Callable[[], Awaitable[_T]]) -> _T:
-    async for attempt in stamina.retry_context(on=_AWAY, attempts=None, timeout=None, wait_initial=0.05, wait_max=1.0):
-        with attempt:
-            return await call()
-    raise errors.Unavailable
+        return await patient(lambda: self._kept.approval(run_id, approval_id))

@@ -9,7 +9,7 @@ import pytest
 
 from netra import errors, ids
 from netra.context import UserExecutionContext
-from services.dispatcher import approvals, runs
+from services.dispatcher import approvals, runs, store_waits
 from tests.fixtures import queued
 
 pytestmark = pytest.mark.multi_user
@@ -124,7 +124,7 @@ async def test_what_was_not_decided_expires_with_its_run(queue: queued.Queue) ->
     one = await asked(queue)
     await queue.mine.cancel(one.owner, one.run_id)
     (claim,) = await queue.claim()
-    assert await queue.everyone.finishing(one.run_id, claim.epoch, {})
+    assert await queue.everyone.finishing(one.run_id, claim.epoch, {}) is not None
     with pytest.raises(errors.FailedPrecondition, match="ended"):
         await queue.mine.vote(one.owner, one.wanted.approval_id, "approve", "")
     await queue.everyone.ended(one.run_id, claim.epoch, runs.RunState.CANCELLED, b"", {}, context_open=False)
@@ -179,6 +179,51 @@ async def test_messages_are_numbered_in_their_order_and_leave_no_number_out(queu
     assert {one.content for one in mail} == {f"Message {number}." for number in range(30)}
     assert [one.number for one in await queue.waits.mail(run_id, 28)] == [29, 30]
     assert {one.user_id for one in mail} == {sender for sender, _ in senders}
+
+
+async def test_messages_are_looked_at_some_at_a_time_and_a_run_takes_so_many(queue: queued.Queue) -> None:
+    user = _user()
+    run_id = await queue.start(user)
+    many = (
+        "INSERT INTO dispatcher.messages (run_id, number, message_id, user_id, owner_id, thread_id, request_id, content)"
+        " SELECT run_id, number, gen_random_uuid(), user_id, user_id, thread_id, 'n' || number, 'x'"
+        " FROM dispatcher.runs, generate_series(1, $2::int) AS number WHERE run_id = $1"
+    )
+    await queue.admin.execute(many, run_id, store_waits.MOST_MAIL - 1)
+    found = await queue.waits.mail(run_id, 0)
+    assert [one.number for one in found] == list(range(1, 65))
+    assert [one.number for one in await queue.waits.mail(run_id, 900)] == list(range(901, 965))
+    await queue.mine.require_mail_room(user, run_id)
+    await queue.mine.send(user, runs.Sent(run_id, "last", ids.uuid7(), "Last."))
+    await queue.admin.execute("UPDATE dispatcher.runs SET woken_at = NULL WHERE run_id = $1", run_id)
+    with pytest.raises(errors.QuotaExceeded, match="1000 messages"):
+        await queue.mine.require_mail_room(user, run_id)
+    with pytest.raises(errors.QuotaExceeded):
+        await queue.mine.send(user, runs.Sent(run_id, "one more", ids.uuid7(), "One more."))
+    # what was not taken wakes nobody
+    assert await queue.value(run_id, "woken_at") is None
+
+
+@pytest.mark.parametrize(("waits_for", "wakes"), [("message", True), ("approval", False), ("timer", False)])
+async def test_a_message_wakes_a_run_that_waits_for_one_and_no_other(queue: queued.Queue, waits_for: str, wakes: bool) -> None:
+    user = _user()
+    run_id = await queue.start(user)
+    (claim,) = await queue.claim()
+    # what there is of them counts when it waits for nothing else
+    assert await queue.everyone.suspended(run_id, claim.epoch, waits_for, 600.0, mail_after=0 if waits_for == "message" else None)
+    await queue.mine.send(user, runs.Sent(run_id, "m1", ids.uuid7(), "Hello."))
+    assert len(await queue.claim()) == wakes
+    # it is there for when it does
+    assert [one.content for one in await queue.waits.mail(run_id, 0)] == ["Hello."]
+
+
+async def test_arguments_with_a_nul_are_shown_to_those_who_decide(queue: queued.Queue) -> None:
+    owner, thread = _user(), ids.ThreadId.new()
+    run_id = await queue.start(owner, thread_id=thread)
+    given = {"text": "a\0b", "literal": "\\u0000", "behind": "\\\0", "\0key": ["\0\0"]}
+    wanted = approvals.Wanted(ids.uuid7(), run_id, "1:t", "Again?", 1, 600.0, "files.write", given)
+    found = await queue.waits.ask(wanted, _context(owner, thread, run_id))
+    assert found.parameters == {"text": "a\u2400b", "literal": "\\u0000", "behind": "\\\u2400", "\u2400key": ["\u2400\u2400"]}
 
 
 async def test_the_same_message_comes_once_and_another_under_its_id_is_refused(queue: queued.Queue) -> None:

@@ -57,7 +57,7 @@ async def test_one_whose_owner_dies_is_taken_over_by_another(queue: queued.Queue
     (claim,) = await queue.claim("two")
     assert (claim.order.run_id, claim.epoch, claim.takeovers, claim.cancelled) == (run_id, 2, 1, "")
     assert claim.ran_s == pytest.approx(7.0, abs=0.5)
-    assert not await queue.everyone.finishing(run_id, 1, {})
+    assert await queue.everyone.finishing(run_id, 1, {}) is None
 
 
 async def test_without_an_owner_it_waits(queue: queued.Queue) -> None:
@@ -90,7 +90,7 @@ async def test_it_does_not_wait_for_a_run_at_its_end(queue: queued.Queue) -> Non
     user, thread = _user(), ids.ThreadId.new()
     await queue.start(user, thread_id=thread)
     (claim,) = await queue.claim()
-    assert await queue.everyone.finishing(claim.order.run_id, claim.epoch, {})
+    assert await queue.everyone.finishing(claim.order.run_id, claim.epoch, {}) is not None
     assert await queue.begin(user, thread_id=thread, concurrent=1)
 
 

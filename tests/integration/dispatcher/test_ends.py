@@ -22,7 +22,7 @@ async def _at_their_end(queue: queued.Queue, many: int) -> list[runs.Claim]:
     claims = await queue.claim(most=many, caps={"free": many})
     assert len(claims) == many
     for claim in claims:
-        assert await queue.everyone.finishing(claim.order.run_id, claim.epoch, {})
+        assert await queue.everyone.finishing(claim.order.run_id, claim.epoch, {}) is not None
     return claims
 
 

@@ -25,6 +25,8 @@ from tests.integration.conftest import Runs, types
 
 BEGAN: dict[str, asyncio.Event] = {}
 RELEASED: dict[str, asyncio.Event] = {}
+# what ends the agent that nothing else ends
+HEARD = asyncio.Event()
 
 
 @agent("listener")
@@ -39,6 +41,15 @@ async def asker(turn: Turn) -> dict[str, object]:
     """Asks first."""
     decision = await turn.approve("Go on?")
     return {"message": decision.decision, "comment": decision.comment}
+
+
+@agent("stubborn", deadline_s=300)
+async def stubborn(turn: Turn) -> None:
+    """Does not heed that it is to end."""
+    await turn.think("Never.")
+    while not HEARD.is_set():
+        with contextlib.suppress(asyncio.CancelledError):
+            await HEARD.wait()
 
 
 @agent("keeper", deadline_s=300)
@@ -214,6 +225,27 @@ async def test_a_process_that_stops_as_planned_hands_its_runs_over_and_that_is_n
         row = await admin.row("SELECT takeovers, epoch FROM dispatcher.runs WHERE run_id = $1", started.run_id)
     assert row is not None
     assert tuple(row) == (0, 2)
+
+
+async def test_an_agent_that_does_not_heed_its_end_keeps_no_other_run_from_being_handed_over(
+    services: Services, stores: Standalone, database: str
+) -> None:
+    await services.auth()
+    await services.context()
+    await services.events()
+    user, mark = await services.user(), _mark()
+    async with _dispatcher(services, keeper, stubborn, lease_s=120.0) as runs:
+        started = await runs.start(user, "keeper", inputs={"mark": mark})
+        await runs.until(user, started.run_id, "agent_thinking")
+        deaf = await runs.start(user, "stubborn", inputs={"mark": _mark()})
+        await runs.until(user, deaf.run_id, "agent_thinking")
+    RELEASED[mark].set()
+    async with _dispatcher(services, keeper, lease_s=120.0) as runs:
+        assert types(await runs.ended(user, started.run_id))[-1] == "agent_completed"
+    async with postgres.connection(prepare.on_database(stores.postgres_admin_url, database)) as admin:
+        owners = await admin.fetch("SELECT takeovers, lease_owner FROM dispatcher.runs ORDER BY created_at")
+    assert [tuple(row) for row in owners] == [(0, None), (0, None)]
+    HEARD.set()
 
 
 async def test_a_version_that_nobody_has_any_more_fails_its_runs_by_name(services: Services) -> None:

@@ -57,7 +57,7 @@ async def test_who_interrupts_stops_the_users_own_and_is_next(queue: queued.Queu
     assert (kept[own[0]].cancelled, kept[own[0]].rolled_back) == ("user", how == runs.ROLLBACK)
     for run_id in (others, elsewhere, last):
         assert (await queue.value(run_id, "cancelled_at"), await queue.value(run_id, "rolled_back_at")) == (None, None)
-    assert [await queue.everyone.rolled_back(run_id) for run_id in own] == [how == runs.ROLLBACK] * 2
+    assert [await queue.value(run_id, "rolled_back_at") is not None for run_id in own] == [how == runs.ROLLBACK] * 2
     found = {claim.order.run_id: claim for claim in await queue.claim(most=9, caps={"free": 9})}
     # the one that executes comes to its end where it is; the one that waited is brought to it; the rest of the thread waits for both
     assert set(found) == {own[1], elsewhere}
@@ -85,7 +85,7 @@ async def test_a_run_that_has_ended_is_not_rolled_back(queue: queued.Queue) -> N
     (claim,) = await queue.claim()
     await queue.end(claim)
     await queue.start(user, thread_id=thread, on_busy=runs.ROLLBACK)
-    assert (queue.stopped, await queue.everyone.rolled_back(first)) == ([], False)
+    assert (queue.stopped, await queue.value(first, "rolled_back_at")) == ([], None)
 
 
 async def test_a_user_has_so_many_runs_waiting_and_no_more(queue: queued.Queue) -> None:

@@ -50,7 +50,7 @@ async def test_an_owner_that_brought_the_run_further_starts_the_count_anew(queue
 async def test_a_run_that_is_at_its_end_is_taken_over_as_that_and_counts(queue: queued.Queue) -> None:
     run_id = await queue.start(ids.UserId(ids.uuid7()))
     claim = await _claimed(queue)
-    assert await queue.everyone.finishing(run_id, claim.epoch, {})
+    assert await queue.everyone.finishing(run_id, claim.epoch, {}) is not None
     await queue.let_die(run_id)
     taken = await _claimed(queue, "two")
     assert (taken.finishing, taken.takeovers, await queue.value(run_id, "state")) == (True, 1, "finishing")
@@ -193,3 +193,7 @@ async def test_tokens_of_runs_that_wait_for_days_are_renewed_by_somebody(queue: 
     assert await queue.everyone.suspended(run_id, claim.epoch, "message", 60.0)
     await queue.admin.execute("UPDATE dispatcher.runs SET token_renewed_at = now() - interval '30 minutes'")
     assert await queue.everyone.old_tokens(10) == [(run_id, claim.epoch, "token")]
+    assert await queue.everyone.old_tokens(10, 1) == []
+    # one that has run out is renewed by nobody, and held against nobody
+    await queue.admin.execute("UPDATE dispatcher.runs SET token_renewed_at = now() - interval '61 minutes'")
+    assert await queue.everyone.old_tokens(10) == []

@@ -29,6 +29,13 @@ def test_what_is_to_be_done_makes_another_request(other: dict[str, Any]) -> None
     assert dataclasses.replace(_wanted(), **other).digest() != _wanted().digest()
 
 
+@pytest.mark.parametrize("kind", ["agent", "tool"])
+def test_another_version_that_declares_another_deadline_makes_no_other_request(kind: str) -> None:
+    here, there = (_wanted(kind=kind, deadline_s=deadline_s, deadline_declared=True) for deadline_s in (60.0, 90.0))
+    assert here.digest() == there.digest()
+    assert here.digest() != _wanted(kind=kind, deadline_s=60.0).digest()
+
+
 class Waiting:
     """As many runs as the test says, and how often they were counted."""
 

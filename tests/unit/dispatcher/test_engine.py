@@ -113,9 +113,9 @@ class Record:
     def show(self, *_: object) -> None:
         """Nobody watches."""
 
-    async def finishing(self, *_: object) -> bool:
+    async def finishing(self, *_: object) -> bool | None:
         """The run is ours."""
-        return not self.fenced
+        return None if self.fenced else False
 
     async def ended(
         self, _run_id: ids.RunId, _epoch: int, state: runs.RunState, _outcome: bytes, passed: Mapping[str, datetime], *, context_open: bool
@@ -123,10 +123,6 @@ class Record:
         """The end of a run."""
         assert not context_open
         self.ends.append((state, [stage for stage, _ in stages.in_order(passed)]))
-
-    async def rolled_back(self, *_: object) -> bool:
-        """The messages of a run stay."""
-        return False
 
     async def append_message(self, *_: object) -> ids.MessageId:
         """A message of the thread."""

@@ -68,6 +68,18 @@ async def test_a_run_that_was_rolled_back_hides_its_messages_at_its_end(made: Ma
     assert (world.record.state, world.record.hidden) == (runs.RunState.CANCELLED, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "claim", "state"), [("loop", {}, "completed"), ("loop", {"orphaned": True}, "failed"), ("loop", {"ran_s": 31.0}, "timed_out")]
+)
+async def test_a_row_that_says_so_hides_the_messages_of_a_run_however_that_ends(
+    made: Made, name: str, claim: dict[str, Any], state: str
+) -> None:  # fmt: skip
+    world = await made()
+    # nobody told its owner, and it was not stopped
+    world.record.rolled_back = True
+    assert (await world.live(name, **claim), world.record.hidden) == (state, True)
+
+
 async def test_an_agent_that_falls_silent_is_ended_as_such(made: Made) -> None:
     @agent("mute")
     async def mute(turn: Turn) -> None:

@@ -60,9 +60,9 @@ class Record:
     def show(self, *_: object) -> None:
         """Nobody watches."""
 
-    async def finishing(self, *_: object) -> bool:
+    async def finishing(self, *_: object) -> bool | None:
         """The run is ours."""
-        return True
+        return False
 
     async def ended(
         self, _run_id: object, _epoch: int, state: runs.RunState, outcome: bytes, _passed: object, *, context_open: bool
@@ -70,10 +70,6 @@ class Record:
         """The end of a run, whose context is closed already, or will be."""
         assert context_open is not self.closed.is_set()
         self.ends.append((state, outcome))
-
-    async def rolled_back(self, *_: object) -> bool:
-        """The messages of a run stay."""
-        return False
 
     async def close(self, _token: str) -> None:
         """The context of the run is closed."""
