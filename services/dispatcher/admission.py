@@ -29,6 +29,8 @@ _AGAIN_MS = 5000
 # what the message is called that a run begins with
 _REQUEST = "request"
 _log = log.get(__name__)
+# what a context is for that has no run of its own
+_SPEAKS = b'{"kind":"message"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,14 @@ class Admission:
                 message=_first(wanted),
             )
         )
+
+    async def speaking(self, user: identity.Principal, run: runs.Run, request_id: str) -> str:
+        """The token of a context in which somebody speaks in the thread of another user's run. Raises `PermissionDenied`, `NotFound`."""
+        request = context_pb2.OpenContextRequest(
+            request_id=request_id, access_token=user.token, run_id=run.run_id, thread_id=run.thread_id,
+            correlation_id=telemetry.correlation_id(), agent_context=_SPEAKS,
+        )  # fmt: skip
+        return (await self._contexts.open(request)).token
 
     async def _message(self, wanted: Wanted, opened: upstreams.Opened) -> str:
         if opened.message_id:

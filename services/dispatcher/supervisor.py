@@ -245,11 +245,15 @@ class Supervisor:
             await self._store.require_mail_room(user.user_id, run_id, granted)
             # an entry of the run's own thread, by its context: two users may use the same request id
             key = uuid.uuid5(uuid.UUID(run_id), f"{user.user_id} {request_id}")
-            token = await self._all.context_token(run_id)
+            theirs = user.user_id != run.user_id
+            token = await (self._admission.speaking(user, run, str(key)) if theirs else self._all.context_token(run_id))
             message_id = await self._contexts.append_message(token, f"{key}:message", "user", text)
             sent = runs.Sent(run_id, request_id, message_id, text)
             await self._store.send(user.user_id, sent, granted)
             self._wake(run_id)
+            if theirs:
+                # it was for these words alone; should it stay open, it ends within the hour
+                await self._engine.closed(token)
         elif (sent.run_id, sent.content) != (run_id, text):
             raise errors.AlreadyExists(field="request_id")
         return dataclasses.replace(run, message_id=sent.message_id)
