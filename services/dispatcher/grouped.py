@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -26,13 +27,15 @@ class Grouped(Generic[_T]):
         self._waiting: list[tuple[_T, asyncio.Future[bool]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._tasks = lifecycle.Tasks()
+        # a group is nobody's: neither the deadline nor the name of who came first may stick to it
+        self._nobodys = contextvars.copy_context()
 
     async def put(self, item: _T) -> bool:
         """Whether it was done, once that is known. It is written also when its caller is stopped meanwhile. Raises what `write` does."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
         if self._writer is None:
-            self._writer = self._tasks.spawn(self._write_all(), name="write together")
+            self._writer = self._nobodys.run(self._tasks.spawn, self._write_all(), name="write together")
         return await answer
 
     async def close(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chassis import postgres
 from netra import errors, ids
-from services.dispatcher import runs, stages, store_waits
+from services.dispatcher import grouped, runs, stages, store_waits
 
 _COLUMNS = (
     "run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, state, correlation_id, created_at, started_at,"
@@ -44,7 +44,17 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $
 RETURNING {_COLUMNS}
 """
 # a call executes at once: nothing of the user's waits for it, nor it for anything
-_BEGIN = f"SELECT dispatcher.begin_call({', '.join(f'${number}' for number in range(1, 19))}) AS made"
+_BEGIN_OF = {
+    "run": "uuid", "whose": "uuid", "thread": "uuid", "request": "text", "content": "bytea", "tool": "text", "given": "bytea",
+    "lasts_s": "float8", "frame": "bytea", "token": "text", "correlation": "text", "parent": "text", "of_tier": "text",
+    "of_session": "uuid", "owner": "text", "lease_s": "float8", "passed": "text", "most_queued": "int",
+}  # fmt: skip
+_BEGIN = (
+    f"SELECT dispatcher.begin_call({', '.join(f'{name}::jsonb' if name == 'passed' else name for name in _BEGIN_OF)}) AS made"
+    f" FROM unnest({', '.join(f'${number}::{kind}[]' for number, kind in enumerate(_BEGIN_OF.values(), 1))}) WITH ORDINALITY"
+    f" AS given ({', '.join(_BEGIN_OF)}, place) ORDER BY place"
+)
+_MOST_BEGUN = 64
 # what policies look at beside the user: a thread whose runs are shown, one whose runs may be cancelled
 _THREAD, _OWNED_THREAD = "thread_id", "owned_thread_id"
 
@@ -75,6 +85,7 @@ class Store(store_waits.UserWaits):
 
     def __init__(self, database: postgres.DatabaseManager) -> None:
         self._database = database
+        self._begins: grouped.Grouped[tuple[Any, ...]] = grouped.Grouped(self._begin, _MOST_BEGUN)
 
     async def add(
         self, user_id: ids.UserId, run: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
@@ -118,13 +129,15 @@ class Store(store_waits.UserWaits):
         self, user_id: ids.UserId, call: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
         correlation_id: str, most_queued: int, passed: Mapping[str, datetime], owner: str, lease_s: float,
     ) -> runs.Run | None:  # fmt: skip
-        """Add a call, which executes at once at epoch 1, or return the run with this request id. Raises `RateLimited` if too many wait."""
-        # done twice, it is found to be there; its request comes again, and its lease runs out
-        (row,) = await self._database.alone(
-            _BEGIN, call.run_id, user_id, thread_id, request_id, digest, call.agent, call.inputs, call.deadline_s, call.context,
+        """Add a call, which executes at once at epoch 1, or return the run with this request id. Raises `RateLimited` if too many wait.
+
+        Those of the same moment are added together, each as its own user.
+        """
+        made = await self._begins.put((
+            call.run_id, user_id, thread_id, request_id, digest, call.agent, call.inputs, call.deadline_s, call.context,
             call.context_token, correlation_id, call.traceparent, tier, session_id, owner, lease_s, stages.written(passed), most_queued,
-        )  # fmt: skip
-        if row["made"]:
+        ))  # fmt: skip
+        if made:
             return None
         async with self._database.transaction(user_id) as transaction:
             found = await _look(transaction, user_id, request_id)
@@ -132,6 +145,14 @@ class Store(store_waits.UserWaits):
             _require_room(found, most_queued)
             raise errors.Unavailable("The call could not be accepted just now. Try again.")
         return found.run
+
+    async def _begin(self, calls: Sequence[tuple[Any, ...]]) -> list[bool]:
+        # done twice, they are found to be there; their requests come again, and their leases run out
+        return [row["made"] for row in await self._database.alone(_BEGIN, *map(list, zip(*calls, strict=True)))]
+
+    async def close(self) -> None:
+        """Add what waits."""
+        await self._begins.close()
 
     async def _by_request(self, transaction: postgres.Transaction, user_id: str, request_id: str) -> runs.Run | None:
         query = f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE user_id = $1 AND request_id = $2"
@@ -165,7 +186,7 @@ class Store(store_waits.UserWaits):
     async def get(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
         """One run, with its stages: the user's, or of a thread that was `granted` to them anybody's. Raises `NotFound`."""
         whose, which = store_waits.whose_rows(user_id, granted)
-        query = f"SELECT {_COLUMNS}, stages FROM dispatcher.runs WHERE {whose} = $1 AND run_id = $2"
+        query = f"SELECT {_COLUMNS}, stages FROM dispatcher.runs WHERE {whose} = $1 AND run_id = $2 AND erased_at IS NULL"
         async with self._database.transaction(user_id, within=_within(granted)) as transaction:
             row = await transaction.row(query, which, run_id)
         if row is None:
@@ -181,7 +202,7 @@ class Store(store_waits.UserWaits):
         # what was not asked for is not in the statement: a plan for any values would read all rows before a page
         given = {condition: value for condition, value in asked.items() if value}
         wanted = " AND ".join(f"{condition} ${number}" for number, condition in enumerate(given, 1))
-        query = f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE {wanted} ORDER BY run_id DESC LIMIT ${len(given) + 1}"
+        query = f"SELECT {_COLUMNS} FROM dispatcher.runs WHERE {wanted} AND erased_at IS NULL ORDER BY run_id DESC LIMIT ${len(given) + 1}"
         async with self._database.transaction(user_id, within=_within(granted)) as transaction:
             return [_run(row) for row in await transaction.fetch(query, *given.values(), size)]
 

@@ -99,6 +99,7 @@ async def build(
         dispatchers = dispatch.Dispatchers(known_tools, contained, _rules(settings), functools.partial(_granted, settings))
         stack.push_async_callback(dispatchers.close)
         executed = executions.Executions(known_agents, silent_s=settings.agent_silent_s, history=settings.engine_history)
+        stack.push_async_callback(users.close)
         outside = waits.Waits(store_waits.SystemWaits(everyone))
         executing = engine.ExecutionEngine(
             others.contexts, others.records, appends, all_runs, known_agents, dispatchers, entitled, spaces, outside, settings, executed
