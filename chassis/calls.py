@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from chassis import identity, trust
 from netra import errors
+
+# no user's session ends it
+_OF_NO_USER = contextlib.nullcontext()
 
 
 class Calls:
@@ -20,13 +24,13 @@ class Calls:
         self._cut: set[asyncio.Task[Any]] = set()
         trusted.on_revocation(lambda _: self._cut_off())
 
-    @contextlib.contextmanager
-    def under_way(self, principal: identity.Principal | None) -> Iterator[None]:
+    def under_way(self, principal: identity.Principal | None) -> AbstractContextManager[None]:
         """Around one call. Raises `Unauthenticated` in it when the session ends, unless it is this very call that ends it."""
         task = asyncio.current_task()
-        if principal is None or task is None:
-            yield
-            return
+        return _OF_NO_USER if principal is None or task is None else self._cut_with(principal, task)
+
+    @contextlib.contextmanager
+    def _cut_with(self, principal: identity.Principal, task: asyncio.Task[Any]) -> Iterator[None]:
         self._open[task] = principal
         try:
             yield

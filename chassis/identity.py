@@ -197,15 +197,17 @@ class Verifier:
     async def context(self, token: str, service: str) -> UserExecutionContext:
         """The execution context of a context token that was signed for the service which brings it. Raises `Unauthenticated`."""
         believed = await self._believed(token, CONTEXT)
-        if believed.claims["azp"] != service:
+        # what this process has signed it has not read
+        claims = believed.claims or _read(token, (CONTEXT,))[2]
+        if claims["azp"] != service:
             raise _refused(f"it was given to another service than {service}")
-        return believed.context or _context(believed.claims)
+        return believed.context or _context(claims)
 
-    def believe(self, token: str, kid: str, claims: dict[str, Any]) -> None:
-        """Know a context token that this very process has signed with its key, and what it says, as if it had been verified just now."""
-        until = min(claims["exp"] + LEEWAY_S, time.time() + _CACHED_S)
-        # read when somebody brings it: most are brought somewhere else
-        self._remember(_digest(token), _Believed(until, CONTEXT, kid, claims, None, None))
+    def believe(self, token: str, kid: str, expires_at: int) -> None:
+        """Know a context token that this very process has signed with its key, as if it had been verified just now."""
+        until = min(expires_at + LEEWAY_S, time.time() + _CACHED_S)
+        # read when somebody brings it: most are brought somewhere else, and to forget what each one says costs more than that it is known
+        self._remember(_digest(token), _Believed(until, CONTEXT, kid, {}, None, None))
 
     def _principal(self, believed: _Believed) -> Principal:
         principal = believed.principal
@@ -271,6 +273,7 @@ class _Believed:
     until: float
     typ: str
     kid: str
+    # empty until the token is read
     claims: dict[str, Any]
     # made once: checking its ids anew would be half of the price of a call's verification
     principal: Principal | None

@@ -240,10 +240,11 @@ class Contexts:
 
     def _sign(self, context: UserExecutionContext, actor: str, until: datetime) -> Signed:
         # for the service that asked, and no other; until then, so no lifetime is to be added
-        claims = {"sub": str(context.user_id), "azp": actor, "ctx": context.to_claims(), "exp": int(until.timestamp())}
+        expires_at = int(until.timestamp())
+        claims = {"sub": str(context.user_id), "azp": actor, "ctx": context.to_claims(), "exp": expires_at}
         token = identity.sign(self._key.private, self._key.kid, identity.CONTEXT, claims, 0)
         # it comes back with the end of its run, mostly soon
-        self._verifier.believe(token, self._key.kid, claims)
+        self._verifier.believe(token, self._key.kid, expires_at)
         return Signed(context, token, until)
 
     async def _close_withdrawn(self, principal: identity.Principal, opened: UserExecutionContext) -> None:

@@ -17,13 +17,25 @@ from services.context.drafts import First
 
 # `made`; `taken`: the request id is; `none`: no such thread for the user; `read`: one that they may only read
 Outcome = Literal["made", "taken", "none", "read"]
-# texts go as one, with this in between, which ids and names have not and JSON writes as a number: an array takes the driver longer
+# a column goes as one text, with this in between, which ids, names and numbers have not and JSON writes as a number: an array takes the
+# driver longer, a microsecond for each value
 _BETWEEN = "\x1f"
-# the places in a row of what may be missing or empty, or is no text, or any text: arrays
-_ARRAYS = frozenset({5, 8, 11, 12, 13, 15, 16, 17, 18, 21, 22, 23, 24})
-_COLUMNS = 25
-_NOTHING_SAID = (None,) * 4
-_GIVEN = [f"${place + 2}" if place in _ARRAYS else f"string_to_array(${place + 2}, '{_BETWEEN}')" for place in range(_COLUMNS)]
+_COLUMNS, _CONTENTS = 25, 24
+# the places in a row of what may be missing, and is nothing then; and of what is no text
+_OPTIONAL = frozenset({8, 11, 13, 21, 22, 23})
+_TYPES = {5: "boolean", 12: "timestamptz", 13: "timestamptz", 15: "bytea", 16: "bytea", 17: "bytea", 18: "timestamptz"}
+_NOTHING_SAID = ("", "", "", None)
+
+
+def _given(place: int) -> str:
+    """A column as the database has it. What users say is any text: an array."""
+    if place == _CONTENTS:
+        return f"${place + 2}"
+    missing = ", ''" if place in _OPTIONAL else ""
+    return f"string_to_array(${place + 2}, '{_BETWEEN}'{missing})::{_TYPES.get(place, 'text')}[]"
+
+
+_GIVEN = [_given(place) for place in range(_COLUMNS)]
 _OPEN = f"SELECT context.open_contexts($1, {', '.join(_GIVEN)}) AS outcomes"
 
 
@@ -50,9 +62,8 @@ async def store(transaction: Transaction, openings: Sequence[Opening]) -> list[O
 
 def statement(openings: Sequence[Opening], patience: str = "") -> tuple[Any, ...]:
     """What opens all of them, and its arguments. It waits for others no longer than `patience`, when that is told."""
-    columns = zip(*map(_row, openings), strict=True)
-    given = [list(column) if place in _ARRAYS else _together(column) for place, column in enumerate(columns)]
-    return _OPEN, patience, *given
+    *columns, contents = zip(*map(_row, openings), strict=True)
+    return _OPEN, patience, *map(_together, columns), list(contents)
 
 
 def _together(texts: Sequence[str]) -> str:
@@ -67,8 +78,13 @@ def _row(opening: Opening) -> tuple[Any, ...]:
     frame, line, first = opening.frame, opening.line, opening.first
     said = _NOTHING_SAID if first is None else (first.message_id, first.draft.request_id, first.draft.role, first.draft.content)
     return (
-        frame.context_id, frame.user_id, frame.tenant_id, frame.session_id, frame.thread_id, opening.new_thread, frame.run_id,
-        frame.request_id, frame.connection_id, " ".join(frame.roles), frame.tier, " ".join(sorted(frame.scope or ())), frame.created_at,
-        frame.deadline, frame.correlation_id, frame.canonical_agent_context, frame.canonical_audit_metadata, opening.asked, opening.until,
+        frame.context_id, frame.user_id, frame.tenant_id, frame.session_id, frame.thread_id, "t" if opening.new_thread else "f",
+        frame.run_id, frame.request_id, frame.connection_id or "", " ".join(frame.roles), frame.tier, " ".join(sorted(frame.scope or ())),
+        frame.created_at.isoformat(), frame.deadline.isoformat() if frame.deadline else "", frame.correlation_id,
+        _hex(frame.canonical_agent_context), _hex(frame.canonical_audit_metadata), _hex(opening.asked), opening.until.isoformat(),
         line.actor, orjson.dumps(line.detail).decode(), *said,
     )  # fmt: skip
+
+
+def _hex(raw: bytes) -> str:
+    return f"\\x{raw.hex()}"

@@ -226,6 +226,32 @@ async def test_messages_are_said_together_each_in_its_thread_and_in_one_order(op
     assert await opener.said(own) == [(1, "b\x1fc")]
 
 
+# as a planner may have it: the grants of a user are asked for once in a statement
+_GRANTS_GATHERED = """
+DO $$ DECLARE known regprocedure; BEGIN
+    FOR known IN SELECT oid FROM pg_proc WHERE proname = 'open_contexts' LOOP
+        EXECUTE format('ALTER FUNCTION %s SET enable_indexscan = off SET enable_indexonlyscan = off', known);
+    END LOOP;
+END $$
+"""
+
+
+@pytest.mark.parametrize("planned", ["SELECT", _GRANTS_GATHERED], ids=["row by row", "gathered"])
+async def test_threads_of_several_others_are_written_to_together_by_those_to_whom_they_were_granted(opener: _Opener, planned: str) -> None:
+    await opener.admin.execute(planned)
+    owner, first, second = await opener.in_order(3)
+    granted = {writer: await opener.thread(owner, writer, "write") for writer in (first, second)}
+    outcomes = await opener.together(
+        *(opener.open(writer.frame(thread_id), known=True, said=said) for said in "ab" for writer, thread_id in granted.items()),
+        opener.open(owner.frame(granted[first]), known=True, said="c"), opener.open(second.frame(granted[first]), known=True, said="d"),
+    )  # fmt: skip
+    assert [type(outcome) for outcome in outcomes] == [*[type(None)] * 5, errors.NotFound]
+    assert await opener.transactions() == 1
+    said = [await opener.said(granted[writer]) for writer in (first, second)]
+    assert [[place for place, _ in each] for each in said] == [[1, 2, 3], [1, 2]]
+    assert [{content for _, content in each} for each in said] == [{"a", "b", "c"}, {"a", "b"}]
+
+
 async def test_a_message_is_not_said_of_a_context_that_is_not_opened(opener: _Opener) -> None:
     owner, reader, taken = _Person(), _Person(), ids.RequestId.new()
     thread_id, first = await opener.thread(owner, reader), owner.frame(request_id=taken)
@@ -256,9 +282,8 @@ async def test_code_that_knows_of_no_messages_opens_as_before(opener: _Opener) -
     opening = store_openings.Opening(person.frame(), b"", contexts.Line("x", "open", {}), datetime.now(UTC), True)
     row = store_openings._row(opening)[:21]
     older = f"SELECT context.open_contexts($1, {', '.join(store_openings._GIVEN[:21])})"
-    given = [[value] if place in store_openings._ARRAYS else value for place, value in enumerate(row)]
     async with opener.database.transaction() as transaction:
-        assert await transaction.value(older, "", *given) == ["made"]
+        assert await transaction.value(older, "", *row) == ["made"]
     assert await opener.said(opening.frame.thread_id) == []
 
 
