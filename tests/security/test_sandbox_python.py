@@ -188,6 +188,42 @@ def _in_memory(pid: int, words: list[bytes]) -> set[bytes]:
     return found
 
 
+# three streams, the door, the rules
+_HELD = {"0", "1", "2", "100", "101"}
+
+
+async def _waiting(other_than: list[int]) -> list[int]:
+    """The processes that wait for a call, when there are two other ones and none holds more than it should."""
+    async with asyncio.timeout(_PATIENCE_S):
+        while True:
+            with contextlib.suppress(OSError):  # one of them ended meanwhile
+                parents = {pid: _parent(pid) for pid in _zygotes()}
+                found = [pid for pid, parent in parents.items() if parent in parents and pid not in parents.values()]
+                held = [set(os.listdir(f"/proc/{pid}/fd")) for pid in found]
+                if len(found) >= 2 and all(each == _HELD for each in held) and not set(found) & set(other_than):
+                    return found
+            await asyncio.sleep(0.005)
+
+
+async def test_what_waits_for_a_call_holds_nothing_of_another(stage: Stage, tier: Python) -> None:
+    tasks = _tasks()
+    running = [tasks.spawn(tier.run(_job(stage, _FOR_EVER)), name="a call") for _ in range(3)]
+    await _seen(stage, len(running))
+    assert await _waiting([])
+    for call in running:
+        call.cancel()
+    await asyncio.wait(running)
+
+
+async def test_what_is_killed_while_it_waits_for_a_call_is_replaced(stage: Stage, tier: Python) -> None:
+    assert (await tier.run(_job(stage, "1"))).result == b"1"
+    killed = await _waiting([])
+    for spare in killed:
+        os.kill(spare, signal.SIGKILL)
+    await _waiting(other_than=killed)
+    assert (await tier.run(_job(stage, "2"))).result == b"2"
+
+
 async def test_in_namespaces_nothing_else_of_the_machine_is_even_there(stage: Stage, tier: Python) -> None:
     names = ["secret_file", "other_folder", "outside_folder", "'/proc'", "'/sys'", "'/etc/passwd'", "'/dev/shm'"]
     there = json.loads((await tier.run(_job(stage, f"import os\n[os.path.exists(name) for name in ({', '.join(names)})]"))).result)

@@ -65,6 +65,11 @@ async def test_the_result_is_the_variable_or_the_last_expression(runner: Runner)
     assert found == list(programs.values())
 
 
+async def test_each_call_draws_random_numbers_of_its_own(runner: Runner) -> None:
+    drawn = [await runner.result("import random\nrandom.random()") for _ in range(8)]
+    assert len(set(drawn)) == len(drawn)
+
+
 async def test_code_is_given_its_environment_and_its_folder_and_no_more(runner: Runner) -> None:
     folder = runner.folder()
     code = "import os\n[dict(os.environ), os.getcwd(), os.listdir('.')]"

@@ -28,7 +28,8 @@ _LENGTH = struct.Struct("<I")
 _ENVELOPE = 64 * 1024
 # a byte that is printed is at most six in JSON, and the result comes beside it
 _WIDEST = 7
-_READ = 256 * 1024
+# more at a time would be memory that is mapped and given back for each call
+_READ = 64 * 1024
 _START_S = 20.0
 
 

@@ -30,6 +30,8 @@ _MIB = 1024 * 1024
 _LENGTH = struct.Struct("<I")
 # an order to the template: one small object, and the socket of the host beside it
 _MOST_ORDER = 4096
+# more at a time would be memory that is mapped and given back for each call
+_READ = 64 * 1024
 _SCRIPT, _HOME = "script.py", "/sandbox"
 # what a host and an interpreter map before they run anything, with room for the threads of both
 _MAPPED = 768 * _MIB
@@ -160,9 +162,9 @@ class _Host:
 
     def _frame(self) -> bytes | None:
         """What is asked next; the next comes after the answer to this."""
-        data = self._control.recv(_MIB)
+        data = self._control.recv(_READ)
         while data and (len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]):
-            part = self._control.recv(_MIB)
+            part = self._control.recv(_READ)
             if not part:
                 return None
             data += part

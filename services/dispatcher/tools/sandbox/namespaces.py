@@ -105,11 +105,15 @@ def disk(size: int, files: int, uid: int) -> int:
         os.close(making)
 
 
-def place(disk_: int, folders: str, folder: str) -> None:
-    """Give this process mounts of its own, in which the folder, which lies below `folders`, is the disk. Raises `OSError`."""
+def own_mounts(folders: str) -> None:
+    """Give this process mounts of its own, in which there is nothing where the folders of calls lie. Raises `OSError`."""
     walls.checked(_libc.unshare(_NEW_MOUNTS), "unshare")
     # over the place that all share: the name of one call's folder is nothing that another should see
     _mount("tmpfs", folders, "tmpfs", _NOSUID | _NODEV, "size=64k,nr_inodes=64,mode=0755")
+
+
+def place(disk_: int, folder: str) -> None:
+    """Let the folder be the disk, in mounts of its own. Raises `OSError`."""
     os.makedirs(folder, exist_ok=True)
     walls.syscall("move_mount", _MOVE_MOUNT, disk_, b"", _AT_FDCWD, folder.encode(), ctypes.c_uint(_EMPTY_PATH))
 

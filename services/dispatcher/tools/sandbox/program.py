@@ -28,6 +28,7 @@ _LIMIT_BY_ERRNO = {
     errno.ENOMEM: "memory",
 }
 _NOTHING = object()
+_NOTHING_MUCH, _REHEARSALS = b'{"code":"1","environment":{}}\n{}', 16
 
 
 class Stopped(Exception):
@@ -38,20 +39,34 @@ class Stopped(Exception):
         self.answer = {"message": message, "kind": kind, "limit": limit, "traceback": where}
 
 
+def prepare() -> None:
+    """Make what each call needs, in the process that they are forked from: they need not, and find it together in memory."""
+    os.environ.clear()  # noqa: TID251
+    for _ in range(_REHEARSALS):
+        _rehearse()
+
+
+def ready() -> None:
+    """Go through what each call does: of the memory that a process shares it has its own before its call comes."""
+    sys.stdin, sys.stdout, sys.stderr = _STDIN, _SAID, _SAID
+    _rehearse()
+
+
+def _rehearse() -> None:
+    """Answer a request that does nothing, and leave no trace of it."""
+    main = sys.modules["__main__"]
+    _answer(_NOTHING_MUCH)
+    sys.modules["__main__"] = main
+
+
 def main(most: int) -> None:
     """Run the request and write its answer, of at most so many bytes: `R` and a result in JSON, or `E` and what went wrong.
 
-    The request is one line of JSON with `code` and `environment`, and the arguments after it.
+    The request is one line of JSON with `code` and `environment`, and the arguments after it. To be called when all is `ready`.
     """
-    sys.stdin = io.StringIO()
-    raw = io.BufferedWriter(_Bounded(most), 65536)
-    sys.stdout = sys.stderr = said = io.TextIOWrapper(raw, "utf-8", "backslashreplace", line_buffering=True)
+    _Bounded.most = most
     try:
-        asked, _, given = _all_of(REQUEST).partition(b"\n")
-        request = json.loads(asked)
-        os.environ.clear()  # noqa: TID251
-        os.environ.update(request["environment"])  # noqa: TID251
-        answer = b"R" + _run(request["code"], json.loads(given))
+        answer = b"R" + _answer(_all_of(REQUEST))
         if len(answer) > most:
             raise Stopped(f"Its result takes {len(answer) - 1} bytes as JSON; at most {most} are allowed.", limit="output")
     except BaseException as error:
@@ -59,8 +74,15 @@ def main(most: int) -> None:
         _more_memory()
         answer = b"E" + json.dumps(stopped.answer, ensure_ascii=False).encode(errors="replace")
     with contextlib.suppress(OSError, ValueError):  # it closed it, or put something else there
-        said.flush()
+        _SAID.flush()
     _write(RESULT, answer)
+
+
+def _answer(asked: bytes) -> bytes:
+    head, _, given = asked.partition(b"\n")
+    request = json.loads(head)
+    os.environ.update(request["environment"])  # noqa: TID251
+    return _run(request["code"], json.loads(given))
 
 
 def _more_memory() -> None:
@@ -151,8 +173,7 @@ def _json(value: object) -> bytes:
 class _Bounded(io.RawIOBase):
     """What is printed. Beyond the limit it goes nowhere, and the program goes on."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    most = 0
 
     def writable(self) -> bool:
         return True
@@ -163,13 +184,17 @@ class _Bounded(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         data = memoryview(data)
         # one byte more than is shown tells that there was more
-        fits = data[: max(0, self._most + 1 - os.lseek(OUTPUT, 0, os.SEEK_CUR))]
+        fits = data[: max(0, self.most + 1 - os.lseek(OUTPUT, 0, os.SEEK_CUR))]
         try:
             _write(OUTPUT, fits)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EFBIG):
                 raise
         return len(data)
+
+
+# what is read and printed to in each call
+_STDIN, _SAID = io.StringIO(), io.TextIOWrapper(io.BufferedWriter(_Bounded(), 65536), "utf-8", "backslashreplace", line_buffering=True)
 
 
 def _write(handle: int, data: bytes | memoryview) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from services.dispatcher.tools.sandbox import seccomp
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 22, 24, 38, 47
-_FILTER, _CLEAR_ALL, _LAST_CAPABILITY = 2, 4, 63
+_FILTER, _CLEAR_ALL, _LAST_CAPABILITY, _WORD = 2, 4, 63, 0xFFFFFFFF
 # the same numbers on every architecture
 _CLOSE_RANGE, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 436, 444, 445, 446
 
@@ -31,7 +31,23 @@ _READ = _READ_FILE | _READ_DIR
 _FOLDER = _READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER | _TRUNCATE
 _BIND_AND_CONNECT, _SOCKETS_AND_SIGNALS = 0b11, 0b11
 
+_VERSION_3_OF_THIS_PROCESS, _NONE = struct.pack("=Ii", 0x20080522, 0), bytes(24)
+
 _libc = ctypes.CDLL(None, use_errno=True)
+# looked up before it is called: what is, touches more memory, and each call would do it anew
+_capset = _libc.capset
+
+
+# for what returns in two processes: it keeps the interpreter's lock
+_forking = ctypes.PyDLL(None, use_errno=True)
+
+
+def fork() -> int:
+    """As `os.fork` for a process of one thread, but for what modules have registered to be done around it. Raises `OSError`.
+
+    What the library does there for threads that such a process has not got touches a hundred pages of memory, each of which is then copied.
+    """
+    return checked(_forking.fork(), "fork")
 
 
 def checked(outcome: int, what: str) -> int:
@@ -84,24 +100,32 @@ def opened(paths: Iterable[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(folders), tuple(files)
 
 
-def confine(reach: Reach, folder: int) -> None:
-    """Let this process touch only what is in reach, and change only what lies below the folder, for good. Raises `OSError`.
+def rules(reach: Reach) -> int:
+    """The wall around what is in reach, for `confine`: a descriptor. Raises `OSError`."""
+    handled, attributes = _landlock()
+    made = syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
+    _allow(made, reach.folders, _READ)
+    _allow(made, reach.files, _READ_FILE)
+    _allow(made, reach.devices, _OF_A_FILE & handled)
+    return made
+
+
+def confine(rules: int, folder: int) -> None:
+    """Let this process touch only what these `rules` have in reach, and change only what lies below the folder, for good. Raises `OSError`.
 
     Nobody outside can be traced, and, where the kernel can forbid that, signalled or reached over abstract sockets or TCP.
     """
+    _allow(rules, (folder,), _FOLDER & _landlock()[0])
+    prctl("no_new_privs", _PR_SET_NO_NEW_PRIVS, 1)
+    syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, rules, ctypes.c_uint32(0))
+
+
+@functools.cache
+def _landlock() -> tuple[int, bytes]:
+    """What of files this kernel can forbid, and what a wall forbids."""
     abi = landlock_abi()
     handled = (1 << max(bits for since, bits in _BITS_BY_ABI.items() if since <= abi)) - 1
-    attributes = struct.pack("=QQQ", handled, _BIND_AND_CONNECT, _SOCKETS_AND_SIGNALS)[: 8 if abi < 4 else 16 if abi < 6 else 24]
-    rules = syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
-    try:
-        _allow(rules, (folder,), _FOLDER & handled)
-        _allow(rules, reach.folders, _READ)
-        _allow(rules, reach.files, _READ_FILE)
-        _allow(rules, reach.devices, _OF_A_FILE & handled)
-        prctl("no_new_privs", _PR_SET_NO_NEW_PRIVS, 1)
-        syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, rules, ctypes.c_uint32(0))
-    finally:
-        os.close(rules)
+    return handled, struct.pack("=QQQ", handled, _BIND_AND_CONNECT, _SOCKETS_AND_SIGNALS)[: 8 if abi < 4 else 16 if abi < 6 else 24]
 
 
 def _allow(rules: int, handles: Iterable[int], access: int) -> None:
@@ -110,9 +134,9 @@ def _allow(rules: int, handles: Iterable[int], access: int) -> None:
         syscall("landlock_add_rule", _LANDLOCK_ADD, rules, ctypes.c_int(1), rule, ctypes.c_uint32(0))
 
 
-def close_from(first: int) -> None:
-    """Close every descriptor from this one on. Raises `OSError`."""
-    syscall("close_range", _CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(_WORD), ctypes.c_uint(0))
+def close_range(first: int, last: int = _WORD) -> None:
+    """Close every descriptor from the first to the last. Raises `OSError`."""
+    syscall("close_range", _CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
 
 
 def die_with_parent(parent: int) -> None:
@@ -136,8 +160,7 @@ def become(uid: int | None) -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    version_3_of_this_process = struct.pack("=Ii", 0x20080522, 0)
-    checked(_libc.capset(version_3_of_this_process, bytes(24)), "capset")
+    checked(_capset(_VERSION_3_OF_THIS_PROCESS, _NONE), "capset")
 
 
 def limit(limits: Mapping[str, float], *, count_threads: bool) -> None:
@@ -230,7 +253,7 @@ _FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1031, 1032, 1033, 1034)
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _PRCTL = (3, 15, 16, 0x53564D41)
 _PRCTL_UNTIL_THEN = (_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS)
-_WORD, _AS_A_TREE = 0xFFFFFFFF, 2
+_AS_A_TREE = 2
 
 
 def zygote_filter(*, owner_of_others: bool) -> bytes:

@@ -12,6 +12,8 @@ import gc
 import importlib
 import json
 import os
+import random
+import resource
 import select
 import signal
 import socket
@@ -33,7 +35,11 @@ _SYSTEM = (
 # how often what the kernel does not watch is looked at; how long the owner may take to kill what is over its time
 _LOOK_S, _GRACE_S = 0.1, 0.2
 _NO_ROOM = b'{"message": "The files that it was given take more than it may.", "limit": "disk"}'
-_MAX_PLAN, _MAX_MESSAGE, _FAR, _STACK = 1 << 18, 16384, 100, 2 << 20
+_MAX_PLAN, _MAX_MESSAGE, _STACK = 1 << 18, 16384, 2 << 20
+# how many children wait for a call at most, and at least: what the zygote changes in its memory it copies once for all it forks in a row
+_SPARES, _FEW = 4, 2
+# what a child that waits holds
+_DOOR, _RULES = 100, 101
 
 
 @dataclass(slots=True)
@@ -56,14 +62,27 @@ class _Call:
             signal.pidfd_send_signal(self.handle, signal.SIGKILL)
 
 
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """A child that has made ready for a call, any call, and waits for it behind a door of its own."""
+
+    pid: int
+    door: socket.socket
+
+
 class Zygote:
-    """Forks on request; kills what is over its time, what is not wanted any more, and everything when its owner falls silent."""
+    """Forks on request; kills what is over its time, what is not wanted any more, and everything when its owner falls silent.
+
+    It forks ahead: a child serves one call, as ever, but need not be made when that comes.
+    """
 
     def __init__(self, control: socket.socket, plan: Mapping[str, Any], last: bytes) -> None:
         self._control, self._plan, self._last = control, plan, last
         self._root, self._apart = os.getuid() == 0, bool(plan["namespaces"])
         self._poll = select.epoll()
+        # by what stands for them
         self._calls: dict[int, _Call] = {}
+        self._spares: dict[int, _Spare] = {}
         self._heard, self._unsent = time.monotonic(), deque[tuple[bytes, list[int]]]()
         self._reach = walls.Reach(*walls.opened([*_SYSTEM, *plan["read"]]), walls.opened(namespaces.DEVICES)[1])
 
@@ -74,17 +93,21 @@ class Zygote:
         """
         (proc,), _ = walls.opened(["/proc"])
         place = os.open(self._plan["folders"], os.O_PATH | os.O_CLOEXEC)
-        walls.confine(walls.Reach((*self._reach.folders, proc), self._reach.files, self._reach.devices), place)
-        for handle in (proc, place):
+        rules = walls.rules(walls.Reach((*self._reach.folders, proc), self._reach.files, self._reach.devices))
+        walls.confine(rules, place)
+        for handle in (proc, place, rules):
             os.close(handle)
 
     def serve(self) -> None:
         """Until the owner is gone."""
         self._poll.register(self._control, select.EPOLLIN)
         while True:
+            self._prepare()
             for handle, _ in self._poll.poll(self._pause()):
-                if handle != self._control.fileno():
+                if handle in self._calls:
                     self._ended(self._calls[handle])
+                elif handle in self._spares:
+                    self._wasted(handle)
                 elif not self._told():
                     self._kill_all("owner")
                     return
@@ -151,62 +174,126 @@ class Zygote:
         slot = min(set(range(len(self._calls) + 1)) - {call.slot for call in self._calls.values()})
         limits, folder = message["limits"], message["folder"]
         uid, disk = self._plan["first_uid"] + slot if self._root else None, -1
-        pid = -1
         try:
             if self._apart:
                 disk = namespaces.disk(int(limits["disk"]), int(limits["files"]), os.getuid() if uid is None else uid)
-            pid = os.fork()
+                handles.append(disk)
+            order = json.dumps({"uid": uid, "limits": limits, "folder": folder}).encode()
+            handle, pid = self._taken(order, handles)
         except OSError as error:
             self._say({"ended": message["run"], "why": "start", "said": str(error)})
-        if pid == 0:
-            self._become(handles, disk, uid, limits, folder)
-        if pid > 0:
+        else:
+            self._begun(message, _Call(message["run"], pid, handle, slot, 0.0, limits, folder), disk)
+        for handle in handles:
+            os.close(handle)
+
+    def _taken(self, order: bytes, handles: Sequence[int]) -> tuple[int, int]:
+        """Give the call to a child: what stands for it, and its number. Raises `OSError` when there can be none."""
+        while True:
+            if not self._spares:
+                self._fork()
+            handle, spare = self._spares.popitem()
+            with spare.door, contextlib.suppress(ConnectionError):
+                socket.send_fds(spare.door, [order], handles)
+                return handle, spare.pid
+            # it was killed while it waited
+            self._buried(handle, spare.pid)
+
+    def _prepare(self) -> None:
+        """Have a child ready for the next call. Not while words wait for the owner: beside them lies what is a call's own."""
+        if len(self._spares) >= _FEW or self._unsent:
+            return
+        with contextlib.suppress(OSError):  # the call will say so
+            while len(self._spares) < _SPARES:
+                self._fork()
+
+    def _fork(self) -> None:
+        itself, (mine, theirs) = os.getpid(), socket.socketpair()
+        with theirs:
+            # what the operator's modules want done in a child is done; of the library's that is to draw other random numbers (`_ready`)
+            if (pid := os.fork() if self._plan["preload"] else walls.fork()) == 0:
+                self._become(itself, theirs)
             # should this fail, the zygote ends, and its children with it: better than one that nobody watches
-            self._begun(message, _Call(message["run"], pid, os.pidfd_open(pid), slot, 0.0, limits, folder), disk)
-        for handle in (*handles, disk):
-            if handle >= 0:
-                os.close(handle)
+            handle = os.pidfd_open(pid)
+        self._spares[handle] = _Spare(pid, mine)
+        self._poll.register(handle, select.EPOLLIN)
+
+    def _wasted(self, handle: int) -> None:
+        spare = self._spares.pop(handle)
+        spare.door.close()
+        self._buried(handle, spare.pid)
+
+    def _buried(self, handle: int, pid: int) -> tuple[int, resource.struct_rusage]:
+        """How a child ended, and what it took."""
+        _, status, usage = os.wait4(pid, 0)
+        self._poll.unregister(handle)
+        os.close(handle)
+        return os.waitstatus_to_exitcode(status), usage
 
     def _begun(self, message: Mapping[str, Any], call: _Call, disk: int) -> None:
         call.until = time.monotonic() + message["limits"]["wall_s"] + _GRACE_S
         self._calls[call.handle] = call
-        self._poll.register(call.handle, select.EPOLLIN)
         self._say({"begun": call.number}, [call.handle] if disk < 0 else [call.handle, disk])
 
     def _ended(self, call: _Call) -> None:
-        _, status, usage = os.wait4(call.pid, 0)
-        self._poll.unregister(call.handle)
-        os.close(call.handle)
         del self._calls[call.handle]
+        status, usage = self._buried(call.handle, call.pid)
         spent = {"cpu_s": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss * 1024}
-        self._say({"ended": call.number, "status": os.waitstatus_to_exitcode(status), "why": call.why, **spent})
+        self._say({"ended": call.number, "status": status, "why": call.why, **spent})
 
-    def _become(self, handles: list[int], disk: int, uid: int | None, limits: Mapping[str, float], folder: str) -> NoReturn:
+    def _become(self, zygote: int, door: socket.socket) -> NoReturn:
         """The rest of a child's life."""
+        failed: BaseException | None = None
         try:
-            self._raise(handles, disk, uid, limits, folder)
+            door = self._ready(zygote, door)
+        except BaseException as error:
+            failed = error  # whose call it is is told
+        handles = list[int]()
+        try:
+            order, handles = descriptors.received(door, _MAX_MESSAGE, 5)
+            if not order:
+                os._exit(0)
+            if failed is not None:
+                raise failed
+            asked = json.loads(order)
+            self._raise(zygote, asked, handles)
         except BaseException as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             said = b"E" + _NO_ROOM if full else b"W" + json.dumps({"message": f"{type(error).__name__}: {error}"}).encode()
-            for place in (handles[1], program.RESULT):  # where it lies depends on how far this came
-                with contextlib.suppress(OSError):
-                    os.write(place, said)
-                    break
+            for place in handles[1:2]:
+                os.write(place, said)
             os._exit(0 if full else os.EX_SOFTWARE)
         try:
-            program.main(int(limits["output"]))
+            program.main(int(asked["limits"]["output"]))
         finally:
             # not even what was registered to be done at the end: it is the zygote's, or foreign
             os._exit(0)
 
-    def _raise(self, handles: list[int], disk: int, uid: int | None, limits: Mapping[str, float], folder: str) -> None:
+    def _ready(self, zygote: int, door: socket.socket) -> socket.socket:
+        """Do what is the same for all calls; hold nothing then but the door, and what is going to be the wall around files."""
+        walls.die_with_parent(zygote)
+        if self._apart:
+            namespaces.own_mounts(self._plan["folders"])
+        # far from the places that they are in
+        for place, handle in ((_DOOR, door.detach()), (_RULES, walls.rules(self._reach))):
+            os.dup2(handle, place)
+        walls.close_range(program.REQUEST, _DOOR - 1)
+        walls.close_range(_RULES + 1)
+        random.seed()
+        program.ready()
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, _DOOR)
+
+    def _raise(self, zygote: int, order: Mapping[str, Any], handles: list[int]) -> None:
         """Raise the walls around this process. Raises `OSError`, when none of the code may run."""
-        request, result, output, given = handles
-        zygote, own = os.getppid(), os.getuid() if uid is None else uid
-        if disk >= 0:
-            namespaces.place(disk, self._plan["folders"], folder)
-            there = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            folders.copy(given, there, own)
+        request, result, output, given, *disk = handles
+        limits, uid = order["limits"], order["uid"]
+        if [request, result] != [program.REQUEST, program.RESULT]:
+            raise OSError(errno.EBADF, "this process holds more than it should")
+        if disk:
+            namespaces.place(disk[0], order["folder"])
+            there = os.open(order["folder"], os.O_RDONLY | os.O_DIRECTORY)
+            if os.listdir(given):
+                folders.copy(given, there, os.getuid() if uid is None else uid)
             given = there
         elif uid is not None:
             folders.give(given, uid)
@@ -216,13 +303,10 @@ class Zygote:
         walls.become(uid)
         walls.die_with_parent(zygote)
         os.umask(0o077)
-        walls.confine(self._reach, given)
-        # far from their places first: one may lie where another belongs
-        nothing = os.open("/dev/null", os.O_RDONLY)
-        sources = [os.dup2(handle, _FAR + place) for place, handle in enumerate((nothing, output, output, request, result))]
-        for place, handle in enumerate(sources):
-            os.dup2(handle, place)
-        walls.close_from(len(sources))
+        walls.confine(_RULES, given)
+        for place in (program.OUTPUT, program.OUTPUT + 1):
+            os.dup2(output, place)
+        walls.close_range(program.RESULT + 1)
         walls.limit(limits, count_threads=self._apart or uid is not None)
         walls.load(self._last)
 
@@ -268,8 +352,11 @@ def _prepared(control: socket.socket, plan: dict[str, Any]) -> Zygote:
         if not apart:
             zygote.confine()
         _preloaded(plan["preload"], tasks)
+    program.prepare()
     walls.measure(statm)
-    for handle in (statm, tasks):
+    nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, 0)  # what calls read, too
+    for handle in (statm, tasks, nothing):
         os.close(handle)
     walls.never_more_capable()
     walls.load(first)
