@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 pytest_plugins = [
@@ -23,3 +25,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for folder in ("unit", "integration", "system", "security", "faults"):
             if f"tests/{folder}/" in item.path.as_posix():
                 item.add_marker(getattr(pytest.mark, folder))
+
+
+def pytest_collection_finish() -> None:
+    """Tests are thousands of objects that stay until the end: none of them is looked at for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """What ends with the process ends in order: libraries complain of what nobody has freed."""
+    gc.unfreeze()

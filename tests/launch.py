@@ -54,8 +54,14 @@ def main(arguments: Sequence[str]) -> int:
         print(f"tests: backend {name} ({reason}); the whole system: {stack}", flush=True)
         if name == "compose":
             return _in_containers(arguments, variables)
-        # a long lease, as in containers: on a busy machine PostgreSQL takes seconds to come back, and runs live through that
-        told = {"NETRA_BACKEND": name, "NETRA_STACK": "standalone", "NETRA_LEASE_S": variables.get("NETRA_LEASE_S", "12") or "12"}
+        told = {
+            "NETRA_BACKEND": name,
+            "NETRA_STACK": "standalone",
+            # a long lease, as in containers: on a busy machine PostgreSQL takes seconds to come back, and runs live through that
+            "NETRA_LEASE_S": variables.get("NETRA_LEASE_S", "12") or "12",
+            # compiled once, and not by every process again
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
         return _pytest(arguments, variables.subprocess_env(told))
     except StandaloneError as error:
         print(f"tests: {error}", file=sys.stderr)

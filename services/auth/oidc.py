@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,11 +52,12 @@ class _Metadata(pydantic.BaseModel):
 
 
 class Client:
-    """This installation as a client of one provider."""
+    """This installation as a client of one provider, whose certificate one of the `authorities` has signed."""
 
-    def __init__(self, provider: providers.Provider) -> None:
+    def __init__(self, provider: providers.Provider, authorities: ssl.SSLContext) -> None:
         self._provider = provider
-        self._http = httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False)
+        self._authorities = authorities
+        self._http = httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False, verify=authorities)
         self._metadata: _Metadata | None = None
         self._read_at = self._keys_at = 0.0
         self._keys: dict[str, jwt.PyJWK] = {}
@@ -102,7 +104,7 @@ class Client:
         return AsyncOAuth2Client(
             self._provider.client_id, self._provider.client_secret.get_secret_value(), token_endpoint_auth_method=method,
             scope=self._provider.scope, redirect_uri=callback_uri, code_challenge_method="S256", timeout=_TIMEOUT_S,
-            follow_redirects=False,
+            follow_redirects=False, verify=self._authorities,
         )  # fmt: skip
 
     async def _claims(self, token: str, nonce: str) -> Mapping[str, Any]:
@@ -171,6 +173,14 @@ class Client:
         if not isinstance(found, dict):
             raise _away(self._provider, ValueError("not an object"))
         return found
+
+
+def clients(known: Mapping[str, providers.Provider]) -> Mapping[str, Client]:
+    """A client of each provider. Whose signature on a certificate is believed is read once, which holds everything up for tens of ms."""
+    if not known:
+        return {}
+    authorities = httpx.create_ssl_context()
+    return {name: Client(provider, authorities) for name, provider in known.items()}
 
 
 def _person(claims: Mapping[str, Any]) -> Person:

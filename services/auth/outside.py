@@ -145,7 +145,7 @@ class Outside:
 
     def __init__(self, known: Mapping[str, providers.Provider], rows: Kept, doors: Doors, people: People) -> None:
         self._providers, self._rows, self._doors, self._people = known, rows, doors, people
-        self._clients = {name: oidc.Client(provider) for name, provider in known.items()}
+        self._clients = oidc.clients(known)
 
     async def close(self) -> None:
         """Close the connections to the providers."""

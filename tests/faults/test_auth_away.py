@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from netra.auth.v1 import auth_pb2_grpc
-from tests.fixtures import own, sockets, users
+from tests.fixtures import own, sockets, users, web
 from tests.fixtures.stack import gateway_url
 
 # auth says something every five seconds; tools wait when it has been silent for this long
@@ -61,7 +61,7 @@ async def here(system: own.Own) -> AsyncIterator[Here]:
             return users.make_user(stub, admin, "user", "internal")
 
     user = await asyncio.to_thread(made)
-    async with httpx.AsyncClient(base_url=gateway_url(system), timeout=30) as http:
+    async with web.client(base_url=gateway_url(system), timeout=30) as http:
         yield Here(system, user, http)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
-
+from tests.fixtures import web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser
 
 
 async def test_limits_hold_while_valkey_is_away_and_after(system: System, new_user: NewUser) -> None:
     free, fresh = new_user(tier="free"), new_user(tier="free")
-    async with httpx.AsyncClient(base_url=gateway_url(system), timeout=20) as http:
+    async with web.client(base_url=gateway_url(system), timeout=20) as http:
 
         async def codes(token: str, times: int) -> list[int]:
             headers = {"Authorization": f"Bearer {token}"}

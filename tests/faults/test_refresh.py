@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
-from tests.fixtures import sockets
+from tests.fixtures import sockets, web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User, sign_in
 
@@ -98,7 +98,7 @@ async def test_of_twenty_racers_for_each_of_fifty_tokens_all_get_its_one_child(s
     tokens = await asyncio.to_thread(_sessions, system, users, TOKENS // USERS)
     limits = httpx.Limits(max_connections=60, keepalive_expiry=2.0)
     async with (
-        httpx.AsyncClient(base_url=gateway_url(system), limits=limits, timeout=60) as client,
+        web.client(base_url=gateway_url(system), limits=limits, timeout=60) as client,
         grpc.aio.insecure_channel(f"127.0.0.1:{system.ports['auth']}") as channel,
         asyncio.TaskGroup() as group,
     ):
@@ -115,7 +115,7 @@ async def test_of_twenty_racers_for_each_of_fifty_tokens_all_get_its_one_child(s
 
 async def test_one_used_again_after_a_kill_is_refused_and_ends_the_session(system: System, new_user: NewUser) -> None:
     user = await asyncio.to_thread(new_user)
-    async with httpx.AsyncClient(base_url=gateway_url(system), timeout=60) as client, sockets.opened(system, user) as socket:
+    async with web.client(base_url=gateway_url(system), timeout=60) as client, sockets.opened(system, user) as socket:
         refresh = _over_http(client)
         child = await refresh(user.refresh_token)
         last = await refresh(child)

@@ -18,6 +18,7 @@ from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
+from tests.fixtures import web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
 
@@ -120,7 +121,7 @@ async def test_no_call_is_refused_while_keys_rotate(system: System, new_user: Ne
     user = await asyncio.to_thread(new_user)
     async with contextlib.AsyncExitStack() as stack:
         limits = httpx.Limits(keepalive_expiry=2.0)
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway_url(system), limits=limits, timeout=60))
+        http = await stack.enter_async_context(web.client(base_url=gateway_url(system), limits=limits, timeout=60))
         channels = {
             name: await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{system.ports[name]}"))
             for name in ("auth", "context", "dispatcher", "events")

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import grpc
-import httpx
 import websockets
 
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
+from tests.fixtures import web
 from tests.prove import hostile, ways
 from tests.prove.place import Place
 
@@ -27,7 +27,7 @@ def _spoofed(place: Place) -> list[Try]:
     """Identity by header is not believed, beside a token or without one."""
 
     async def http(headers: dict[str, str], path: str = "/v1/me") -> str:
-        async with httpx.AsyncClient(base_url=place.url, timeout=30) as client:
+        async with web.client(base_url=place.url, timeout=30) as client:
             answer = await client.get(path, headers={**ways.a_client(), **headers})
         if answer.status_code == 200 and answer.json()["user_id"] != place.user.user_id:
             return "SPOOFED"

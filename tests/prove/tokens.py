@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from tests.fixtures import web
 from tests.prove import doors, hostile, ways
 from tests.prove.place import Place, running
 
@@ -87,7 +88,7 @@ def _expected(case: hostile.Case) -> frozenset[str]:
 
 async def _withdrawn(place: Place, findings: Findings) -> None:
     """Tokens that were good: of a session that ended, of a user who was disabled, of a service at the wrong door."""
-    async with httpx.AsyncClient(base_url=place.url, timeout=30) as client:
+    async with web.client(base_url=place.url, timeout=30) as client:
         ended = (await _post(client, "/auth/login", {"email": place.other.email, "password": place.other.password})).json()
         await client.post("/auth/logout", headers=_bearer(ended["access_token"]))
         disabled = await _disabled(place, client)
@@ -125,7 +126,7 @@ _EVERYWHERE = (
 
 
 async def _refresh(place: Place, token: str, findings: Findings) -> None:
-    async with httpx.AsyncClient(base_url=place.url, timeout=30) as client:
+    async with web.client(base_url=place.url, timeout=30) as client:
         answers = {
             "POST /auth/refresh": await _post(client, "/auth/refresh", {"refresh_token": token}),
             "POST /rpc RefreshToken": await _post(client, "/rpc/netra.auth.v1.AuthService/RefreshToken", {"refresh_token": token}),
@@ -161,7 +162,7 @@ async def _credentials(place: Place, findings: Findings) -> None:
         },
         "an exchange without the secret": {"exchange": _exchange(place.user.token, "wrong")},
     }
-    async with httpx.AsyncClient(base_url=place.url, timeout=30) as client:
+    async with web.client(base_url=place.url, timeout=30) as client:
         for name, grant in grants.items():
             answer = await _post(client, "/rpc/netra.auth.v1.AuthService/IssueToken", grant)
             findings.note(f"sign-in with {name}", answer.json().get("code", "OK"), ways.REFUSED)

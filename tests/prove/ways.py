@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-import httpx
 import websockets
 
 from netra import ids
@@ -18,6 +17,7 @@ from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
+from tests.fixtures import web
 from tests.fixtures.forge import Forge
 from tests.fixtures.stack import System, gateway_url
 from tests.prove import hostile
@@ -40,7 +40,7 @@ class Ways:
 
     def __init__(self, system: System, forge: Forge, stack: contextlib.AsyncExitStack) -> None:
         self._system, self._forge, self._stack = system, forge, stack
-        self._http = httpx.AsyncClient(base_url=gateway_url(system), timeout=30)
+        self._http = web.client(base_url=gateway_url(system), timeout=30)
         self._auth: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(self._to("auth"))
         self._context: context_pb2_grpc.ContextServiceAsyncStub = context_pb2_grpc.ContextServiceStub(self._to("context"))
         self._runs: dispatcher_pb2_grpc.DispatcherServiceAsyncStub = dispatcher_pb2_grpc.DispatcherServiceStub(self._to("dispatcher"))

@@ -17,6 +17,7 @@ from chassis import limits, postgres, telemetry
 from netra import ids
 from netra.auth.v1 import auth_pb2
 from services.auth import passwords
+from tests.fixtures import web
 from tests.fixtures.accounts import Accounts, new_email, refused
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser
@@ -101,7 +102,7 @@ async def test_over_http_they_are_told_when_to_come_back(system: System, new_use
             # idle connections are ours to close: the gateway's own end of one may cross with the next request
             transport = httpx.AsyncHTTPTransport(local_address=f"127.0.0.{number}", limits=httpx.Limits(keepalive_expiry=2.0))
             headers = {"User-Agent": name}
-            made = httpx.AsyncClient(base_url=gateway_url(system), transport=transport, headers=headers, timeout=60)
+            made = web.client(base_url=gateway_url(system), transport=transport, headers=headers, timeout=60)
             return await stack.enter_async_context(made)
 
         owner = await client(1, "the owner's browser")

@@ -7,15 +7,21 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.fixtures.forge import Forge
+from tests.fixtures.forge import Forge, Key, claims_of
 from tests.fixtures.stack import System
 from tests.fixtures.users import NewUser
 from tests.prove import hostile, ways
 
 
+@pytest.fixture(scope="module")
+def keys(system: System) -> tuple[Key, Key]:
+    """Those of auth and context; a process of their own reads each."""
+    return Key.of(system, "auth"), Key.of(system, "context")
+
+
 @pytest.fixture
-async def forge(system: System, new_user: NewUser) -> Forge:
-    return Forge.of(system, new_user(tier="internal").token)
+async def forge(keys: tuple[Key, Key], new_user: NewUser) -> Forge:
+    return Forge(*keys, claims_of(new_user(tier="internal").token))
 
 
 @pytest.fixture

@@ -7,13 +7,12 @@ import json
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
-from tests.fixtures import sockets
+from tests.fixtures import sockets, web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
 
@@ -35,7 +34,7 @@ async def ours(system: System, new_user: NewUser) -> Ours:
     async with sockets.opened(system, owner) as socket:
         run = await socket.run(f"A text with a {CANARY} in it.")
         await socket.ended(run["run_id"])
-    async with httpx.AsyncClient(base_url=gateway_url(system), headers={"Authorization": f"Bearer {owner.token}"}) as client:
+    async with web.client(base_url=gateway_url(system), headers={"Authorization": f"Bearer {owner.token}"}) as client:
         kept = await client.post(f"/v1/artifacts?name={CANARY}.txt", content=CANARY.encode(), headers={"Content-Type": "text/plain"})
     return Ours(owner, stranger, run, kept.json()["artifact_id"])
 
@@ -60,7 +59,7 @@ ROUTES = [
 async def test_no_http_route_shows_a_foreign_thing(system: System, ours: Ours, method: str, path: str, code: int, accept: str) -> None:
     path = path.format(run_id=ours.run_id, thread_id=ours.thread_id, artifact_id=ours.artifact_id)
     headers = {"Authorization": f"Bearer {ours.stranger.token}", "Accept": accept}
-    async with httpx.AsyncClient(base_url=gateway_url(system), timeout=20) as client:
+    async with web.client(base_url=gateway_url(system), timeout=20) as client:
         answer = await client.request(method, path, headers=headers)
         mine = await client.request(method, path, headers={**headers, "Authorization": f"Bearer {ours.owner.token}"})
     assert answer.status_code == code, answer.text
@@ -74,7 +73,7 @@ async def test_no_http_route_shows_a_foreign_thing(system: System, ours: Ours, m
 
 async def test_a_file_of_somebody_else_can_neither_be_read_nor_replaced_nor_removed(system: System, ours: Ours) -> None:
     path, key = f"/v1/artifacts/{ours.artifact_id}", {"Idempotency-Key": "a-key-that-both-use", "Content-Type": "text/plain"}
-    async with httpx.AsyncClient(base_url=gateway_url(system), timeout=20) as client:
+    async with web.client(base_url=gateway_url(system), timeout=20) as client:
         theirs = {"Authorization": f"Bearer {ours.stranger.token}"}
         mine = {"Authorization": f"Bearer {ours.owner.token}"}
         for asked in ({}, {"Range": "bytes=0-3"}, {"Range": "bytes=999-"}, {"If-Range": '"x"'}):

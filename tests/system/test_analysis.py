@@ -20,7 +20,7 @@ import pytest
 from genai_prices import Usage, calc_price
 
 from standalone import sample
-from tests.fixtures import sockets
+from tests.fixtures import sockets, web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
 
@@ -30,7 +30,7 @@ QUESTION = "Where does the money go?"
 
 
 def _client(system: System, user: User) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=gateway_url(system), headers={"Authorization": f"Bearer {user.token}"}, timeout=20)
+    return web.client(base_url=gateway_url(system), headers={"Authorization": f"Bearer {user.token}"}, timeout=20)
 
 
 async def _uploaded(system: System, user: User, content: bytes, name: str = "usage.csv") -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from netra import errors, ids
 from netra.api import Api
+from tests.fixtures import web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
 
@@ -23,7 +24,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 def _client(system: System, user: User) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=gateway_url(system), headers={"Authorization": f"Bearer {user.token}"}, timeout=30)
+    return web.client(base_url=gateway_url(system), headers={"Authorization": f"Bearer {user.token}"}, timeout=30)
 
 
 async def _put(client: httpx.AsyncClient, content: Any = DATA, name: str = "log.csv", **headers: str) -> httpx.Response:

@@ -7,27 +7,24 @@ import contextlib
 import dataclasses
 import json
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
 from netra.auth.v1 import auth_pb2_grpc
 from standalone import processes
-from tests.fixtures import own
+from tests.fixtures import own, web
 from tests.fixtures.sockets import ENDS
 from tests.fixtures.users import NewUser, User, make_user, sign_in
 
 USERS, EACH, RUNS = 10, 2, 4
 # more than the queue, the gateway's buffers and those of the kernel take
 MANY, LONG = 24, 60_000
-GRACE_S = 5.0
 _SECOND = next(row for row in processes.TABLE if row.name == "gateway")
 
 
@@ -90,7 +87,7 @@ class _Client:
 
 
 async def _runs(system: own.Own, user: User, many: int = RUNS, text: str = "Some text.", pace_s: float = 0.1) -> None:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{system.ports['gateway']}", timeout=20) as client:
+    async with web.client(base_url=f"http://127.0.0.1:{system.ports['gateway']}", timeout=20) as client:
         for _ in range(many):
             body = {"agent": "text-analyst", "user_request": text, "inputs": {"pace_s": pace_s}}
             answer = await client.post("/v1/runs", json=body, headers={"Authorization": f"Bearer {user.token}"})
@@ -110,8 +107,6 @@ async def test_a_gateway_that_stops_loses_nothing(two: own.Own, user_of_two: New
             for client in clients:
                 await client.seen.wait()
             two.tell("gateway2", signal.SIGTERM)
-            began = time.monotonic()
-        took = time.monotonic() - began
         away = [client for client in clients if client.code]
         assert {client.code for client in away} <= {4001}
         for client in away:
@@ -120,7 +115,6 @@ async def test_a_gateway_that_stops_loses_nothing(two: own.Own, user_of_two: New
         async with asyncio.TaskGroup() as group:
             for client in clients:
                 group.create_task(client.follow(two, "gateway", RUNS))
-    assert took < GRACE_S + 5
     for client in clients:
         assert client.cursors == list(range(1, len(client.cursors) + 1))
         assert len(client.ended) == RUNS

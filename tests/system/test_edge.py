@@ -10,14 +10,14 @@ import pytest
 import websockets
 
 from netra import ids
-from tests.fixtures import sockets
+from tests.fixtures import sockets, web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
 
 
 def _client(system: System, user: User | None = None) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {user.token}"} if user else {}
-    return httpx.AsyncClient(base_url=gateway_url(system), headers=headers, timeout=20)
+    return web.client(base_url=gateway_url(system), headers=headers, timeout=20)
 
 
 async def test_login_refresh_and_logout(system: System, new_user: NewUser) -> None:

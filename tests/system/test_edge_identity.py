@@ -13,7 +13,7 @@ import pytest
 
 from netra import ids
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
-from tests.fixtures import sockets
+from tests.fixtures import sockets, web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
 
@@ -31,7 +31,7 @@ def secret(system: System) -> str:
 
 def _client(system: System, user: User | None = None) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {user.token}"} if user else {}
-    return httpx.AsyncClient(base_url=gateway_url(system), headers=headers, timeout=20)
+    return web.client(base_url=gateway_url(system), headers=headers, timeout=20)
 
 
 async def _admin(system: System, client: httpx.AsyncClient) -> dict[str, str]:

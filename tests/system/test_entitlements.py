@@ -15,7 +15,7 @@ from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
-from tests.fixtures import sockets
+from tests.fixtures import sockets, web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User, sign_in
 
@@ -25,7 +25,7 @@ _AUTH = "/rpc/netra.auth.v1.AuthService"
 @pytest.fixture
 async def http(system: System) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the gateway."""
-    async with httpx.AsyncClient(base_url=gateway_url(system), timeout=20) as client:
+    async with web.client(base_url=gateway_url(system), timeout=20) as client:
         yield client
 
 

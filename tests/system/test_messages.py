@@ -6,9 +6,7 @@ import asyncio
 import datetime
 from typing import Any
 
-import httpx
-
-from tests.fixtures import sockets
+from tests.fixtures import sockets, web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
 
@@ -19,7 +17,7 @@ _STAGES = [
 
 
 async def _get(system: System, user: User, path: str) -> dict[str, Any]:
-    async with httpx.AsyncClient(base_url=gateway_url(system), headers={"Authorization": f"Bearer {user.token}"}) as client:
+    async with web.client(base_url=gateway_url(system), headers={"Authorization": f"Bearer {user.token}"}) as client:
         return dict((await client.get(path)).raise_for_status().json())
 
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from netra import ids
+from tests.fixtures import web
 from tests.fixtures.accounts import Accounts
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
@@ -75,7 +76,7 @@ async def people(accounts: Accounts) -> AsyncIterator[People]:
     found = People(services, users)
     for name, user in users.items():
         headers = {"Authorization": f"Bearer {user.token}"}
-        found.clients[name] = httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", headers=headers, timeout=30, trust_env=False)
+        found.clients[name] = web.client(base_url=f"http://127.0.0.1:{gateway.port}", headers=headers, timeout=30, trust_env=False)
     yield found
     for client in found.clients.values():
         await client.aclose()

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 
 import grpc
-import httpx
 import pytest
 
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
-from tests.fixtures import sockets
+from tests.fixtures import sockets, web
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User, sign_in
 
@@ -67,7 +66,7 @@ async def test_a_disabled_user_loses_sockets_streams_and_calls(
 ) -> None:  # fmt: skip
     user, admin = await asyncio.to_thread(new_user), await asyncio.to_thread(new_user, "admin")
     headers = {"authorization": f"Bearer {user.token}"}
-    async with httpx.AsyncClient(base_url=gateway_url(system), headers=headers, timeout=20) as http:
+    async with web.client(base_url=gateway_url(system), headers=headers, timeout=20) as http:
         async with sockets.opened(system, user) as socket:
             run = await socket.run()
             await socket.ended(run["run_id"])

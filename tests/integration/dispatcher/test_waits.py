@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
 from chassis import channel, postgres
@@ -19,6 +18,7 @@ from netra.dispatcher.v1 import dispatcher_pb2
 from netra.tool import tool
 from services.dispatcher import store_system, supervisor, upstreams
 from standalone import prepare
+from tests.fixtures import web
 from tests.fixtures.stack import Standalone
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
@@ -152,7 +152,7 @@ async def test_over_http_a_tool_has_its_own_time_and_not_that_of_other_calls(ser
     # what any other call may take
     monkeypatch.setattr(channel, "DEFAULT_TIMEOUT_S", 1.0)
     path, headers = "/rpc/netra.dispatcher.v1.DispatcherService/ExecuteTool", {"Authorization": f"Bearer {user.token}"}
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", timeout=60) as http, asyncio.TaskGroup() as group:
+    async with web.client(base_url=f"http://127.0.0.1:{gateway.port}", timeout=60) as http, asyncio.TaskGroup() as group:
         answer = group.create_task(http.post(path, json=body, headers=headers))
         await asyncio.wait_for(BEGAN[mark].wait(), 20)
         # another call has all the time of other calls, from here on, and ends with it

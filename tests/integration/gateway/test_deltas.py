@@ -8,12 +8,14 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 import websockets
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from netra.agent import Turn, agent
 from services.events import announce
+from tests.fixtures import web
 from tests.fixtures.sockets import Socket
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
@@ -113,7 +115,7 @@ async def test_text_is_shown_between_the_events_of_its_run_and_not_kept(services
         while (await mine.next()).get("cursor") != 12:
             pass
         assert _told(mine.frames[before:], run_id) == _told(mine.frames[before:], second) == _RECORDED
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{services.ports['gateway']}", trust_env=False) as http:
+        async with web.client(base_url=f"http://127.0.0.1:{services.ports['gateway']}", trust_env=False) as http:
             page = (await http.get(f"/v1/runs/{run_id}/events", headers=bearer(user))).json()
         assert types(page["events"]) == _RECORDED
         # and it was nobody else's
@@ -131,7 +133,7 @@ async def test_who_watches_a_kind_or_one_run_is_shown_what_belongs_to_it(service
         for socket, kind in ((words, "agent_delta"), (ends, "agent_completed")):
             assert (await socket.ask("SUBSCRIBE", {"types": [kind]}))["type"] == "ack"
         script, run_id = await _begun(whole, "filtered")
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, trust_env=False, timeout=20))
+        http = await stack.enter_async_context(web.client(base_url=url, trust_env=False, timeout=20))
         lines: list[str] = []
 
         async def stream() -> None:
@@ -156,8 +158,9 @@ async def test_who_watches_a_kind_or_one_run_is_shown_what_belongs_to_it(service
 
 
 async def test_without_valkey_nothing_is_shown_and_the_run_is_none_the_worse(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    missed: list[str] = []
-    monkeypatch.setattr(announce, "missed", lambda reason, number=1: missed.extend([reason] * number))
+    reader = InMemoryMetricReader()
+    meter = MeterProvider(metric_readers=[reader]).get_meter("test")
+    monkeypatch.setattr(announce, "_missed", meter.create_counter("missed"))
     services.own = {"events": {"valkey_url": "redis://127.0.0.1:1/0", "events_poll_s": 0.05}}
     await services.all(agents=[narrator])
     await services.gateway()
@@ -170,5 +173,13 @@ async def test_without_valkey_nothing_is_shown_and_the_run_is_none_the_worse(ser
                 script.go.release()
         assert _told(await socket.ended(run_id), run_id) == _RECORDED
     assert types(await Runs(services).ended(user, run_id)) == _RECORDED
-    await until(lambda: len(missed) == 3)
+    missed = dict[str, float]()
+
+    def counted() -> float:
+        data: Any = reader.get_metrics_data()
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics if data is not None else ():
+            missed.update({point.attributes["reason"]: point.value for point in metric.data.data_points})
+        return sum(missed.values())
+
+    await until(lambda: counted() == 3)
     assert set(missed) <= {"away", "late"}

@@ -17,7 +17,7 @@ import pytest
 from gateway import rpc
 from netra import ids
 from netra.agent import Turn, agent
-from tests.fixtures import oidc
+from tests.fixtures import oidc, web
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
 from tests.integration.gateway.conftest import bearer
@@ -100,7 +100,7 @@ async def client(services: Services, tmp_path: Path) -> AsyncIterator[tuple[Clie
         await services.events()
         await services.dispatcher(agents=[asker])
         await services.gateway(port=port)
-        async with httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as http:
+        async with web.client(base_url=base, timeout=20, trust_env=False) as http:
             described = (await http.get("/openapi.json")).json()
             yield Client(http, described, await services.user(), await services.user()), f"{base}/auth/oidc/callback"
 

@@ -18,7 +18,7 @@ from gateway import wiring
 from netra import ids
 from netra.agent import Turn, agent
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
-from tests.fixtures import users
+from tests.fixtures import users, web
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
 from tests.integration.gateway.conftest import bearer, until
@@ -84,7 +84,7 @@ async def edge(services: Services) -> AsyncIterator[Edge]:
     Held.let_go = asyncio.Event()
     await services.all(agents=[waiter])
     gateway = await services.gateway()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", timeout=20, trust_env=False) as http:
+    async with web.client(base_url=f"http://127.0.0.1:{gateway.port}", timeout=20, trust_env=False) as http:
         yield Edge(services, gateway, http)
         Held.let_go.set()
 

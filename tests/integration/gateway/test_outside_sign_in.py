@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 import pytest
 
-from tests.fixtures import oidc
+from tests.fixtures import oidc, web
 from tests.fixtures.storage import Services
 
 PAGE = "https://app.netra.example/signed-in"
@@ -48,7 +48,7 @@ async def door(services: Services, tmp_path: Path) -> AsyncIterator[Door]:
         await services.events()
         await services.dispatcher()
         await services.gateway(port=port)
-        async with httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as browser:
+        async with web.client(base_url=base, timeout=20, trust_env=False) as browser:
             yield Door(browser, callback)
 
 
@@ -79,7 +79,7 @@ async def test_a_frontend_that_has_no_cookie_brings_the_verifier_of_its_challeng
     for proof, status in (({"code_verifier": verifier}, 200), ({}, 400)):
         sent = await door.back("dan", redirect_uri=PAGE, code_challenge=challenge, code_challenge_method="S256")
         form = {"grant_type": "authorization_code", "code": dict(parse_qsl(urlsplit(sent.headers["location"]).query))["code"], **proof}
-        async with httpx.AsyncClient(base_url=door.browser.base_url, timeout=20, trust_env=False) as elsewhere:
+        async with web.client(base_url=door.browser.base_url, timeout=20, trust_env=False) as elsewhere:
             assert (await elsewhere.post("/auth/token", data=form)).status_code == status
 
 
@@ -93,6 +93,6 @@ async def test_a_browser_without_a_frontend_gets_the_tokens_themselves(door: Doo
 async def test_a_browser_that_did_not_begin_the_sign_in_cannot_end_it(door: Door) -> None:
     began = await door.browser.get("/auth/oidc/start", params={"provider": "corp"})
     back = await oidc.sign_in(began.headers["location"], "cleo", door.callback)
-    async with httpx.AsyncClient(timeout=20, trust_env=False) as other:
+    async with web.client(timeout=20, trust_env=False) as other:
         refused = await other.get(door.callback, params=back)
     assert (refused.status_code, refused.json()["code"]) == (401, "UNAUTHENTICATED")

@@ -10,10 +10,10 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 
 from gateway import envelope, problems, wire, wiring
+from tests.fixtures import web
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
 from tests.integration.gateway.conftest import until
@@ -287,7 +287,7 @@ async def test_who_sends_too_many_is_told_before_their_body_comes(services: Serv
 async def test_what_anybody_may_ask_is_counted_but_for_probes(services: Services, path: str) -> None:
     await services.auth()
     gateway = await services.gateway(anonymous_per_minute=1)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", timeout=20, trust_env=False) as http:
+    async with web.client(base_url=f"http://127.0.0.1:{gateway.port}", timeout=20, trust_env=False) as http:
         assert [(await http.get(path)).status_code for _ in range(2)] == [200, 429]
         assert (await http.get("/healthz")).status_code == 200
         assert (await http.get("/readyz")).json()["parts"]["auth"] is True

@@ -19,6 +19,7 @@ from netra import client, errors, ids
 from netra.agent import Turn, agent
 from services.dispatcher import wiring as dispatchers
 from services.dispatcher.settings import DispatcherSettings
+from tests.fixtures import web
 from tests.fixtures.sockets import Socket
 from tests.fixtures.storage import Services
 from tests.fixtures.users import User
@@ -99,7 +100,7 @@ class Edge:
 async def edge(services: Services) -> AsyncIterator[Edge]:
     await services.all(agents=[listener, asker, answerer])
     gateway = await services.gateway()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", timeout=20, trust_env=False) as http:
+    async with web.client(base_url=f"http://127.0.0.1:{gateway.port}", timeout=20, trust_env=False) as http:
         yield Edge(services, gateway, http)
 
 
@@ -222,6 +223,9 @@ async def test_who_may_write_to_a_thread_answers_for_its_runs(edge: Edge) -> Non
     assert (await edge.ask("POST", send, writer, grant=writing, json={"message": "Yes."}))["delivered"] is True
     await edge.is_(owner, waits["run_id"], "completed")
     assert (await edge.said(owner, thread_id))[-1] == ("assistant", "Heard: Yes.")
+    # whose words they are is known to the thread
+    messages = (await edge.ask("GET", f"/v1/threads/{thread_id}/messages", owner))["messages"]
+    assert [(one["user_id"], one["content"]) for one in messages][-2] == (writer.user_id, "Yes.")
 
 
 @pytest.mark.parametrize("on_busy", ["interrupt", "rollback"])
@@ -311,7 +315,7 @@ async def test_calls_go_round_two_dispatchers_and_on_when_one_goes(edge: Edge) -
     services, user = edge.services, await edge.services.user()
     settings = DispatcherSettings(**services.settings("dispatcher"))
     both = [services.ports["dispatcher"]]
-    async with httpx.AsyncClient(timeout=20, trust_env=False) as http:
+    async with web.client(timeout=20, trust_env=False) as http:
         async with dispatchers.build(settings, agents=[answerer]) as second:
             await second.trust.awaited()
             both.append(second.port)

@@ -13,14 +13,14 @@ import grpc
 import httpx
 from google.protobuf import duration_pb2
 
-from chassis import postgres
+from chassis import postgres, status
 from netra import ids
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
 from standalone import prepare
-from tests.fixtures import oidc, users
+from tests.fixtures import oidc, users, web
 from tests.fixtures.forge import Forge
 from tests.fixtures.stack import System, gateway_url
 from tests.prove import hostile, ways
@@ -32,7 +32,7 @@ SERVICES = ("auth", "context", "dispatcher", "events")
 # runs where the secrets of the dispatcher are
 _ASK = """
 import asyncio
-from chassis import postgres
+from chassis import postgres, status
 from services.dispatcher.settings import DispatcherSettings
 async def ask(approval_id, run_id, user_id, thread_id, message):
     settings = DispatcherSettings.load()
@@ -48,7 +48,9 @@ async def ask(approval_id, run_id, user_id, thread_id, message):
             " VALUES ($1, $2, $2, $3, 'approve', 'Yes.')", approval_id, user_id, thread_id)
 """
 _OPTIONS = (("grpc.max_metadata_size", 64 * 1024), ("grpc.use_local_subchannel_pool", 1))
-_TRIES = 40
+_TRIES, _PAUSE_MS = 40, 500
+# what another try may come through
+_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 @dataclass(slots=True)
@@ -139,13 +141,17 @@ class World:
         return users.User(user_id, email, password, tokens.access_token, tokens.refresh_token)
 
     async def signed_in(self, email: str, password: str, device: str = "proof") -> auth_pb2.Tokens:
-        """Fresh tokens; from an address of their own, through outages."""
+        """Fresh tokens; from an address of their own, through outages and limits. What is refused for good is raised at once."""
         grant = auth_pb2.PasswordGrant(email=email, password=password)
         request = auth_pb2.IssueTokenRequest(password=grant, device=device, client_address=ways.a_client()["X-Forwarded-For"])
         for _ in range(_TRIES):
-            with contextlib.suppress(grpc.aio.AioRpcError):
+            try:
                 return (await self.auth.IssueToken(request, metadata=self.service("gateway"), timeout=10)).tokens
-            await asyncio.sleep(0.5)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _PASSING:
+                    raise
+                pause_ms = status.from_rpc(error).retry_after_ms
+            await asyncio.sleep((pause_ms or _PAUSE_MS) / 1000)
         raise TimeoutError(f"nobody lets {email} in")
 
     async def opened(self, who: Party, **more: Any) -> context_pb2.OpenContextResponse:
@@ -174,7 +180,7 @@ class World:
         """A run of a user that can be told something; of one of theirs where they name what is another's, that."""
         if who.things.ids.get("user_id", who.user_id) != who.user_id:
             return who.things["run_id"]
-        # what of A goes on by itself must be over soon: it is looked at whether anything of theirs changes
+        # what of A goes on by itself must be over soon: it is looked at whether anything of theirs changes, once nothing goes on
         pace_s, lasts_s = (4, 3) if who.name == "A" else (60, 3600)
         inputs, deadline = f'{{"pace_s":{pace_s}}}'.encode(), duration_pb2.Duration(seconds=lasts_s)
         return (await self.started(who, inputs=inputs, deadline=deadline)).run_id
@@ -237,7 +243,7 @@ async def around(system: System, *, provider: oidc.Provider | None = None) -> As
         channels = {name: grpc.aio.insecure_channel(f"127.0.0.1:{system.ports[name]}", _OPTIONS) for name in SERVICES}
         for one in channels.values():
             stack.push_async_callback(one.close, None)
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway_url(system), timeout=30, trust_env=False))
+        http = await stack.enter_async_context(web.client(base_url=gateway_url(system), timeout=30, trust_env=False))
         stub: auth_pb2_grpc.AuthServiceAsyncStub = auth_pb2_grpc.AuthServiceStub(channels["auth"])
         grant = auth_pb2.PasswordGrant(email=system.admin_email, password=system.admin_password())
         tokens = (await stub.IssueToken(auth_pb2.IssueTokenRequest(password=grant), timeout=20)).tokens

@@ -22,7 +22,7 @@ from chassis import postgres
 from netra.auth.v1 import auth_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2_grpc
 from standalone import processes
-from tests.fixtures import own, users
+from tests.fixtures import own, users, web
 from tests.fixtures.stack import gateway_url
 from tests.prove import pages, people
 from tests.prove.runs import agents, clients, dispatcher, judge, outside
@@ -161,7 +161,7 @@ async def running(many: int, **settings: str) -> AsyncIterator[Place]:
         system = _System(folder / "netra", {}, (_SECOND,), **{**told, **settings})
         await asyncio.to_thread(system.start)
         stack.push_async_callback(asyncio.to_thread, system.stop)
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway_url(system), timeout=30, trust_env=False))
+        http = await stack.enter_async_context(web.client(base_url=gateway_url(system), timeout=30, trust_env=False))
         channels = [await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{system.ports[name]}")) for name in DISPATCHERS]
         where = Place(system, whole, http, [dispatcher_pb2_grpc.DispatcherServiceStub(channel) for channel in channels])
         to_auth = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{system.ports['auth']}"))

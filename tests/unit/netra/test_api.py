@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,10 @@ async def test_a_file_goes_into_a_thread_when_one_is_named(thread_id: str, tmp_p
         ]
     assert [one["artifact_id"] for one in kept] == ["a", "a"]
     assert asked == [{"name": "x.csv"} | ({"thread_id": thread_id} if thread_id else {})] * 2
+
+
+def test_without_tls_no_certificate_is_believed() -> None:
+    plain = api._believed("http://127.0.0.1:1")
+    assert isinstance(plain, ssl.SSLContext)
+    assert (plain.get_ca_certs(), plain.verify_mode, plain.check_hostname) == ([], ssl.CERT_REQUIRED, True)
+    assert api._believed("HTTPS://netra.example") is True
