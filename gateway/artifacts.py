@@ -226,10 +226,5 @@ class _Sent(Response):
                 raise errors.Unavailable
             data = part.data[: self._left]
             self._left -= len(data)
-            await self._put(send, data, more=True)
-        await self._put(send, b"", more=False)
-
-    async def _put(self, send: Send, data: bytes, *, more: bool) -> None:
-        # raises TimeoutError when the peer takes nothing of what was sent before
-        async with asyncio.timeout(self._stall_s):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+            await wire.put(send, data, self._stall_s, more=True)
+        await wire.put(send, b"", self._stall_s, more=False)

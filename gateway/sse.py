@@ -147,9 +147,7 @@ class _Stream(Response):
         await self._put(send, b"", more=False)
 
     async def _put(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        # raises TimeoutError when the peer takes nothing of what was sent before
-        async with asyncio.timeout(self._edge.settings.stall_s):
-            await send({"type": "http.response.body", "body": body, "more_body": more})
+        await wire.put(send, body, self._edge.settings.stall_s, more=more)
 
     async def _feed(self, send: Send) -> None:
         pauses = _pauses()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import h11
-from starlette.types import Receive
+from starlette.types import Receive, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -58,6 +58,12 @@ async def gone(receive: Receive) -> None:
     """Returns when the peer of an HTTP request is gone, or its answer is complete."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def put(send: Send, data: bytes, within_s: float, *, more: bool) -> None:
+    """Send a part of an answer. Raises `TimeoutError` when the peer takes nothing for so long of what was sent before."""
+    async with asyncio.timeout(within_s):
+        await send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 class HttpProtocol(H11Protocol):

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,6 @@ class _Request:
     opens: incoming.Stream | None = None
 
 
-@dataclass(slots=True)
-class _Follower:
-    """Somebody who wants the events of one run."""
-
-    request_id: str
-    run_id: str = ""
-    queue: asyncio.Queue[dict[str, Any] | errors.NetraError] = field(default_factory=asyncio.Queue)
-
-    def wants(self, event: Mapping[str, Any]) -> bool:
-        """Whether the event is of the run; until its id is known, the request tells."""
-        return bool(event["run_id"] == self.run_id if self.run_id else event["request_id"] == self.request_id)
-
-
 class Client:
     """One user at one gateway: a socket that reconnects and resumes by itself, and the HTTP resources."""
 
@@ -80,8 +67,10 @@ class Client:
         self._client_id = ids.uuid7()
         self._socket: socket_.ClientConnection | None = None
         self._pending: dict[str, _Request] = {}
-        self._followers: list[_Follower] = []
+        self._followers: list[incoming.Run] = []
         self._streams: dict[str, incoming.Stream] = {}
+        # the hole that is asked for on this socket: once, however many events come from behind it
+        self._hole = ""
         self._changed = asyncio.Condition()
         self._failure: errors.NetraError | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -89,22 +78,42 @@ class Client:
     async def run(
         self, agent: str = "", *, user_request: str, inputs: Mapping[str, Any] | None = None, thread_id: str = "", **options: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        """Start a run and yield its events until the terminal one, through every reconnection. Leaving early does not stop it."""
-        follower = _Follower(ids.uuid7())
+        """Start a run and yield its events until the terminal one, through every reconnection. Leaving early does not stop it.
+
+        Who reads slowly gets from the record what there was no room for here. Raises `FailedPrecondition` when events of the run are
+        kept no longer, or the record was restored from a backup.
+        """
+        follower = incoming.Run(ids.uuid7(), self.cursor or 0)
         self._followers.append(follower)
         try:
             accepted = await self._start(follower.request_id, agent, user_request, inputs, thread_id, options)
             follower.run_id = accepted["run_id"]
-            while True:
-                event = await follower.queue.get()
-                if isinstance(event, errors.NetraError):
-                    raise event
-                if event["run_id"] == follower.run_id:
+            async with contextlib.aclosing(self._told(follower)) as told:
+                async for event in told:
                     yield event
                     if event["type"] in TERMINAL:
                         return
         finally:
             self._followers.remove(follower)
+
+    async def _told(self, follower: incoming.Run) -> AsyncGenerator[dict[str, Any], None]:
+        """Each event of a run once and in order: those that came, and from the record those that had no room."""
+        while True:
+            event = await follower.take()
+            if event is None:
+                async for event in self._recorded(follower):
+                    yield event
+            elif follower.accept(event):
+                yield event
+
+    async def _recorded(self, follower: incoming.Run) -> AsyncIterator[dict[str, Any]]:
+        # asked first: the record of a run that is over has its end
+        over = (await self.api.get_run(follower.run_id))["ended_at"] is not None
+        async for event in self.api.events(follower.run_id, follower.after):
+            if follower.accept(event):
+                yield event
+        if over:
+            raise incoming.gone(follower.run_id)
 
     async def start(
         self, agent: str = "", *, user_request: str, inputs: Mapping[str, Any] | None = None, thread_id: str = "", **options: Any
@@ -316,7 +325,7 @@ class Client:
     async def _take(self, socket: socket_.ClientConnection, frame: dict[str, Any], size: int) -> None:
         kind = frame["type"]
         if "event_id" in frame:
-            await self._event(socket, frame)
+            await self._event(socket, frame, size)
         elif kind in ("ack", "error"):
             await self._answered(socket, frame)
         elif kind in ("stream_data", "stream_end"):
@@ -329,24 +338,39 @@ class Client:
             # what a filter passed over need not come again
             self.cursor = max(self.cursor or 0, int(frame["cursor"]))
         elif kind == "history_truncated":
-            self.cursor = int(frame["oldest"]) - 1
+            self._truncated(int(frame["oldest"]))
         elif kind == "resync":
             await self._resynced(frame["epoch"], frame["cursor"])
 
-    async def _event(self, socket: socket_.ClientConnection, event: dict[str, Any]) -> None:
+    async def _event(self, socket: socket_.ClientConnection, event: dict[str, Any], size: int) -> None:
         last = self.cursor or 0
         if event["cursor"] <= last:
             return
         if event["cursor"] > last + 1:
             # never happens while gateway and record keep their promise; the record fills the hole
-            await _send(socket, json.dumps({"type": "RESUME", "payload": {"after": last}}))
+            hole = f"hole.{last}"
+            if self._hole != hole:
+                self._hole = hole
+                await _send(socket, json.dumps({"type": "RESUME", "id": hole, "payload": {"after": last}}))
             return
         self.cursor = event["cursor"]
         for follower in self._followers:
             if follower.wants(event):
-                follower.queue.put_nowait(event)
+                follower.put(event, size)
+
+    def _truncated(self, oldest: int) -> None:
+        if oldest - 1 > (self.cursor or 0):
+            for follower in self._followers:
+                follower.cut(oldest)
+        self.cursor = oldest - 1
 
     async def _answered(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
+        if self._hole and frame.get("id") == self._hole:
+            self._hole = ""
+            if frame["type"] == "error":
+                # the next socket asks for it
+                await socket.close()
+            return
         request, opened = self._pending.get(frame.get("id") or ""), (frame.get("data") or {}).get("stream_id", "")
         if request is None or request.answer.done():
             if opened:
@@ -374,6 +398,7 @@ class Client:
 
     async def _greeted(self, socket: socket_.ClientConnection, frame: dict[str, Any]) -> None:
         self.user_id = frame["user_id"]
+        self._hole = ""
         self._max_sent = int(frame["limits"].get("max_frame_bytes", _MAX_SENT))
         if self.epoch and self.epoch != frame["epoch"]:
             await self._resynced(frame["epoch"], frame["cursor"])
@@ -389,7 +414,8 @@ class Client:
         """The record is another one (a backup was restored): runs that are followed cannot be followed on."""
         self.epoch, self.cursor = epoch, cursor
         for follower in self._followers:
-            follower.queue.put_nowait(errors.FailedPrecondition("The record was restored from a backup. Ask for the run's events again."))
+            error = errors.FailedPrecondition("The record was restored from a backup. Ask for the run's events again.")
+            follower.end(error, recorded=False)
 
     async def _renew(self, socket: socket_.ClientConnection) -> None:
         """Put a fresh token in force, when there is a way to get one; else the socket ends with the token."""
@@ -408,7 +434,7 @@ class Client:
         self._failure = error
         self._refuse_pending(error)
         for follower in self._followers:
-            follower.queue.put_nowait(error)
+            follower.end(error)
         self._end_streams(error)
         async with self._changed:
             self._changed.notify_all()

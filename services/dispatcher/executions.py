@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -17,6 +17,8 @@ from services.dispatcher.agents import registry, sessions
 
 _log = log.get(__name__)
 _silent = telemetry.meter.create_counter("netra.agents.silent", description="Agents that were stopped for want of a heartbeat, by agent.")
+_executing = telemetry.meter.create_gauge("netra.agents.executing", description="Agents that execute here.")
+_unheard = telemetry.meter.create_gauge("netra.agents.unheard", description="Those that gave no sign of life for as long as they may.")
 NO_HEARTBEAT = "no_heartbeat"
 # what executed is forgotten so long after the last of it
 _KEPT_S = 60.0
@@ -184,6 +186,13 @@ class Executions:
         silent = tuple(execution_id for one in found for execution_id in one.silent)
         return Health("silent" if silent else "healthy", states.total(), states, silent, self.statistics.success_rate)
 
+    def measured(self) -> Health:
+        """The same, as the metrics have it from now on."""
+        health = self.health()
+        _executing.set(health.executing)
+        _unheard.set(len(health.silent))
+        return health
+
     def look(self) -> list[sessions.AgentInstance]:
         """Stop what has fallen silent, and return it; forget whose executions were over long ago."""
         now, before = self._clock(), self._looked_at
@@ -205,11 +214,16 @@ class Executions:
     def _executing(self) -> list[sessions.AgentInstance]:
         return [instance for engine in self._users.values() for instance in engine.executing]
 
-    async def watch(self) -> None:
-        """Look, for ever."""
+    async def watch(self, tell: Callable[[bool], Awaitable[None]] | None = None) -> None:
+        """Look, for ever, and tell whether all that executes gives signs of life: now, and whenever that changes."""
+        told = ""
         while True:
-            await asyncio.sleep(self._silent_s / _OFTEN)
             self.look()
+            if told != (now := self.measured().status):
+                told = now
+                if tell is not None:
+                    await tell(now == "healthy")
+            await asyncio.sleep(self._silent_s / _OFTEN)
 
 
 def _executed(instance: sessions.AgentInstance) -> Executed:

@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 
 from netra import ids
@@ -17,7 +18,7 @@ from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
 from tests.fixtures.stack import System
 from tests.fixtures.users import User
-from tests.prove.isolation import answers, leaves, listening, people, probes, proof, pulse, settle, world
+from tests.prove.isolation import answers, leaves, listening, people, probes, proof, pulse, settle, tables, world
 from tests.prove.isolation.judge import Findings, Judge
 
 # of each kind of thing and each way in, one
@@ -258,3 +259,19 @@ def test_something_is_written_in_every_place() -> None:
     (inside,) = leaves.written([dispatcher_pb2.StartRunRequest(inputs=b'{"a":1}')], ("inputs", "{}"), "here")
     assert isinstance(inside, dispatcher_pb2.StartRunRequest)
     assert json.loads(inside.inputs) == dict.fromkeys(("user_id", "tenant_id", "thread_id", "run_id", "owner_id"), "here") | {"a": 1}
+
+
+async def test_what_somebody_has_is_looked_at_when_nothing_of_theirs_goes_on(there: world.World) -> None:
+    owner = there["A"]
+    # it goes on, and nothing of it changes, for longer than somebody would wait for a change
+    run = await there.started(owner, inputs=b'{"pace_s":4.9}')
+    found = await tables.still(there, owner.user_id)
+    shown = await there.runs.GetRun(dispatcher_pb2.GetRunRequest(run_id=run.run_id), metadata=owner.bearer)
+    assert shown.run.state == dispatcher_pb2.RUN_STATE_COMPLETED
+    assert found == await tables.digests(there, owner.user_id)
+
+
+async def test_who_is_refused_for_good_does_not_knock_again(there: world.World) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await there.signed_in(there["A"].email, "not the password")
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
-from netra import client, errors
+from netra import client, errors, incoming
 from tests.fixtures import sharing, sockets
 from tests.fixtures.stack import System, gateway_url
 from tests.fixtures.users import NewUser, User
@@ -117,6 +118,27 @@ async def test_the_client_follows_a_thread_until_it_is_no_longer_shared(system: 
             pass
         else:
             raise AssertionError("a thread that is not shared was followed")
+
+
+async def test_who_reads_a_run_slowly_has_all_of_it_once_and_in_order(
+    system: System, new_user: NewUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # so little room that most of what comes is left to the record
+    monkeypatch.setattr(incoming, "_FRAMES", 2)
+    async with client.connect(gateway_url(system), new_user().token) as mine, asyncio.timeout(120):
+        run = mine.run("text-analyst", user_request="Rivers carry boats. Boats carry people.")
+        seen = [await anext(run)]
+        run_id = seen[0]["run_id"]
+        whole = [event async for event in mine.events(run_id, follow=True)]
+        while True:
+            if mine.cursor == whole[-1]["cursor"]:
+                break
+            await asyncio.sleep(0.02)
+        assert len(whole) > 2 + len(seen)
+        seen += [event async for event in run]
+        assert seen == whole
+        # and a run that is read as it comes goes on beside
+        assert [event["seq"] async for event in mine.run("text-analyst", user_request="Again.")][-1] > 2
 
 
 class _Line:

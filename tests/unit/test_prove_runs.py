@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.prove.runs import agents, judge, tools
+from tests.prove.runs import agents, cancels, fairness, judge, matrix, tools
 from tests.prove.runs.outside import Line
 
 pytestmark = pytest.mark.unit
@@ -199,3 +199,42 @@ def test_the_way_of_a_branch_is_the_one_its_tool_says() -> None:
 def test_percentiles_are_nearest_rank() -> None:
     assert judge.percentiles(range(1, 101)) == {"n": 100, "p50": 50, "p99": 99, "max": 100}
     assert judge.percentiles([]) == {"n": 0}
+
+
+@pytest.mark.parametrize(
+    ("times", "alone", "shared"),
+    [([], True, True), ([250.0] * 99 + [9000.0], True, True), ([251.0] * 3, False, True), ([10_001.0] * 3, False, False)],
+)
+def test_what_takes_longer_than_promised_is_wrong_and_grossly_so_anywhere(times: list[float], alone: bool, shared: bool) -> None:
+    assert [not cancels.BOUND.exceeded("a cancel", times, alone=here) for here in (True, False)] == [alone, shared]
+
+
+def test_takeovers_are_judged_by_what_happened_to_the_owner() -> None:
+    figures = matrix.Figures(resumed={matrix.GATEWAY: [9000.0]}, taken_over={matrix.OWNER_KILLED: [4900.0], matrix.OWNER_STOPPED: [5100.0]})
+    for alone in (True, False):
+        (line,) = figures.exceeded(alone=alone)
+        assert matrix.OWNER_STOPPED in line
+    assert figures.report(1)["takeover_ms"][matrix.OWNER_KILLED]["p99"] == 4900.0
+
+
+_GOOD = fairness.First(900.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "firsts", "waiting", "wrong"),
+    [
+        ([_GOOD], [_GOOD, _GOOD], [80, 20], ""),
+        ([_GOOD], [_GOOD, "another's first run was refused"], [80, 20], "refused"),
+        ([_GOOD], ["another's first run did not begin"], [80], "did not begin"),
+        (["another's first run did not end"], [_GOOD], [80], "did not end"),
+        ([_GOOD], [fairness.First(2100.0, 1)], [80], "waited for its slot"),
+        ([_GOOD], [fairness.First(900.0, 2)], [80], "went before"),
+        ([_GOOD], [_GOOD], [0], "shows nothing"),
+        ([_GOOD], [], [], "shows nothing"),
+    ],
+)  # fmt: skip
+def test_fairness_is_only_shown_by_runs_that_came_to_their_slot_in_time(
+    before: list[fairness.First | str], firsts: list[fairness.First | str], waiting: list[int], wrong: str
+) -> None:
+    found = fairness.report(before, firsts, waiting, alone=True)["wrong"]
+    assert ([wrong in one for one in found] == [True]) if wrong else found == []

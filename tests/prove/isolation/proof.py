@@ -79,7 +79,7 @@ async def prove(wanted: Wanted, tell: Tell) -> dict[str, Any]:
         await controls(world, judge, known)
         live = pulse.Pulse(world, world["A"], judge)
         await live.open()
-        before = await _still(world)
+        before = await tables.still(world, world["A"].user_id)
         report["changed"] = await _quietly(world, judge, known, wanted, chance, before, live, tell)
         tell(f"{findings.probes} probes, {len(findings.leaks)} leaks; the tables, in the names of others ...")
         report["tables"] = await tables.probe(world, where.system, judge)
@@ -169,19 +169,6 @@ async def _progress(findings: Findings, tell: Tell) -> None:
                 tell(f"  {kind}: {one}")
             told[kind] = len(found)
         tell(f"  {findings.probes} probes, {len(findings.leaks)} leaks, {len(findings.differences)} differences")
-
-
-async def _still(world: World) -> dict[str, set[str]]:
-    """What the owner has, once nothing of theirs goes on any more."""
-    async with asyncio.timeout(60):
-        before = await tables.digests(world, world["A"].user_id)
-        while True:
-            # longer than a run that was told something lasts: see `World.waiting`
-            await asyncio.sleep(4)
-            after = await tables.digests(world, world["A"].user_id)
-            if before == after:
-                return after
-            before = after
 
 
 async def _timed(world: World, known: All, wanted: Wanted, tell: Tell) -> dict[str, Any]:

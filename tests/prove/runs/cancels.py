@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,12 @@ _AT_ONCE, _BEGINS_S, _ENDS_S = 4, 20.0, 30.0
 RACING = "at once"
 _BY_WAY = {"sleep": 1, "approval": 1, RACING: 0}
 _SHOWN = {"agent_started", "tool_executing", "agent_suspended"}
+# a run that does not hear of it is ended with its lease, and sees that it is to stop with the next renewal
+BOUND = judge.Bound(promised_ms=250.0, gross_ms=10_000.0)
 
 
-async def measure(where: place.Place, many: int, chance: random.Random, tell: Callable[[str], None]) -> dict[str, Any]:
-    """So many cancels, in turn of runs that do each of several things; the clients are those of the first user."""
+async def measure(where: place.Place, many: int, tell: Callable[[str], None], *, alone: bool = True) -> dict[str, Any]:
+    """So many cancels, in turn of runs that do each of several things. `alone`: nothing else works on this machine."""
     found: dict[str, list[float]] = {way: [] for way in (*agents.WAYS_TO_WAIT, RACING)}
     wrong: list[str] = []
     room = asyncio.Semaphore(_AT_ONCE)
@@ -30,13 +31,15 @@ async def measure(where: place.Place, many: int, chance: random.Random, tell: Ca
         way = list(found)[number % len(found)]
         async with room:
             ms, problems = await _cancel(where, desk, where.users[number % len(where.users)], way)
-        found[way].append(ms)
+        # what did not come to its place was not cancelled: it took no time, and not none
+        found[way] += [] if ms is None else [ms]
         wrong.extend(problems)
 
     async with asyncio.TaskGroup() as group:
         for number in range(many):
             group.create_task(one(number))
     every = [ms for times in found.values() for ms in times]
+    wrong += BOUND.exceeded("from the wish to the proof of a cancel", every, alone=alone)
     tell(f"  {len(every)} cancels: {judge.percentiles(every)} ms, {len(wrong)} wrong")
     return {
         "cancelled": len(every), "ms": judge.percentiles(every), "by_way": {way: judge.percentiles(times) for way, times in found.items()},
@@ -44,15 +47,17 @@ async def measure(where: place.Place, many: int, chance: random.Random, tell: Ca
     }  # fmt: skip
 
 
-async def _cancel(where: place.Place, desk: clients.Desk, user: place.User, way: str) -> tuple[float, list[str]]:
-    """Milliseconds from the wish to the event at the client, and what was wrong with it."""
+async def _cancel(where: place.Place, desk: clients.Desk, user: place.User, way: str) -> tuple[float | None, list[str]]:
+    """Milliseconds from the wish to the event at the client, None for a run that could not be cancelled; and what was wrong with it."""
     mark = user.mark()
     inputs = {"folder": str(where.folder), "mark": mark, "way": "process" if way == RACING else way}
     async with sockets.opened(where.system, user.person.token, proxy=None) as socket:
         run_id = await desk.start(user.person, "asleep", inputs)
+        if not run_id:
+            return None, [f"{way}: its start was refused"]
         where.started[run_id] = place.Started(user, judge.Accepted(run_id, user.person.user_id, "asleep", mark, end="agent_cancelled"))
         if way != RACING and not await clients.until(lambda: _under_way(where, way, mark, run_id), _BEGINS_S):
-            return 0.0, [f"{way}: {run_id} did not come to what is cancelled"]
+            return None, [f"{way}: {run_id} did not come to what is cancelled"]
         asked = time.monotonic()
         await socket.send("CANCEL", {"run_id": run_id})
         events: list[judge.Frame] = []

@@ -220,6 +220,19 @@ def _effects(verdict: Verdict, evidence: Evidence, committed: Mapping[str, float
         verdict.wrong("unmade", f"{key} is committed, and was never done")
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How long something takes for all but one in a hundred: as promised where nothing else works, and what is wrong anywhere."""
+
+    promised_ms: float
+    gross_ms: float
+
+    def exceeded(self, what: str, times: Iterable[float], *, alone: bool) -> list[str]:
+        """What is wrong, in words; where others work on the machine, only what is grossly so."""
+        limit, found = self.promised_ms if alone else self.gross_ms, percentiles(times)
+        return [f"{what}: {found['p99']} ms (p99 of {found['n']}), more than {limit:g}"] if found.get("p99", 0.0) > limit else []
+
+
 def percentiles(values: Iterable[float]) -> dict[str, float]:
     """How many there are, the middle one and the one that a hundredth exceeds (nearest rank)."""
     ordered = sorted(values)

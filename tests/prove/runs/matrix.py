@@ -23,6 +23,8 @@ FAULTS: dict[str, str] = {
     **{f"kill -9 {name}": name for name in ("events", "context", "auth", "gateway", "valkey", "postgres")},
 }  # fmt: skip
 GATEWAY = "kill -9 gateway"
+# from the death of an owner to what its successor does. The lease is 3 s here: what is left is enough wherever this runs
+BOUND = judge.Bound(promised_ms=5_000.0, gross_ms=5_000.0)
 _ARRIVES_S, _RESUMES_S, _ENDS_S, _LOOK_S = 30.0, 20.0, 60.0, 0.05
 _STARTS = 16
 Cell = tuple[str, str]
@@ -38,9 +40,15 @@ class Figures:
     # at how many events of its record a run of an agent was struck
     boundaries: dict[str, set[int]] = field(default_factory=dict)
     resumed: dict[str, list[float]] = field(default_factory=dict)
+    # the same of runs whose owner died or stood still
+    taken_over: dict[str, list[float]] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     sockets_lost: dict[str, int] = field(default_factory=dict)
+
+    def exceeded(self, *, alone: bool) -> list[str]:
+        """What took longer than it may."""
+        return [line for fault, found in self.taken_over.items() for line in BOUND.exceeded(f"a takeover: {fault}", found, alone=alone)]
 
     def report(self, wanted: int) -> dict[str, Any]:
         """For people and programs."""
@@ -48,6 +56,7 @@ class Figures:
             "cells": len(self.struck), "cells_wanted": wanted, "strikes": self.strikes, "missed": self.missed[:10], "late": self.late[:10],
             "boundaries": {name: len(found) for name, found in sorted(self.boundaries.items())},
             "resume_ms": {fault: judge.percentiles(found) for fault, found in self.resumed.items()},
+            "takeover_ms": {fault: judge.percentiles(found) for fault, found in self.taken_over.items()},
             "over_5s": {fault: sum(ms > 5000 for ms in found) for fault, found in self.resumed.items() if max(found, default=0) > 5000},
         }  # fmt: skip
 
@@ -67,6 +76,7 @@ class Volley:
     # whether a stopped owner wakes when all is over, or while its successor is at it
     wakes_late: bool
     held: list[place.Started] = field(default_factory=list)
+    owned: Sequence[place.Started] = ()
     struck_at: float = 0.0
 
     @property
@@ -132,7 +142,7 @@ class Volley:
     async def _strike(self) -> None:
         system, pid = self.where.system, self.where.system.pid(self.owner)
         states = await self.where.owners([one.run.run_id for one in self.held])
-        owned = [one for one in self.held if states[one.run.run_id][1] == pid]
+        owned = self.owned = [one for one in self.held if states[one.run.run_id][1] == pid]
         lost = self.where.sockets_lost
         self.figures.strikes += 1
         self.struck_at = time.time()
@@ -180,7 +190,11 @@ class Volley:
 
     def _measure(self) -> None:
         times = self._again(self.held)
-        self.figures.resumed.setdefault(self.fault, []).extend((at - self.struck_at) * 1000 for at in times.values())
+        took = {mark: (at - self.struck_at) * 1000 for mark, at in times.items()}
+        self.figures.resumed.setdefault(self.fault, []).extend(took.values())
+        if self.fault in (OWNER_KILLED, OWNER_STOPPED):
+            of_owner = [took[one.run.mark] for one in self.owned if one.run.mark in took]
+            self.figures.taken_over.setdefault(self.fault, []).extend(of_owner)
 
 
 def part(share: float, chance: random.Random) -> list[Cell]:
@@ -207,5 +221,6 @@ async def fire(
             owner, other = place.DISPATCHERS[:: 1 if (turn + at) % 2 else -1]
             await Volley(where, desk, fault, number, cells, figures, owner, other, wakes_late=turn % 2 == 1).fire()
             resumed = judge.percentiles(figures.resumed[fault])
-            tell(f"  {fault}: {len(cells)} runs, {time.monotonic() - began:.1f} s; resumed after {resumed.get('p50')} ms (p50)")
+            over = f"; taken over after {judge.percentiles(figures.taken_over[fault])} ms" if fault in figures.taken_over else ""
+            tell(f"  {fault}: {len(cells)} runs, {time.monotonic() - began:.1f} s; resumed after {resumed.get('p50')} ms (p50){over}")
     return figures, desk, len(wanted)

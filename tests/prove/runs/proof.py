@@ -18,7 +18,10 @@ PARTS = ("matrix", "storm", "cancels", "restarts", "fairness")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How much of each, from which seed. `cells` is the share of the places that each volley strikes; `faults` empty means all."""
+    """How much of each, from which seed. `cells` is the share of the places that each volley strikes; `faults` empty means all.
+
+    What is promised of times is judged where the proof is `alone` on its machine; else it is told, and fails when it is grossly off.
+    """
 
     volleys: int = 2
     cells: float = 1.0
@@ -31,6 +34,7 @@ class Wanted:
     noise: int = 1000
     seed: int = 1
     parts: Sequence[str] = PARTS
+    alone: bool = True
 
 
 async def prove(wanted: Wanted, tell: Tell) -> dict[str, Any]:
@@ -43,7 +47,7 @@ async def prove(wanted: Wanted, tell: Tell) -> dict[str, Any]:
             await _matrix(where, wanted, chance, tell, report, wrong)
         if "cancels" in wanted.parts and wanted.cancels:
             tell("cancels ...")
-            report["cancels"] = await cancels.measure(where, wanted.cancels, chance, tell)
+            report["cancels"] = await cancels.measure(where, wanted.cancels, tell, alone=wanted.alone)
             wrong += report["cancels"]["wrong"]
         if "storm" in wanted.parts and wanted.minutes:
             tell(f"{wanted.storms} faults at any moment, in {wanted.minutes:g} minutes ...")
@@ -82,18 +86,15 @@ async def _matrix(where: place.Place, wanted: Wanted, chance: random.Random, tel
     report["sockets"] = {"resumed_after_the_gateway": outlived.pop(matrix.GATEWAY, 0), "lost_by_fault": outlived}
     wrong += [f"a run did not come to its place: {one}" for one in figures.missed]
     wrong += [f"a run was not taken over in time: {one}" for one in figures.late]
+    wrong += figures.exceeded(alone=wanted.alone)
     wrong += [f"{many} sockets did not outlive: {fault}" for fault, many in outlived.items() if many]
     wrong += [f"a start was refused: {one}" for one in desk.refused]
 
 
 async def _fairness(wanted: Wanted, chance: random.Random, tell: Tell, wrong: list[str]) -> dict[str, Any]:
     async with _answering(8, tell, NETRA_SLOTS=str(fairness.SLOTS)) as where:
-        found = await fairness.measure(where, wanted.noise, chance, tell)
-    if found["passed_by"] > 1:
-        wrong.append(f"{found['passed_by']} runs of a noisy user went before another's first one")
-    if not found["still_waiting"]:
-        wrong.append("nothing of the noisy user was waiting any more: fairness shows nothing")
-    wrong += [f"a start was refused: {one}" for one in found["refused"]]
+        found = await fairness.measure(where, wanted.noise, chance, tell, alone=wanted.alone)
+    wrong += found["wrong"]
     return found
 
 
@@ -101,4 +102,5 @@ def _whole(report: dict[str, Any], verdict: judge.Verdict, wrong: list[str], run
     counted = {kind: verdict.found[kind] for kind in judge.KINDS}
     figures = {"runs": runs, "events": verdict.events, "effects": verdict.effects, "repeated_uncommitted": verdict.repeated}
     ended = {"wrong": wrong[:20], "first": verdict.first, "seconds": round(seconds, 1)}
-    return {**report, "ok": verdict.ok and not wrong and runs > 0, **figures, **counted, **ended}
+    shown = runs > 0 or report.get("fairness", {}).get("arrivals", 0) > 0
+    return {**report, "ok": verdict.ok and not wrong and shown, **figures, **counted, **ended}

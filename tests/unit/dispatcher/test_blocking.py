@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -29,7 +30,7 @@ async def test_a_tool_that_holds_up_the_loop_is_told_by_name(capsys: pytest.Capt
     assert await blocking.Noticed("counts", computes(0.06)) == "done"
     written = capsys.readouterr().out
     assert "tool=counts" in written
-    assert "seconds=0.0" in written
+    assert re.search(r"seconds=\d", written)
     assert written.count("held up everything else") == 1
 
 

@@ -12,6 +12,8 @@ from importlib import metadata
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from netra import errors, ids
 from netra.agent import AgentSpec, Turn, agent
@@ -405,6 +407,29 @@ class TestSilence:
         made.end("failed")
         engine = executing.of(made.user_id)
         assert (engine.history[0].stopped, engine.statistics.silent, engine.health().status) == ("no_heartbeat", 1, "healthy")
+
+    def test_metrics_have_how_many_execute_and_how_many_are_silent(
+        self, executing: executions.Executions, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reader = InMemoryMetricReader()
+        meter = MeterProvider(metric_readers=[reader]).get_meter("test")
+        for name, known in (("_executing", "executing"), ("_unheard", "unheard")):
+            monkeypatch.setattr(executions, name, meter.create_gauge(known))
+
+        def told() -> dict[str, float]:
+            data: Any = reader.get_metrics_data()
+            return {one.name: one.data.data_points[0].value for one in data.resource_metrics[0].scope_metrics[0].metrics}
+
+        silent, lively = begun(executing), begun(executing)
+        assert (executing.measured().status, told()) == ("healthy", {"executing": 2, "unheard": 0})
+        for _ in self._looks(executing, clock, 8):
+            raise AssertionError("nobody has been silent for long enough")
+        lively.beat()
+        assert list(self._looks(executing, clock, 3)) == [silent]
+        assert (executing.measured().status, told()) == ("silent", {"executing": 2, "unheard": 1})
+        for one in (silent, lively):
+            one.end("failed")
+        assert (executing.measured().status, told()) == ("healthy", {"executing": 0, "unheard": 0})
 
     def test_a_beat_or_a_step_is_a_sign_of_life(self, executing: executions.Executions, clock: Clock) -> None:
         beating, stepping = begun(executing), begun(executing)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 import typer
 from rich.console import Console
@@ -44,9 +46,12 @@ class Socket:
     def say(self, frame: dict[str, Any]) -> None:
         self._said.put_nowait(json.dumps(frame))
 
-    def close(self, code: int, reason: str) -> None:
+    def end(self, code: int, reason: str) -> None:
         self.close_code, self.close_reason = code, reason
         self._said.put_nowait(None)
+
+    async def close(self) -> None:
+        self.end(1000, "")
 
 
 Behave = Callable[[Socket, dict[str, Any]], Awaitable[None]]
@@ -101,7 +106,7 @@ async def test_what_the_gateway_cannot_read_is_refused_by_name(given: dict[str, 
 
 
 async def test_what_was_passed_over_is_not_asked_for_again() -> None:
-    event = {"type": "agent_completed", "event_id": "x", "cursor": 42, "run_id": "r", "request_id": ""}
+    event = {"type": "agent_completed", "event_id": "x", "cursor": 42, "seq": 1, "run_id": "r", "request_id": ""}
 
     async def pass_over(socket: Socket, frame: dict[str, Any]) -> None:
         await accept(socket, frame)
@@ -111,6 +116,193 @@ async def test_what_was_passed_over_is_not_asked_for_again() -> None:
     async with gateway(pass_over) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
         assert [found["cursor"] async for found in connected.run(user_request="x")] == [42]
         assert (connected.cursor, len(got)) == (42, 1)
+
+
+async def _until(what: Callable[[], bool]) -> None:
+    while True:
+        if what():
+            return
+        await asyncio.sleep(0.001)
+
+
+def _event(seq: int, last: int = 5, *, ahead: int = 0, of: str = "") -> dict[str, Any]:
+    """One of the events of a run, whose first has the cursor after `ahead`."""
+    kind = "agent_completed" if seq == last else "agent_thinking"
+    return {"type": kind, "event_id": f"x{seq}", "cursor": ahead + seq, "seq": seq, "run_id": "r", "request_id": of}
+
+
+def _record(connected: client.Client, events: list[dict[str, Any]], *, over: bool = False, oldest: int = 1) -> list[str]:
+    """What the gateway has of the run besides: whether it is over, and its events; yields what it is asked."""
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.url.path} {request.url.params.get('after', '')}".rstrip())
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json={"ended_at": "2026-11-21T00:00:00Z" if over else None})
+        after = int(request.url.params["after"])
+        if after < oldest - 1:
+            return httpx.Response(409, json={"code": "FAILED_PRECONDITION", "message": "gone", "details": {"oldest": str(oldest)}})
+        found = [event for event in events if event["cursor"] > after]
+        return httpx.Response(200, json={"events": found, "next_after": max([after, *(event["cursor"] for event in found)])})
+
+    connected.api._http = httpx.AsyncClient(base_url=connected.api.url, transport=httpx.MockTransport(answer))
+    return asked
+
+
+@pytest.mark.parametrize(("frames", "size"), [(3, 2**20), (1000, 400)])
+async def test_what_a_slow_reader_of_a_run_has_no_room_for_comes_from_the_record(
+    frames: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming, "_FRAMES", frames)
+    monkeypatch.setattr(incoming, "_BYTES", size)
+    last, sockets, record = 40, list[Socket](), list[dict[str, Any]]()
+
+    async def begin(socket: Socket, frame: dict[str, Any]) -> None:
+        sockets.append(socket)
+        await accept(socket, frame)
+        socket.say(_event(1, last, of=frame["id"]))
+
+    async with gateway(begin) as (url, _), client.connect(url, "t") as connected, asyncio.timeout(5):
+        record += [_event(seq, last) for seq in range(1, 36)]
+        asked = _record(connected, record)
+        run = connected.run(user_request="x")
+        found = [(await anext(run))["seq"]]
+        for seq in range(2, 31):
+            sockets[0].say(_event(seq, last))
+        await _until(lambda: connected.cursor == 30)
+        (follower,) = connected._followers
+        # nothing of what came is kept here, but for what is to be asked
+        assert (follower._came.qsize(), follower._bytes) == (1, 0)
+        while len(found) < 35:
+            found.append((await anext(run))["seq"])
+        assert asked == ["/v1/runs/r", "/v1/runs/r/events 1"]
+        # from here on as it comes; what the record had before it came is not doubled
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(_first(run))
+            await _until(lambda: asked[-1] == "/v1/runs/r/events 35")
+            for seq in range(31, last + 1):
+                sockets[0].say(_event(seq, last))
+                # one after the other: there is room for each
+                await _until(functools.partial(lambda seq: connected.cursor == seq, seq))
+                found += [(await waiting if seq == 36 else await anext(run))["seq"]] if seq > 35 else []
+        assert asked[-1] == "/v1/runs/r/events 35"
+        assert [event async for event in run] == []
+    assert found == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("over", [True, False])
+async def test_a_run_whose_history_is_cut_goes_on_or_says_that_its_end_is_gone(over: bool) -> None:
+    sockets = list[Socket]()
+
+    async def cut(socket: Socket, frame: dict[str, Any]) -> None:
+        sockets.append(socket)
+        await accept(socket, frame)
+        for told in (*(_event(seq, of=frame["id"]) for seq in (1, 2)), {"type": "history_truncated", "oldest": 9}):
+            socket.say(told)
+
+    async with gateway(cut) as (url, _), client.connect(url, "t") as connected, asyncio.timeout(5):
+        # what is gone between was of other runs, unless this one is over
+        rest = [] if over else [_event(seq, ahead=6) for seq in (3, 4)]
+        _record(connected, rest, over=over, oldest=9)
+        run, found = connected.run(user_request="x"), list[int]()
+        if over:
+            with pytest.raises(errors.FailedPrecondition, match="no longer"):
+                await _read(run, found)
+            assert found == [1, 2]
+        else:
+            while len(found) < 4:
+                found.append((await anext(run))["seq"])
+            for seq in (3, 4, 5):
+                sockets[0].say(_event(seq, ahead=6))
+            await _read(run, found)
+            assert found == [1, 2, 3, 4, 5]
+
+
+async def test_a_run_of_which_some_events_are_gone_says_so() -> None:
+    async def cut(socket: Socket, frame: dict[str, Any]) -> None:
+        await accept(socket, frame)
+        for told in (_event(1, of=frame["id"]), {"type": "history_truncated", "oldest": 4}, _event(4), _event(5)):
+            socket.say(told)
+
+    async with gateway(cut) as (url, _), client.connect(url, "t") as connected, asyncio.timeout(5):
+        _record(connected, [_event(4), _event(5)], over=True, oldest=4)
+        found = list[int]()
+        with pytest.raises(errors.FailedPrecondition, match="no longer"):
+            await _read(connected.run(user_request="x"), found)
+        assert found == [1]
+
+
+async def test_a_slow_reader_is_told_of_a_restored_record_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "_FRAMES", 2)
+    sockets = list[Socket]()
+
+    async def begin(socket: Socket, frame: dict[str, Any]) -> None:
+        sockets.append(socket)
+        await accept(socket, frame)
+        socket.say(_event(1, of=frame["id"]))
+
+    async with gateway(begin) as (url, _), client.connect(url, "t") as connected, asyncio.timeout(5):
+        asked, run = _record(connected, []), connected.run(user_request="x")
+        found = [(await anext(run))["seq"]]
+        for told in (*(_event(seq) for seq in (2, 3, 4)), {"type": "resync", "epoch": "f", "cursor": 1}):
+            sockets[0].say(told)
+        await _until(lambda: connected.epoch == "f")
+        with pytest.raises(errors.FailedPrecondition, match="restored"):
+            await _read(run, found)
+        assert (found, asked) == ([1], [])
+
+
+async def _read(run: AsyncIterator[dict[str, Any]], found: list[int]) -> None:
+    async for event in run:
+        found.append(event["seq"])  # noqa: PERF401 - what comes before it fails counts
+
+
+async def test_a_hole_is_asked_for_once_however_many_events_come_from_behind_it() -> None:
+    started, rest = list[str](), [[5, 6, 7], [2, 3, 7, 8, 9], list(range(4, 10))]
+
+    async def holed(socket: Socket, frame: dict[str, Any]) -> None:
+        if frame["type"] == "RESUME":
+            after = frame["payload"]["after"]
+            socket.say({"type": "ack", "id": frame["id"], "data": {"from": after, "to": 9}})
+            # the same hole once more, then another one, then none
+            for seq in rest.pop(0):
+                socket.say(_event(seq, 9, of=started[0]))
+        else:
+            started.append(frame["id"])
+            await accept(socket, frame)
+            for seq in (1, 4, 5, 6, 7, 8):
+                socket.say(_event(seq, 9, of=frame["id"]))
+
+    async with gateway(holed) as (url, got), client.connect(url, "t") as connected, asyncio.timeout(5):
+        assert [event["seq"] async for event in connected.run(user_request="x")] == list(range(1, 10))
+        asked = [frame["payload"]["after"] for frame in map(json.loads, got) if frame["type"] == "RESUME"]
+        assert asked == [1, 1, 3]
+
+
+async def test_a_hole_that_cannot_be_filled_on_this_socket_is_filled_on_the_next() -> None:
+    first = list[object]()
+
+    async def holed(socket: Socket, frame: dict[str, Any]) -> None:
+        if frame["type"] == "RESUME":
+            socket.say({"type": "error", "id": frame["id"], "code": "UNAVAILABLE", "message": "not now", "details": {}})
+        elif frame["type"] == "START_AGENT":
+            first.append(socket)
+            await accept(socket, frame)
+            for seq in (1, 4):
+                socket.say(_event(seq, 4, of=frame["id"]))
+        else:
+            # what resumes is given from there
+            for seq in (2, 3, 4):
+                socket.say(_event(seq, 4))
+            socket.say({"type": "ack", "id": frame["id"], "data": {"state": "running"}})
+
+    async with gateway(holed) as (url, _), client.connect(url, "t") as connected, asyncio.timeout(5):
+        run = connected.run(user_request="x")
+        found = [(await anext(run))["seq"]]
+        await _until(lambda: connected._socket not in (None, *first))
+        await connected.cancel("r")
+        await _read(run, found)
+        assert found == [1, 2, 3, 4]
 
 
 async def test_a_stream_gives_its_data_and_then_says_how_it_ended() -> None:
@@ -249,7 +441,7 @@ async def test_a_request_that_nobody_answers_ends() -> None:
 async def test_a_request_that_closes_the_socket_is_not_sent_again(code: int, kind: type[errors.NetraError]) -> None:
     async def close(socket: Socket, frame: dict[str, Any]) -> None:
         if frame["payload"]["user_request"] == "x":
-            socket.close(code, "no")
+            socket.end(code, "no")
         else:
             await accept(socket, frame)
 
