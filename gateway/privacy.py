@@ -15,6 +15,7 @@ from chassis import channel, identity, log, status
 from gateway import problems, requests, session, upstreams, wire
 from netra import errors, ids
 from netra.context.v1 import context_pb2
+from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -50,7 +51,7 @@ class Privacy:
         self._exporting.add(who.user_id)
         try:
             count = 0
-            for part in (self._of_context(who), self._of_events(who)):
+            for part in (self._of_context(who), self._of_runs(who), self._of_events(who)):
                 async with contextlib.aclosing(part):
                     async for some in part:
                         count += some.count(b"\n")
@@ -73,6 +74,15 @@ class Privacy:
         if not last.startswith(_END):
             raise errors.Unavailable
 
+    async def _of_runs(self, who: identity.Principal) -> AsyncGenerator[bytes]:
+        call = self._services.dispatcher.ExportRuns(dispatcher_pb2.ExportRunsRequest(), metadata=channel.bearer(who.token))
+        try:
+            with status.translated():
+                async for part in call:
+                    yield part.lines
+        finally:
+            call.cancel()
+
     async def _of_events(self, who: identity.Principal) -> AsyncGenerator[bytes]:
         call = self._services.events.ExportEvents(events_pb2.ExportEventsRequest(), metadata=channel.bearer(who.token))
         try:
@@ -93,9 +103,13 @@ class Privacy:
             recorded = await self._services.events.EraseEvents(
                 events_pb2.EraseEventsRequest(request_id=key), metadata=channel.bearer(who.token)
             )
+            # last: what was asked for until then is among it
+            erased = await self._services.dispatcher.EraseRuns(
+                dispatcher_pb2.EraseRunsRequest(request_id=key), metadata=channel.bearer(who.token)
+            )
         removed = {
             "threads": found.threads, "messages": found.messages, "artifacts": found.artifacts, "contexts": found.contexts,
-            "events": recorded.events, "runs": recorded.runs,
+            "events": recorded.events, "runs": max(recorded.runs, erased.runs),
         }  # fmt: skip
         return problems.answer(removed)
 
@@ -127,7 +141,7 @@ class _Export(Response):
             first = await anext(self._lines)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
-                return await self._put(send, b"", more=False)
+                return await wire.put(send, b"", self._stall_s, more=False)
             try:
                 async with asyncio.TaskGroup() as group:
                     work = [group.create_task(one) for one in (self._feed(first, send), wire.gone(receive))]
@@ -140,14 +154,9 @@ class _Export(Response):
                 await wire.gone(receive)
 
     async def _feed(self, first: bytes, send: Send) -> None:
-        await self._put(send, first, more=True)
+        await wire.put(send, first, self._stall_s, more=True)
         async for some in self._lines:
             if self._revoked():
                 raise errors.Unauthenticated("The session has ended. Sign in again.")
-            await self._put(send, some, more=True)
-        await self._put(send, b"", more=False)
-
-    async def _put(self, send: Send, data: bytes, *, more: bool) -> None:
-        # raises TimeoutError when the peer takes nothing of what was sent before
-        async with asyncio.timeout(self._stall_s):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+            await wire.put(send, some, self._stall_s, more=True)
+        await wire.put(send, b"", self._stall_s, more=False)

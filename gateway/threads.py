@@ -12,6 +12,7 @@ from chassis import channel, identity, status
 from gateway import frames, problems, requests, session, upstreams, views
 from netra import errors, ids
 from netra.context.v1 import context_pb2
+from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -96,6 +97,9 @@ class Threads:
         found = await self._erase_content(who, key, thread_id, recorded)
         # what was recorded between the two; to a thread that is erased nothing is added
         late = await self._erase_events(who, str(uuid.uuid5(_LATE, key)), thread_id)
+        wanted = dispatcher_pb2.EraseRunsRequest(request_id=key, thread_id=thread_id)
+        with status.translated():
+            await self._services.dispatcher.EraseRuns(wanted, metadata=channel.bearer(who.token))
         erased = {"messages": found.messages, "artifacts": found.artifacts, "events": recorded.events + late.events}
         return problems.answer({"thread_id": thread_id, **erased, "runs": max(recorded.runs, late.runs)})
 

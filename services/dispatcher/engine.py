@@ -187,6 +187,9 @@ class ExecutionEngine:
         if claim.finishing and frame.record.next_seq == 1:
             # one that had begun would be in the record: whatever end that was, nobody knows of it any more
             return running.failed(errors.OwnerLost())
+        if frame.record.next_seq > 1 and frame.past.is_empty:
+            # the first append has a step already: what was done is not known any more, and must not be done again
+            return running.failed(errors.OwnerLost("The steps of the run are gone from the record, so it cannot go on. Start it again."))
         refused = self._refusal(frame, spec) if frame.record.next_seq == 1 else None
         return running.failed(refused) if refused is not None else None
 
@@ -329,7 +332,7 @@ class ExecutionEngine:
         if frame.bridge.left:
             raise errors.Fenced
         if how is _How.STOPPED:
-            return running.cancelled(mine, frame.tools.stopped)
+            return running.cancelled(mine, frame.tools.stopped, confirmed=agent.done())
         if life.differs is not None:
             return running.failed(life.differs)
         if how is _How.SILENT:

@@ -199,9 +199,10 @@ class AgentWebSocketBridge:
         """The deadline passed."""
         self._emit("agent_timed_out", {"message": error.message, **_masked(None, error)}, end=True)
 
-    def cancelled(self, by: str, stopped: Sequence[Mapping[str, object]], after_ms: float) -> None:
-        """The run was cancelled, and what it ran is gone."""
-        self._emit("agent_cancelled", {"by": by, "tools_stopped": list(stopped), "after_ms": after_ms}, end=True)
+    def cancelled(self, by: str, stopped: Sequence[Mapping[str, object]], after_ms: float, *, confirmed: bool = True) -> None:
+        """The run was cancelled, and what it ran is gone; or its agent did not heed it, and that is not `confirmed`."""
+        data = {"by": by, "tools_stopped": list(stopped), "after_ms": after_ms, **({} if confirmed else {"confirmed": False})}
+        self._emit("agent_cancelled", data, end=True)
 
     def fits(self, tell: Callable[[AgentWebSocketBridge], None]) -> bool:
         """Whether the record takes what waits, and what `tell` would tell after it, as it is: nothing of it is kept elsewhere before."""

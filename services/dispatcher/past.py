@@ -50,6 +50,11 @@ class Past:
         """All of these."""
         return cls([step async for step in steps])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no steps at all."""
+        return not self._keys
+
     def __contains__(self, key: str) -> bool:
         return key in self._steps
 

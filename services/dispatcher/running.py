@@ -406,11 +406,15 @@ def failed(error: errors.NetraError) -> Ending:
     return Ending(runs.RunState.FAILED, lambda bridge: bridge.failed(error))
 
 
-def cancelled(running: Running, stopped: Sequence[dispatch.Stopped]) -> Ending:
-    """It was told to stop, and did; with the calls that were under way."""
+def cancelled(running: Running, stopped: Sequence[dispatch.Stopped], *, confirmed: bool = True) -> Ending:
+    """It was told to stop, and did, unless that is not `confirmed`; with the calls that were under way."""
     asked = running.stop_asked_at
     tools = [{"tool_call_id": call.tool_call_id, "after_ms": _ms(call.stopped_at - asked), "confirmed": call.confirmed} for call in stopped]
-    return Ending(runs.RunState.CANCELLED, lambda bridge: bridge.cancelled(running.stop_asked_by, tools, _ms(time.monotonic() - asked)))
+
+    def tell(bridge: journal.AgentWebSocketBridge) -> None:
+        bridge.cancelled(running.stop_asked_by, tools, _ms(time.monotonic() - asked), confirmed=confirmed)
+
+    return Ending(runs.RunState.CANCELLED, tell)
 
 
 def timed_out(message: str) -> Ending:

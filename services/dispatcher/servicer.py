@@ -18,6 +18,7 @@ from services.dispatcher import (
     entitlements,
     runs,
     servicer_fields,
+    servicer_privacy,
     servicer_tools,
     servicer_waits,
     settings,
@@ -59,15 +60,16 @@ class Notices(Protocol):
         ...
 
 
-class Dispatcher(servicer_waits.WaitsServicer, servicer_tools.ToolsServicer):
+class Dispatcher(servicer_waits.WaitsServicer, servicer_tools.ToolsServicer, servicer_privacy.PrivacyServicer):
     """The RPCs."""
 
     def __init__(
         self, overseer: supervisor.Supervisor, known: Known, notices: Notices, agents: agents_.AgentRegistry, tools: tools_.ToolRegistry,
         registered: registrations.Registrations, entitled: entitlements.Entitlements, refusals: audit.Refusals,
-        verifier: identity.Verifier, limits: settings.DispatcherSettings,
+        verifier: identity.Verifier, limits: settings.DispatcherSettings, whole: servicer_privacy.Whole,
     ) -> None:  # fmt: skip
         super().__init__(tools, registered, entitled, refusals)
+        self._whole = whole
         self._supervisor, self._store, self._notices, self._agents = overseer, known, notices, agents
         self._verifier, self._limits = verifier, limits
 

@@ -28,6 +28,7 @@ class DispatcherSettings(ProcessSettings):
     agents_per_user: int = Field(50, gt=0, description="Agents of one user's session.")
     session_age_s: float = Field(86_400.0, gt=0, description="How long a session of a user's agents is kept, in seconds.")
     tokens_s: float = Field(60.0, gt=0, description="How often old context tokens are renewed, in seconds.")
+    runs_sweep_s: float = Field(3600.0, gt=0, description="How often runs that ended longer ago than their tier is kept are dropped.")
     default_agent: str = "supervisor"
     max_deadline_s: float = Field(86_400.0, gt=0)
     work_dir: Path | None = Field(None, description="Where runs keep files while they run; of this user alone.")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -24,9 +24,14 @@ from services.dispatcher import (
     appender,
     engine,
     entitlements,
+    erasure,
     executions,
+    exports,
     servicer,
+    servicer_privacy,
     store,
+    store_erasure,
+    store_old_system,
     store_system,
     store_tools,
     store_waits,
@@ -94,15 +99,20 @@ async def build(
         entitled = entitlements.Entitlements(trusted, counted, refusals, settings)
 
         users, all_runs, appends = store.Store(mine), store_system.SystemStore(everyone), appender.Appender(others.records)
+        stack.push_async_callback(users.close)
         stack.push_async_callback(all_runs.close)
         registered = registrations.Registrations(store_tools.ToolStore(everyone), known_tools)
         dispatchers = dispatch.Dispatchers(known_tools, contained, _rules(settings), functools.partial(_granted, settings))
         stack.push_async_callback(dispatchers.close)
         executed = executions.Executions(known_agents, silent_s=settings.agent_silent_s, history=settings.engine_history)
-        stack.push_async_callback(users.close)
         outside = waits.Waits(store_waits.SystemWaits(everyone))
         executing = engine.ExecutionEngine(
             others.contexts, others.records, appends, all_runs, known_agents, dispatchers, entitled, spaces, outside, settings, executed
+        )
+        of_users = store_erasure.ErasureStore(mine)
+        whole = servicer_privacy.Whole(erasure.Erasures(of_users), exports.Exports(of_users))
+        old = erasure.Sweep(
+            store_old_system.OldRuns(everyone), whole.erasures, lambda tier: trusted.limits(tier).retention_days, sorted(identity.TIERS)
         )
         accepted = admission.Admission(others.contexts, users, entitled, settings)
         overseer = supervisor.Supervisor(
@@ -114,7 +124,17 @@ async def build(
             _DESCRIPTOR,
             dispatcher_pb2_grpc.add_DispatcherServiceServicer_to_server,
             servicer.Dispatcher(
-                overseer, users, all_runs, known_agents, known_tools, registered, entitled, refusals, authenticator.verifier, settings
+                overseer,
+                users,
+                all_runs,
+                known_agents,
+                known_tools,
+                registered,
+                entitled,
+                refusals,
+                authenticator.verifier,
+                settings,
+                whole,
             ),
         )
         await listening.start()
@@ -126,11 +146,11 @@ async def build(
         tasks.spawn(others.records.replicas.follow(), name="replicas of events")
         tasks.spawn(appends.run(), name="append streams")
         tasks.spawn(appends.watch(lambda reachable: listening.part("netra.record", reachable)), name="health of the record")
-        tasks.spawn(executed.watch(), name="heartbeats of agents")
+        tasks.spawn(executed.watch(lambda heard: listening.part("netra.agents", heard)), name="heartbeats of agents")
         tasks.spawn(
             contained.probe(lambda found: listening.part(f"netra.sandbox.{found.tier}", found.available)), name="probes of the sandboxes"
         )
-        tasks.spawn(_serve(mine, trusted, listening, tasks, overseer, registered), name="serving")
+        tasks.spawn(_serve(mine, trusted, listening, tasks, overseer, registered, lambda: old.run(settings.runs_sweep_s)), name="serving")
         yield Service(listening, trusted, known_agents, executed, dispatchers)
 
 
@@ -229,11 +249,12 @@ def _granted(settings: DispatcherSettings, tool: str, name: str) -> str:
 
 async def _serve(
     database: postgres.DatabaseManager, trusted: trust.Trust, listening: server.Server, tasks: lifecycle.Tasks,
-    overseer: supervisor.Supervisor, registered: registrations.Registrations,
+    overseer: supervisor.Supervisor, registered: registrations.Registrations, sweeping: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:  # fmt: skip
     await migrations.awaited(database, "dispatcher", _MIGRATIONS)
     await trusted.awaited()
     await registered.prepare()
     tasks.spawn(registered.follow(), name="registered tools")
     tasks.spawn(overseer.run(), name="supervisor")
+    tasks.spawn(sweeping(), name="sweep of runs")
     await listening.serving(True)

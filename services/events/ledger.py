@@ -93,6 +93,8 @@ class Ledger:
     moved: dict[str, Cursor] = field(default_factory=dict)
     # with its first cursor, as far as this transaction knows
     marks: dict[Mark, int] = field(default_factory=dict)
+    # runs that are put away, and until when they may wait
+    waits: dict[str, datetime] = field(default_factory=dict)
     outcomes: list[log.Outcome] = field(default_factory=list)
     # runs whose rows another transaction holds
     held: frozenset[str] = frozenset()
@@ -174,6 +176,8 @@ class Ledger:
         self.steps += [StepRow(head.run_id, head.user_id, step.key, step.result) for step in request.steps]
         if request.end:
             self._end(head)
+        elif request.events and (until := log.waits_until(request.events[-1])) is not None:
+            self.waits[head.run_id] = until
         head.last_cursor = cursor.last
         head.last_first_seq, head.last_digest = request.first_seq, append.digest
         head.next_seq += len(request.events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import orjson
 
@@ -18,6 +19,8 @@ MAX_APPEND_BYTES = 1024 * 1024
 MAX_EVENT_BYTES = 320 * 1024
 MAX_ENTRIES = 1000
 MAX_TRANSIENT_BYTES = 16 * 1024
+# the event that a run is put away with, and the field of its data that says until when it may wait
+_SUSPENDED, _UNTIL = "agent_suspended", "until"
 _KIND = re.compile(r"[a-z_]{1,64}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -125,6 +128,17 @@ def checked(request: events_pb2.AppendRequest, context: UserExecutionContext | N
         _check_kind(transient.type, "transients")
         _check_data(transient.data, "transients")
     return Append(request, _digest(request), size, context, opens)
+
+
+def waits_until(event: events_pb2.NewEvent) -> datetime | None:
+    """Until when the run waits that this event puts away; None of any other event, and of one that does not say."""
+    if event.type != _SUSPENDED:
+        return None
+    try:
+        until = datetime.fromisoformat(orjson.loads(event.data)[_UNTIL])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return until.astimezone(UTC) if until.tzinfo is not None else until.replace(tzinfo=UTC)
 
 
 def _check_place(request: events_pb2.AppendRequest, *, with_context: bool) -> None:

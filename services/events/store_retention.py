@@ -11,8 +11,9 @@ from services.events import days, erasure, frames
 
 _ERASURE = "SELECT user_id, request_id, upto, events, runs, done_at IS NOT NULL AS done, thread_id FROM events.erasures"
 _ONE_ERASURE = f"{_ERASURE} WHERE user_id = $1 AND request_id = $2"
-# whoever has said nothing for a day, nor a day after the deadline, says nothing any more, whatever became of the run
-_OVER = "(ended OR greatest(last_at, deadline) < now() - interval '1 day')"
+# whoever has said nothing for a day, nor a day after the deadline, says nothing any more, whatever became of the run; one that waits does
+# not have to, and needs its steps when it goes on
+_OVER = "(ended OR greatest(last_at, deadline, waits_until) < now() - interval '1 day')"
 _LIVE = f"SELECT run_id FROM events.heads WHERE user_id = $1 AND NOT {_OVER} ORDER BY created_at LIMIT 5"
 _LIVE_OF_THREAD = f"SELECT run_id FROM events.heads WHERE user_id = $1 AND thread_id = $2 AND NOT {_OVER} ORDER BY created_at LIMIT 5"
 _STEPS_OF_USER = f"""
@@ -22,8 +23,8 @@ DELETE FROM events.steps WHERE user_id = $1 AND run_id IN (SELECT run_id FROM ev
 _ERASE_HEADS = f"""
 UPDATE events.heads
 SET erased = true, ended = true, terminal_type = CASE WHEN ended THEN terminal_type ELSE 'agent_failed' END, thread_id = $2,
-    request_id = '', correlation_id = '', trace_id = '', deadline = NULL, next_seq = 1, last_digest = NULL, last_first_seq = 0,
-    last_cursor = 0
+    request_id = '', correlation_id = '', trace_id = '', deadline = NULL, waits_until = NULL, next_seq = 1, last_digest = NULL,
+    last_first_seq = 0, last_cursor = 0
 WHERE user_id = $1 AND NOT erased AND {_OVER}
 """
 _STEPS_OF_THREAD = f"""

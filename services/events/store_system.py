@@ -39,6 +39,32 @@ FROM events.earlier_events($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $
 """
 _EARLIER_STEPS = "SELECT of_run, at_key, digest FROM events.earlier_steps($1::uuid[])"
 _WITHOUT_RUN = "SELECT of_user, of_event, at_cursor, at_time, digest FROM events.earlier_without_run($1::uuid[], $2::uuid[], $3)"
+_ADVANCED = """
+{name} AS (
+    UPDATE events.heads h
+    SET next_seq = n.next_seq, last_digest = decode(n.last_digest, 'hex'), last_first_seq = n.last_first_seq,
+        last_cursor = n.last_cursor, last_at = n.last_at, ended = n.ended, terminal_type = n.terminal_type{sets}
+    FROM unnest($1::text::uuid[], $2::text::bigint[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
+                $6::text::timestamptz[], $7::text::boolean[], $8::text::text[]{array})
+        AS n (run_id, next_seq, last_digest, last_first_seq, last_cursor, last_at, ended, terminal_type{column})
+    WHERE h.run_id = n.run_id AND {{only_if}}
+)"""
+# a run that somebody else has opened by now is a conflict, and nothing is written
+_OPENED = """
+{name} AS (
+    INSERT INTO events.heads
+        (run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, deadline, created_at, epoch, next_seq, last_digest,
+         last_first_seq, last_cursor, last_at, ended, terminal_type{column})
+    SELECT run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, to_timestamp(deadline), created_at, epoch, next_seq,
+           decode(last_digest, 'hex'), last_first_seq, last_cursor, last_at, ended, terminal_type{column}
+    FROM unnest($1::text::uuid[], $2::text::uuid[], $3::text::uuid[], $4::text::text[], $5::text::text[], $6::text::text[],
+                $7::text::text[], $8::text::float8[], $9::text::timestamptz[], $10::text::bigint[], $11::text::bigint[],
+                $12::text::text[], $13::text::bigint[], $14::text::bigint[], $15::text::timestamptz[], $16::text::boolean[],
+                $17::text::text[]{array})
+        AS n (run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, deadline, created_at, epoch, next_seq,
+              last_digest, last_first_seq, last_cursor, last_at, ended, terminal_type{column})
+    WHERE {{only_if}}
+)"""
 # What one statement has of each kind of row, each part with its own numbers. Arrays as text: the server reads them several times faster
 # than the driver packs them, element by element.
 _PARTS = {
@@ -80,32 +106,13 @@ counted AS (
     FROM unnest($1::text::uuid[], $2::text::bigint[], $3::text::timestamptz[]) AS n (user_id, last, last_at)
     WHERE c.user_id = n.user_id AND {only_if}
 )""",
-    "advanced": """
-advanced AS (
-    UPDATE events.heads h
-    SET next_seq = n.next_seq, last_digest = decode(n.last_digest, 'hex'), last_first_seq = n.last_first_seq,
-        last_cursor = n.last_cursor, last_at = n.last_at, ended = n.ended, terminal_type = n.terminal_type
-    FROM unnest($1::text::uuid[], $2::text::bigint[], $3::text::text[], $4::text::bigint[], $5::text::bigint[],
-                $6::text::timestamptz[], $7::text::boolean[], $8::text::text[])
-        AS n (run_id, next_seq, last_digest, last_first_seq, last_cursor, last_at, ended, terminal_type)
-    WHERE h.run_id = n.run_id AND {only_if}
-)""",
-    # a run that somebody else has opened by now is a conflict, and nothing is written
-    "opened": """
-opened AS (
-    INSERT INTO events.heads
-        (run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, deadline, created_at, epoch, next_seq, last_digest,
-         last_first_seq, last_cursor, last_at, ended, terminal_type)
-    SELECT run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, to_timestamp(deadline), created_at, epoch, next_seq,
-           decode(last_digest, 'hex'), last_first_seq, last_cursor, last_at, ended, terminal_type
-    FROM unnest($1::text::uuid[], $2::text::uuid[], $3::text::uuid[], $4::text::text[], $5::text::text[], $6::text::text[],
-                $7::text::text[], $8::text::float8[], $9::text::timestamptz[], $10::text::bigint[], $11::text::bigint[],
-                $12::text::text[], $13::text::bigint[], $14::text::bigint[], $15::text::timestamptz[], $16::text::boolean[],
-                $17::text::text[])
-        AS n (run_id, user_id, thread_id, request_id, correlation_id, trace_id, retention, deadline, created_at, epoch, next_seq,
-              last_digest, last_first_seq, last_cursor, last_at, ended, terminal_type)
-    WHERE {only_if}
-)""",
+    "advanced": _ADVANCED.format(name="advanced", sets="", array="", column=""),
+    "opened": _OPENED.format(name="opened", array="", column=""),
+    # the same of runs that are put away: few are, so the others do not carry the column
+    "put_away": _ADVANCED.format(
+        name="put_away", sets=", waits_until = n.waits_until", array=", $9::text::timestamptz[]", column=", waits_until"
+    ),
+    "opened_away": _OPENED.format(name="opened_away", array=", $18::text::timestamptz[]", column=", waits_until"),
     "marked": """
 marked AS (
     INSERT INTO events.days (user_id, day, retention, first_cursor)
@@ -270,7 +277,7 @@ def _made_at(uuid7: str) -> datetime:
 def _rows(book: ledger.Ledger, marks: Mapping[ledger.Mark, int]) -> _Parts:
     """The columns of what is to be written, by kind; of what there is nothing of, nothing."""
     rows, steps, moved = book.events, book.steps, book.moved
-    advanced = [head for run_id, head in book.changed.items() if run_id not in book.new]
+    going = [head for run_id, head in book.changed.items() if run_id not in book.new]
     new = [(head, book.changed[run_id]) for run_id, head in book.new.items()]
     events = [row.event for row in rows]
     parts: _Parts = {}
@@ -287,20 +294,32 @@ def _rows(book: ledger.Ledger, marks: Mapping[ledger.Mark, int]) -> _Parts:
         )  # fmt: skip
     if moved:
         parts["counted"] = (_plain(moved), _plain(c.last for c in moved.values()), _times(c.last_at for c in moved.values()))
-    if advanced:
-        parts["advanced"] = (_plain(h.run_id for h in advanced), *_standing(advanced))
-    if new:
-        made = [head for head, _ in new]
-        parts["opened"] = (
-            _plain(m.run_id for m in made), _plain(m.user_id for m in made), _plain(m.thread_id for m in made),
-            _text(m.request_id for m in made), _text(m.correlation_id for m in made), _text(m.trace_id for m in made),
-            _text(m.retention for m in made), _plain("NULL" if m.deadline is None else m.deadline for m in made),
-            _times(h.opened_at for _, h in new), _plain(h.epoch for _, h in new), *_standing([h for _, h in new]),
-        )  # fmt: skip
+    if advanced := [head for head in going if head.run_id not in book.waits]:
+        parts["advanced"] = _advanced(advanced)
+    if opened := [(made, head) for made, head in new if made.run_id not in book.waits]:
+        parts["opened"] = _opened(opened)
+    if away := [head for head in going if head.run_id in book.waits]:
+        parts["put_away"] = (*_advanced(away), _times(book.waits[head.run_id] for head in away))
+    if both := [(made, head) for made, head in new if made.run_id in book.waits]:
+        parts["opened_away"] = (*_opened(both), _times(book.waits[made.run_id] for made, _ in both))
     if marks:
         users, days, classes = _transposed(list(marks), 3)
         parts["marked"] = (_plain(users), _plain(days), _text(map(str, classes)), _plain(marks.values()))
     return parts
+
+
+def _advanced(of: Sequence[ledger.Head]) -> Sequence[object]:
+    return (_plain(head.run_id for head in of), *_standing(of))
+
+
+def _opened(new: Sequence[tuple[heads.NewHead, ledger.Head]]) -> Sequence[object]:
+    made = [head for head, _ in new]
+    return (
+        _plain(m.run_id for m in made), _plain(m.user_id for m in made), _plain(m.thread_id for m in made),
+        _text(m.request_id for m in made), _text(m.correlation_id for m in made), _text(m.trace_id for m in made),
+        _text(m.retention for m in made), _plain("NULL" if m.deadline is None else m.deadline for m in made),
+        _times(h.opened_at for _, h in new), _plain(h.epoch for _, h in new), *_standing([h for _, h in new]),
+    )  # fmt: skip
 
 
 def _standing(of: Sequence[ledger.Head]) -> Sequence[object]:

@@ -243,7 +243,7 @@ def test_the_matrix_is_no_formality(world: World) -> None:
 # what is somebody else's
 
 _IDS = ("run_id", "thread_id", "user_id", "session_id", "key_id", "context_id")
-_LAST = ("CancelRun", "DeleteThread", "RestoreThread", "EraseThread", "RevokeApiKey", "EndSessions")
+_LAST = ("CancelRun", "DeleteThread", "RestoreThread", "EraseThread", "EraseRuns", "RevokeApiKey", "EndSessions")
 # one's own need one permission, those of others another one
 _OF_OTHERS = ("EraseEvents", "ExportEvents", "GetContext", "ListContextAudit", "ListContexts")
 # they take more than an id: tests/prove/isolation asks them

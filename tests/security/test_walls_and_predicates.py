@@ -33,6 +33,7 @@ _MORE = (
     "INSERT INTO auth.identities (provider, subject, user_id) VALUES ('corp', 'a', $1::uuid)",
     "INSERT INTO auth.known_devices (user_id, device_digest) VALUES ($1::uuid, sha256('d'))",
     "INSERT INTO events.erasures (user_id, request_id, asked_by, asked_at, upto, runs) VALUES ($1::uuid, 'x', $1::uuid, now(), 0, 0)",
+    "INSERT INTO dispatcher.erasures (user_id, request_id) VALUES ($1::uuid, 'x')",
     "INSERT INTO context.hidden_runs (user_id, run_id, thread_id)"
     " SELECT $1::uuid, gen_random_uuid(), thread_id FROM context.threads WHERE user_id = $1::uuid LIMIT 1",
     "INSERT INTO dispatcher.messages (run_id, number, message_id, user_id, owner_id, thread_id, request_id, content)"

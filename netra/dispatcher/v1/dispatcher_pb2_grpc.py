@@ -111,6 +111,16 @@ class DispatcherServiceStub:
                 request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExecuteToolRequest.SerializeToString,
                 response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExecuteToolResponse.FromString,
                 _registered_method=True)
+        self.ExportRuns = channel.unary_stream(
+                '/netra.dispatcher.v1.DispatcherService/ExportRuns',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExportRunsRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExportRunsResponse.FromString,
+                _registered_method=True)
+        self.EraseRuns = channel.unary_unary(
+                '/netra.dispatcher.v1.DispatcherService/EraseRuns',
+                request_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.EraseRunsRequest.SerializeToString,
+                response_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.EraseRunsResponse.FromString,
+                _registered_method=True)
 
 
 class DispatcherServiceServicer:
@@ -243,6 +253,23 @@ class DispatcherServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportRuns(self, request, context):
+        """ExportRuns streams everything the dispatcher keeps of the caller's runs as NDJSON: runs with what they were asked and what calls of
+        tools were answered, messages to runs, approvals, votes. One JSON object a line, each with `kind`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseRuns(self, request, context):
+        """EraseRuns takes away what is in the caller's runs, all or those of a thread: requests, inputs, answers, messages to them, what they
+        asked for, and the caller's words to runs of others. FAILED_PRECONDITION: a run still goes on. For a day its ids, digests and states
+        are left, so that a repeated request starts nothing. What it did is told again under the same request id. Cannot be undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DispatcherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -320,6 +347,16 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
                     servicer.ExecuteTool,
                     request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExecuteToolRequest.FromString,
                     response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExecuteToolResponse.SerializeToString,
+            ),
+            'ExportRuns': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportRuns,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExportRunsRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExportRunsResponse.SerializeToString,
+            ),
+            'EraseRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseRuns,
+                    request_deserializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.EraseRunsRequest.FromString,
+                    response_serializer=netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.EraseRunsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -728,6 +765,60 @@ class DispatcherService:
             '/netra.dispatcher.v1.DispatcherService/ExecuteTool',
             netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExecuteToolRequest.SerializeToString,
             netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExecuteToolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/ExportRuns',
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExportRunsRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ExportRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netra.dispatcher.v1.DispatcherService/EraseRuns',
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.EraseRunsRequest.SerializeToString,
+            netra_dot_dispatcher_dot_v1_dot_dispatcher__pb2.EraseRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -95,6 +95,15 @@ class DispatcherServiceStub:
     A tool that fails is not an error of this RPC: `status` and `error` tell. When the process that executes it dies, another settles the
     call as its tool declares, and the same request gets that answer; BUSY until then.
     """
+    ExportRuns: _grpc.UnaryStreamMultiCallable[_dispatcher_pb2.ExportRunsRequest, _dispatcher_pb2.ExportRunsResponse]
+    """ExportRuns streams everything the dispatcher keeps of the caller's runs as NDJSON: runs with what they were asked and what calls of
+    tools were answered, messages to runs, approvals, votes. One JSON object a line, each with `kind`.
+    """
+    EraseRuns: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.EraseRunsRequest, _dispatcher_pb2.EraseRunsResponse]
+    """EraseRuns takes away what is in the caller's runs, all or those of a thread: requests, inputs, answers, messages to them, what they
+    asked for, and the caller's words to runs of others. FAILED_PRECONDITION: a run still goes on. For a day its ids, digests and states
+    are left, so that a repeated request starts nothing. What it did is told again under the same request id. Cannot be undone.
+    """
 
 @_typing.type_check_only
 class DispatcherServiceAsyncStub(DispatcherServiceStub):
@@ -161,6 +170,15 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     """ExecuteTool calls one tool and waits for its result. It is a run of kind `tool`, so it is in the record.
     A tool that fails is not an error of this RPC: `status` and `error` tell. When the process that executes it dies, another settles the
     call as its tool declares, and the same request gets that answer; BUSY until then.
+    """
+    ExportRuns: _aio.UnaryStreamMultiCallable[_dispatcher_pb2.ExportRunsRequest, _dispatcher_pb2.ExportRunsResponse]  # type: ignore[assignment]
+    """ExportRuns streams everything the dispatcher keeps of the caller's runs as NDJSON: runs with what they were asked and what calls of
+    tools were answered, messages to runs, approvals, votes. One JSON object a line, each with `kind`.
+    """
+    EraseRuns: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.EraseRunsRequest, _dispatcher_pb2.EraseRunsResponse]  # type: ignore[assignment]
+    """EraseRuns takes away what is in the caller's runs, all or those of a thread: requests, inputs, answers, messages to them, what they
+    asked for, and the caller's words to runs of others. FAILED_PRECONDITION: a run still goes on. For a day its ids, digests and states
+    are left, so that a repeated request starts nothing. What it did is told again under the same request id. Cannot be undone.
     """
 
 class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -315,6 +333,27 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         """ExecuteTool calls one tool and waits for its result. It is a run of kind `tool`, so it is in the record.
         A tool that fails is not an error of this RPC: `status` and `error` tell. When the process that executes it dies, another settles the
         call as its tool declares, and the same request gets that answer; BUSY until then.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportRuns(
+        self,
+        request: _dispatcher_pb2.ExportRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_dispatcher_pb2.ExportRunsResponse], _abc.AsyncIterator[_dispatcher_pb2.ExportRunsResponse]]:
+        """ExportRuns streams everything the dispatcher keeps of the caller's runs as NDJSON: runs with what they were asked and what calls of
+        tools were answered, messages to runs, approvals, votes. One JSON object a line, each with `kind`.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseRuns(
+        self,
+        request: _dispatcher_pb2.EraseRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.EraseRunsResponse, _abc.Awaitable[_dispatcher_pb2.EraseRunsResponse]]:
+        """EraseRuns takes away what is in the caller's runs, all or those of a thread: requests, inputs, answers, messages to them, what they
+        asked for, and the caller's words to runs of others. FAILED_PRECONDITION: a run still goes on. For a day its ids, digests and states
+        are left, so that a repeated request starts nothing. What it did is told again under the same request id. Cannot be undone.
         """
 
 def add_DispatcherServiceServicer_to_server(servicer: DispatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

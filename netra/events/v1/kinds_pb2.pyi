@@ -907,6 +907,7 @@ class AgentCancelled(_message.Message):
     AFTER_MS_FIELD_NUMBER: _builtins.int
     TOOLS_STOPPED_REF_FIELD_NUMBER: _builtins.int
     TOOLS_STOPPED_PREVIEW_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The execution of the agent."""
     agent_name: _builtins.str
@@ -917,6 +918,10 @@ class AgentCancelled(_message.Message):
     """From the request to the proof."""
     tools_stopped_preview: _builtins.str
     """How they begin then."""
+    confirmed: _builtins.bool
+    """False when the agent itself did not heed its cancellation in the time it had: nothing it does is recorded any more, yet it cannot be
+    proven to have stopped. Absent when it has.
+    """
     @_builtins.property
     def tools_stopped(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoppedTool]:
         """The tools that were running."""
@@ -935,15 +940,20 @@ class AgentCancelled(_message.Message):
         after_ms: _builtins.float = ...,
         tools_stopped_ref: Global___ResultRef | None = ...,
         tools_stopped_preview: _builtins.str | None = ...,
+        confirmed: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_tools_stopped_preview", b"_tools_stopped_preview", "_tools_stopped_ref", b"_tools_stopped_ref", "tools_stopped_preview", b"tools_stopped_preview", "tools_stopped_ref", b"tools_stopped_ref"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confirmed", b"_confirmed", "_tools_stopped_preview", b"_tools_stopped_preview", "_tools_stopped_ref", b"_tools_stopped_ref", "confirmed", b"confirmed", "tools_stopped_preview", b"tools_stopped_preview", "tools_stopped_ref", b"tools_stopped_ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tools_stopped_preview", b"_tools_stopped_preview", "_tools_stopped_ref", b"_tools_stopped_ref", "after_ms", b"after_ms", "agent_id", b"agent_id", "agent_name", b"agent_name", "by", b"by", "tools_stopped", b"tools_stopped", "tools_stopped_preview", b"tools_stopped_preview", "tools_stopped_ref", b"tools_stopped_ref"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confirmed", b"_confirmed", "_tools_stopped_preview", b"_tools_stopped_preview", "_tools_stopped_ref", b"_tools_stopped_ref", "after_ms", b"after_ms", "agent_id", b"agent_id", "agent_name", b"agent_name", "by", b"by", "confirmed", b"confirmed", "tools_stopped", b"tools_stopped", "tools_stopped_preview", b"tools_stopped_preview", "tools_stopped_ref", b"tools_stopped_ref"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__confirmed: _TypeAlias = _typing.Literal["confirmed"]  # noqa: Y015
+    _WhichOneofArgType__confirmed: _TypeAlias = _typing.Literal["_confirmed", b"_confirmed"]  # noqa: Y015
     _WhichOneofReturnType__tools_stopped_preview: _TypeAlias = _typing.Literal["tools_stopped_preview"]  # noqa: Y015
     _WhichOneofArgType__tools_stopped_preview: _TypeAlias = _typing.Literal["_tools_stopped_preview", b"_tools_stopped_preview"]  # noqa: Y015
     _WhichOneofReturnType__tools_stopped_ref: _TypeAlias = _typing.Literal["tools_stopped_ref"]  # noqa: Y015
     _WhichOneofArgType__tools_stopped_ref: _TypeAlias = _typing.Literal["_tools_stopped_ref", b"_tools_stopped_ref"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confirmed) -> _WhichOneofReturnType__confirmed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tools_stopped_preview) -> _WhichOneofReturnType__tools_stopped_preview | None: ...
     @_typing.overload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from chassis import postgres
 from netra import ids
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import approvals_pb2, dispatcher_pb2, dispatcher_pb2_grpc
+from services.events import store_retention, store_system
+from services.events.settings import EventsSettings
 from standalone import prepare
 from tests.fixtures import effects
 from tests.fixtures.stack import Standalone
@@ -153,6 +156,48 @@ async def _in_state(world: World, run_id: str, state: str) -> None:
             if await world.value("SELECT state FROM dispatcher.runs WHERE run_id = $1", run_id) == state:
                 return
             await asyncio.sleep(0.02)
+
+
+async def _swept(world: World) -> None:
+    """The sweep of events, two days after all that is in the record."""
+    await world.value("UPDATE events.heads SET last_at = last_at - interval '2 days' RETURNING 1")
+    settings = EventsSettings(**world.services.settings("events"))
+    dsn = settings.postgres_dsn("netra_events_system", "postgres_system")
+    system = await postgres.open_pool(dsn, "test", size=1, options=store_system.OPTIONS)
+    try:
+        while await store_retention.Retention(system).drop_steps(datetime.now(UTC), 200):
+            pass
+    finally:
+        await system.close()
+
+
+async def test_a_run_that_has_waited_for_days_does_nothing_twice(world: World) -> None:
+    await world.services.dispatcher(agents=effects.AGENTS, tools=effects.TOOLS)
+    runs = Runs(world.services)
+    run = await world.start(world.services.ports["dispatcher"], "waiter", "w")
+    await _in_state(world, run.run_id, "suspended")
+    await _swept(world)
+    said = dispatcher_pb2.SendMessageRequest(request_id=ids.uuid7(), run_id=run.run_id, message="At last.")
+    await runs.dispatcher.SendMessage(said, metadata=world.user.bearer, wait_for_ready=True, timeout=30)
+    events = await runs.until(world.user, run.run_id, "agent_resumed")
+    assert events[-1]["data"]["reason"] == "message"
+    await _in_state(world, run.run_id, "suspended")
+    assert len(world.outside.of("w before")) == 1
+
+
+async def test_a_run_whose_steps_are_gone_ends_and_is_not_begun_again(world: World) -> None:
+    await world.services.dispatcher(agents=effects.AGENTS, tools=effects.TOOLS)
+    runs = Runs(world.services)
+    run = await world.start(world.services.ports["dispatcher"], "waiter", "w")
+    await _in_state(world, run.run_id, "suspended")
+    await world.value("DELETE FROM events.steps WHERE run_id = $1 RETURNING 1", run.run_id)
+    said = dispatcher_pb2.SendMessageRequest(request_id=ids.uuid7(), run_id=run.run_id, message="At last.")
+    await runs.dispatcher.SendMessage(said, metadata=world.user.bearer, wait_for_ready=True, timeout=30)
+    events = await runs.ended(world.user, run.run_id)
+    assert types(events)[-2:] == ["agent_suspended", "agent_failed"]
+    assert events[-1]["data"]["error"]["code"] == "OWNER_LOST"
+    assert "steps" in events[-1]["data"]["message"]
+    assert len(world.outside.of("w before")) == 1
 
 
 async def test_a_run_that_waits_ends_when_it_is_cancelled(world: World) -> None:

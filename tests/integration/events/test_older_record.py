@@ -40,6 +40,7 @@ async def test_events_move_to_their_classes_and_are_read_as_before(stores: Stand
                 "events/0004_threads",
                 "events/0005_opening",
                 "events/0006_first_append",
+                "events/0007_waits",
             ]
             assert await migrations.apply(owner, "events", _MIGRATIONS) == newer
             rows = await admin.fetch("SELECT tableoid::regclass::text AS part, cursor FROM events.events ORDER BY cursor")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 
 import pytest
 
 from chassis import postgres
-from netra import ids
-from services.events import days
-from tests.integration.events.conftest import Place, Replica, Run, event, now, whole
+from netra import errors, ids
+from netra.events.v1 import events_pb2
+from services.events import days, heads
+from tests.integration.events.conftest import Place, Replica, Run, context_of, event, now, whole
 
 _PER_DAY = 3
 _MIB = 1024 * 1024
@@ -228,6 +230,43 @@ async def test_heads_and_steps_of_runs_that_ended_go_and_those_of_others_stay(pl
     await replica.sweep({"free": 7}).once(now() + timedelta(days=9))
     async with place.admin() as admin:
         assert {str(row["run_id"]) for row in await admin.fetch("SELECT run_id FROM events.heads")} == {live.run_id}
+
+
+def _put_away(until: datetime) -> events_pb2.NewEvent:
+    return event("agent_suspended", json.dumps({"waits_for": "message", "until": until.isoformat()}).encode())
+
+
+@pytest.mark.parametrize("how", ["opened", "guessed", "looked up", "with its first append"])
+async def test_a_run_that_waits_keeps_its_steps_and_head_for_as_long_as_it_may(place: Place, how: str) -> None:
+    replica = await place.replica()
+    run = await place.run(replica)
+    if how == "with its first append":
+        # its user is known already
+        context = context_of(run.user_id)
+        run, opens = Run(replica, context), heads.new(context, ids.RunId(context.run_id), "0" * 32)
+        first = run.request(event(), _put_away(now() + timedelta(days=7)), steps={"s": b"1"})
+        first.open.trace_id = "0" * 32
+        assert (await replica.submit(first, opens=opens)).refused is None
+    else:
+        if how != "opened":
+            await run.append(event())
+        if how == "looked up":
+            for _ in range(2):
+                replica.memory.wrong()
+        await run.append(event(), _put_away(now() + timedelta(days=7)), steps={"s": b"1"})
+    async with place.admin() as admin:
+        await admin.execute("UPDATE events.heads SET created_at = now() - interval '25 days', last_at = now() - interval '25 hours'")
+        # silent for a day, and it waits: it is still there, and its thread and user are not erased under it
+        await replica.sweep({"free": 1}).once(now() + timedelta(days=3))
+        held = "SELECT run_id FROM events.steps INTERSECT SELECT run_id FROM events.heads"
+        assert [str(row["run_id"]) for row in await admin.fetch(held)] == [run.run_id]
+        for thread_id in ("", str(run.context.thread_id)):
+            with pytest.raises(errors.FailedPrecondition, match=run.run_id):
+                await replica.erasures.erase(run.user_id, f"e{thread_id}"[:9], run.user_id, thread_id)
+        # long after the last moment that it could wait for, nobody comes for it any more
+        await admin.execute("UPDATE events.heads SET waits_until = now() - interval '25 hours'")
+        await replica.sweep({"free": 1}).once(now() + timedelta(days=3))
+        assert await admin.fetch("SELECT run_id FROM events.steps") == []
 
 
 async def test_appends_and_readers_go_on_while_days_are_dropped(place: Place) -> None:

@@ -25,6 +25,8 @@ from services.context import (
 )  # fmt: skip
 from services.dispatcher import runs
 from services.dispatcher import store as dispatcher_store
+from services.dispatcher import store_erasure as dispatcher_erasure
+from services.dispatcher import store_old_system as dispatcher_old
 from services.dispatcher import store_system as dispatcher_system
 from services.dispatcher import store_tools as dispatcher_tools
 from services.dispatcher import store_waits as dispatcher_waits
@@ -274,6 +276,7 @@ async def test_what_is_asked_of_a_long_queue(stores: Standalone, database: str) 
     pairs, caps, run_id = [("echo", "1.0.0")], {"free": 1000}, ids.RunId(_id(5, 10_500))
     async with _as(stores, database, "dispatcher", "_system", jit="off", **postgres.BY_KEY) as pool:
         everyone, waits = dispatcher_system.SystemStore(pool), dispatcher_waits.SystemWaits(pool)
+        old = dispatcher_old.OldRuns(pool)
         reads: dict[str, Read] = {
             # of twenty users and one: the noisy one among them, whose first run is found at once, and all that executes
             "claim of one": (lambda: everyone.claim("me", 10.0, pairs, 1, caps), {"runs_ready"}, 1200),
@@ -283,6 +286,8 @@ async def test_what_is_asked_of_a_long_queue(stores: Standalone, database: str) 
             "mail of a run": (lambda: waits.mail(run_id, 10), {"messages_pkey"}, 20),
             "approval of a run": (lambda: waits.approval(run_id, _id(4, 10_000)), {"approvals_pkey"}, 5),
             "old tokens": (lambda: everyone.old_tokens(100), {"runs_tokens"}, _FEW),
+            "runs that are old": (lambda: old.drop("free", 30, 20), {"runs_ended"}, _FEW),
+            "what is left of erased runs": (lambda: old.drop_erased(20), {"runs_erased"}, _FEW),
         }
         # the role asks for such plans always
         assert await _slow(pool, reads, plans.MODES[1:]) == {}
@@ -302,7 +307,17 @@ async def test_what_is_asked_of_a_long_queue(stores: Standalone, database: str) 
             given = {"run_id": "", "state": "", **more}
             return lambda: mine.approvals(_ME, after=after, size=20, **given)
 
+        whole = dispatcher_erasure.ErasureStore(pool)
+
+        def lines(kind: str) -> Callable[[], Awaitable[Any]]:
+            return lambda: whole.lines(_ME, kind, ())
+
         own: dict[str, Read] = {
+            "messages to be told": (lambda: whole.messages(_ME, [run_id], ()), {"messages_pkey"}, _FEW),
+            "messages to others to be told": (lines("run_message"), {"messages_user_id_request_id_key"}, 700),
+            "approvals to be told": (lines("approval"), {"approvals_of_user"}, 700),
+            "votes to be told": (lines("vote"), {"approval_votes_pkey"}, 1200),
+            "votes on others' to be told": (lines("vote elsewhere"), {"approval_votes_of_user", "approval_votes_pkey"}, _FEW),
             "start of a run": (lambda: mine.known(_YOU, "new", thread_id=_THREAD, most_queued=9, on_busy="reject"), {"runs_ready"}, 50),
             "start at once": (begin, {"runs_ready", "runs_executing", "runs_put_away"}, 50),
             "whom a message goes to": (lambda: mine.addressee(_ME, "new", _THREAD), {"runs_of_thread"}, 50),

@@ -23,8 +23,9 @@ SHARED = {
 
 # what runs as the owner, who is under the wall as well: each was looked at for whom it shows what
 DEFINERS = {
-    "auth.append_audit", "context.count_artifacts", "events.drop_day", "events.earlier_events", "events.earlier_steps",
-    "events.earlier_without_run", "events.prepare_day", "events.reopen_days",
+    "auth.append_audit", "context.count_artifacts", "dispatcher.erase_said", "dispatcher.erase_some", "dispatcher.export_runs",
+    "events.drop_day", "events.earlier_events", "events.earlier_steps", "events.earlier_without_run", "events.prepare_day",
+    "events.reopen_days",
 }  # fmt: skip
 ROLES = [f"netra_{service}{kind}" for service in prepare.SERVICES for kind in ("", "_system")]
 _TABLES = (

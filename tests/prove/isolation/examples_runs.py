@@ -105,6 +105,18 @@ async def _(world: World, who: Party) -> Any:
     )
 
 
+@rpcs("dispatcher.ExportRuns", USER, shows="run_id approval_id canary")
+async def _(world: World, who: Party) -> Any:
+    return dispatcher_pb2.ExportRunsRequest()
+
+
+@rpcs("dispatcher.EraseRuns", USER, spare=True)
+async def _(world: World, who: Party) -> Any:
+    run = await world.started(who)
+    await world.ended(who, run.run_id)
+    return dispatcher_pb2.EraseRunsRequest(request_id=who.once())
+
+
 # the contract: a service knows which runs it has opened, and of which it is told that another owner has them; it makes the ids of
 # events and of calls of tools
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ _CHOSEN = {
         "user_id = $1 OR session_id IN (SELECT session_id FROM auth.sessions WHERE user_id = $1)",
     ),
 }
+# runs of a user that are not over with all that is kept of them
+_GOING_ON = (
+    "SELECT count(*) FROM dispatcher.runs AS r WHERE r.user_id = $1 AND (r.ended_at IS NULL"
+    " OR EXISTS (SELECT FROM context.contexts AS c WHERE c.run_id = r.run_id AND c.closed_at IS NULL))"
+)
+_STILL_S, _LOOK_S = 60.0, 0.2
 # one signs in again, and after a while it does not matter any more what was revoked
 _MORE, _LESS = frozenset({"auth.sessions", "auth.api_keys"}), frozenset({"auth.revocations"})
 # what never becomes another while its owner goes on acting
@@ -187,6 +194,18 @@ async def digests(world: World, user_id: str) -> dict[str, set[str]]:
                 said = [row["said"] for row in await admin.fetch(query, user_id)]
                 found.setdefault(table.name, set()).update(hashlib.sha256(one.encode()).hexdigest() for one in said)
     return found
+
+
+async def still(world: World, user_id: str) -> dict[str, set[str]]:
+    """What a user has, once none of their runs goes on any more and nothing of it changes."""
+    before: dict[str, set[str]] | None = None
+    async with asyncio.timeout(_STILL_S), postgres.connection(world.database_url) as admin:
+        while True:
+            after = None if await admin.value(_GOING_ON, user_id) else await digests(world, user_id)
+            if after is not None and before == after:
+                return after
+            before = after
+            await asyncio.sleep(_LOOK_S)
 
 
 def _looked_at(table: Table) -> Iterator[tuple[str, str]]:

@@ -68,6 +68,36 @@ async def test_a_run_that_was_rolled_back_hides_its_messages_at_its_end(made: Ma
     assert (world.record.state, world.record.hidden) == (runs.RunState.CANCELLED, True)
 
 
+@pytest.mark.parametrize("heeds", [True, False])
+async def test_a_cancel_that_the_agent_does_not_heed_is_not_told_as_confirmed(
+    made: Made, monkeypatch: pytest.MonkeyPatch, heeds: bool
+) -> None:
+    monkeypatch.setattr(running, "GRACE_S", 0.05)
+    began, heard = asyncio.Event(), asyncio.Event()
+
+    @agent("deaf")
+    async def deaf(turn: Turn) -> None:
+        """Goes on, whatever it is told."""
+        began.set()
+        while not heard.is_set():
+            try:
+                await heard.wait()
+            except asyncio.CancelledError:
+                if heeds:
+                    raise
+
+    world = await made(deaf)
+    mine, owner = world.claimed("deaf"), world.owner()
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(owner.run(mine))
+        await began.wait()
+        mine.ask_to_stop()
+        await asyncio.wait_for(run, 10)
+    heard.set()
+    assert world.record.state is runs.RunState.CANCELLED
+    assert world.record.of("agent_cancelled")[0].get("confirmed") is (None if heeds else False)
+
+
 @pytest.mark.parametrize(
     ("name", "claim", "state"), [("loop", {}, "completed"), ("loop", {"orphaned": True}, "failed"), ("loop", {"ran_s": 31.0}, "timed_out")]
 )

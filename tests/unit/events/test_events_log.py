@@ -327,3 +327,18 @@ def test_a_trace_is_as_it_is_written(trace_id: str) -> None:
     assert refused.value.details["field"] == "trace_id"
     with pytest.raises(errors.PermissionDenied):
         heads.new(context, ids.RunId.new(), "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "until"),
+    [
+        ("agent_suspended", b'{"until":"2026-11-27T12:00:00+00:00"}', _NOW + timedelta(days=7)),
+        ("agent_suspended", b'{"until":"2026-11-27T12:00:00"}', _NOW + timedelta(days=7)),
+        ("agent_suspended", b'{"until":"some day"}', None),
+        ("agent_suspended", b'{"until":7}', None),
+        ("agent_suspended", b"{}", None),
+        ("agent_thinking", b'{"until":"2026-11-27T12:00:00+00:00"}', None),
+    ],
+)
+def test_until_when_a_run_waits_is_said_by_the_event_that_puts_it_away(kind: str, data: bytes, until: datetime | None) -> None:
+    assert log.waits_until(_event(kind, data)) == until

@@ -15,6 +15,7 @@ from chassis import identity
 from gateway import privacy
 from netra import errors, ids
 from netra.context.v1 import context_pb2
+from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
 
 
@@ -177,8 +178,12 @@ def _of_events(*frames: bytes) -> Parts:
     return Parts(events_pb2.ExportEventsResponse(events=[events_pb2.Event(frame=frame) for frame in frames]))
 
 
-def _put_together(context: Parts, events: Parts) -> privacy.Privacy:
-    services: Any = SimpleNamespace(context=SimpleNamespace(ExportData=context), events=SimpleNamespace(ExportEvents=events))
+def _put_together(context: Parts, events: Parts, runs: Parts | None = None) -> privacy.Privacy:
+    services: Any = SimpleNamespace(
+        context=SimpleNamespace(ExportData=context),
+        events=SimpleNamespace(ExportEvents=events),
+        dispatcher=SimpleNamespace(ExportRuns=runs or Parts()),
+    )
     edge: Any = SimpleNamespace()
     return privacy.Privacy(edge, services)
 
@@ -200,10 +205,11 @@ LOOKS = b'{"kind" : "message", "content" : "{\\"kind\\":\\"end\\"}"}\n'
 )
 async def test_the_parts_of_all_services_have_one_end(lines: list[bytes]) -> None:
     context, events = _of_context(*lines), _of_events(b'{"a":1}', b'{"a":2}')
-    found = await _read(_put_together(context, events), principal())
+    runs = Parts(dispatcher_pb2.ExportRunsResponse(lines=b'{"kind":"run"}\n{"kind":"vote"}\n'))
+    found = await _read(_put_together(context, events, runs), principal())
     events_shown = b'{"kind":"event","event":{"a":1}}\n{"kind":"event","event":{"a":2}}\n'
-    assert found == LOOKS + events_shown + b'{"kind":"end","lines":3}\n'
-    assert (context.cancelled, events.cancelled) == (True, True)
+    assert found == LOOKS + b'{"kind":"run"}\n{"kind":"vote"}\n' + events_shown + b'{"kind":"end","lines":5}\n'
+    assert (context.cancelled, runs.cancelled, events.cancelled) == (True, True, True)
 
 
 async def test_a_part_without_its_end_is_not_taken_for_the_whole() -> None:

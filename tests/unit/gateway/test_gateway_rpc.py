@@ -45,7 +45,7 @@ def test_streams_that_are_outside_answer_to_one_request_and_need_a_permission() 
         assert (path in found) == (rule.edge and method.server_streaming), path
     assert all(method.rule.permission and not method.descriptor.client_streaming for method in found.values())
     assert {path.rpartition("/")[2] for path in found} == {
-            "Subscribe", "ExportEvents", "ExportAudit", "GetArtifact", "ExportData", "FollowThread",
+            "Subscribe", "ExportEvents", "ExportAudit", "GetArtifact", "ExportData", "ExportRuns", "FollowThread",
         }  # fmt: skip
 
 
