@@ -15,12 +15,16 @@ _log = log.get(__name__)
 _TIMEOUT_S = 10.0
 # whose time is over within the same one of these is told at its end: a timer for each would cost as much as the rest of `ask`
 _TICK_S = 0.05
+# where so many ask at the same time, others are about to: they are waited for, as PostgreSQL does by commit_siblings and commit_delay
+_SIBLINGS, _DELAY_S = 3, 0.005
 _One = TypeVar("_One")
 _Answer = TypeVar("_Answer")
 
 
 class Gathering(Generic[_One, _Answer]):
     """Asks for many at once: whoever comes while that is under way waits for the next time. `run` asks; it must run.
+
+    Several who ask at the same time wait a moment for those who are about to; one or two do not.
 
     `put` answers all that it is given, in their order. An outage that it raises is the answer of all.
     """
@@ -69,6 +73,8 @@ class Gathering(Generic[_One, _Answer]):
             while self._waiting:
                 # those who are about to ask come along: it costs nothing when there are none
                 await asyncio.sleep(0)
+                if _SIBLINGS <= len(self._waiting) < self._most:
+                    await asyncio.sleep(_DELAY_S)
                 if batch := self._batch():
                     await self._answer(batch)
 

@@ -10,6 +10,7 @@ import pytest
 
 from chassis import lifecycle
 from netra import deadline, errors
+from services.context import gathering as gathering_
 from services.context.gathering import Gathering
 
 
@@ -55,6 +56,19 @@ async def test_what_comes_meanwhile_is_asked_together_next_and_not_too_much_of_i
         asked.let.set()
         assert await asyncio.gather(first, *others) == [10, 20, 30, 40, 50]
         assert asked.batches == [[1], [2, 3, 4], [5]]
+
+
+@pytest.mark.parametrize("many", [2, 3])
+async def test_where_several_ask_others_are_waited_for(asked: _Asked, monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    # long enough for whatever this machine does meanwhile
+    monkeypatch.setattr(gathering_, "_DELAY_S", 0.5)
+    asked.let.set()
+    async with _running(asked, most=10) as (gathering, tasks):
+        first = [tasks.spawn(gathering.ask(number), "first") for number in range(many)]
+        await asyncio.sleep(0.01)
+        late = tasks.spawn(gathering.ask(7), "late")
+        await asyncio.gather(*first, late)
+    assert asked.batches == ([[0, 1], [7]] if many == 2 else [[0, 1, 2, 7]])
 
 
 async def test_who_goes_away_before_is_not_asked_for_and_meanwhile_is_told_nothing(asked: _Asked) -> None:
