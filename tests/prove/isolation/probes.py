@@ -221,8 +221,9 @@ class _Course:
         self._weigh(answer, named=_kind(kind) == place[-1])
         if self.prober.quiet and not {_kind(kind), "*"} & self.example.told and kind != "grant":
             other, unknown = await self._unknown(place, kind, value)
-            # a page begins where its token says, whoever has what is there
-            if not (kind.startswith("page:") and answer.code == unknown.code == OK):
+            # a page begins where its token says, or behind this text in the order of texts, whoever has what is there
+            begins = kind.startswith("page:") or place[-1] == "after"
+            if not (begins and answer.code == unknown.code == OK):
                 self.prober.judge.compare(what, value, answer, other, unknown)
 
     async def _unknown(self, place: leaves.Path, kind: str, value: str) -> tuple[str, Answer]:
