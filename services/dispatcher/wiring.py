@@ -109,11 +109,7 @@ async def build(
         executing = engine.ExecutionEngine(
             others.contexts, others.records, appends, all_runs, known_agents, dispatchers, entitled, spaces, outside, settings, executed
         )
-        of_users = store_erasure.ErasureStore(mine)
-        whole = servicer_privacy.Whole(erasure.Erasures(of_users), exports.Exports(of_users))
-        old = erasure.Sweep(
-            store_old_system.OldRuns(everyone), whole.erasures, lambda tier: trusted.limits(tier).retention_days, sorted(identity.TIERS)
-        )
+        whole, old = _kept(mine, everyone, trusted)
         accepted = admission.Admission(others.contexts, users, entitled, settings)
         overseer = supervisor.Supervisor(
             accepted, executing, users, all_runs, others.contexts, signals, known_agents, entitled, trusted, settings
@@ -152,6 +148,16 @@ async def build(
         )
         tasks.spawn(_serve(mine, trusted, listening, tasks, overseer, registered, lambda: old.run(settings.runs_sweep_s)), name="serving")
         yield Service(listening, trusted, known_agents, executed, dispatchers)
+
+
+def _kept(
+    mine: postgres.DatabaseManager, everyone: postgres.DatabaseManager, trusted: trust.Trust
+) -> tuple[servicer_privacy.Whole, erasure.Sweep]:
+    """What is done with all that is kept of a user's runs, and the sweep of what is old."""
+    of_users = store_erasure.ErasureStore(mine)
+    whole = servicer_privacy.Whole(erasure.Erasures(of_users), exports.Exports(of_users))
+    old = store_old_system.OldRuns(everyone)
+    return whole, erasure.Sweep(old, whole.erasures, lambda tier: trusted.limits(tier).retention_days, sorted(identity.TIERS))
 
 
 @dataclass(frozen=True, slots=True)
