@@ -31,7 +31,8 @@ _OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # grpc's name for the time a connection may take, its handshake included: a busy peer needs longer than the pause between two attempts
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.http2.lookahead_bytes", 65536),

@@ -116,6 +116,17 @@ class Silent(grpc.GenericRpcHandler):
         return grpc.unary_stream_rpc_method_handler(waits)
 
 
+async def test_a_peer_that_is_slow_to_greet_is_away_to_nobody(broken: tuple[Broken, str]) -> None:
+    handler, target = broken
+    async with proxy.listening() as line, line.delayed(0.5):
+        line.to = int(target.rpartition(":")[2])
+        async with channel.connect(f"127.0.0.1:{line.port}") as to:
+            call: Any = to.unary_unary("/s/S", None, None)(b"")  # type: ignore[arg-type]
+            with pytest.raises(grpc.aio.AioRpcError, match="broken off"):
+                await call
+    assert handler.calls == {"S": 1}
+
+
 async def test_a_peer_that_is_stopped_is_found_out_by_who_only_listens() -> None:
     silent, behind = Silent(), grpc.aio.server(options=server_._OPTIONS)
     behind.add_generic_rpc_handlers((silent,))
