@@ -100,7 +100,7 @@ async def _dispatcher() -> AsyncIterator[dispatch.UnifiedToolDispatcher]:
     with tempfile.TemporaryDirectory() as folder:
         spaces = workspace.Workspaces(Path(folder) / "work", workspace.NoArtifacts(), 1)
         made = dispatch.Dispatchers(registry.ToolRegistry([lookup]))
-        async with made.for_context(context, mine, _Nobody(), spaces.of(context.run_id, str), deadline_s=3600) as tools:
+        async with made.for_context(context, mine, _Nobody(), spaces.of(context.run_id, workspace.no_token), deadline_s=3600) as tools:
             yield tools
         spaces.close()
 

@@ -15,6 +15,8 @@ from netra.context.v1 import context_pb2
 MAX_DEPTH = checks.MAX_DEPTH
 MAX_AGENT_CONTEXT = 64 * 1024
 MAX_AUDIT_METADATA = 16 * 1024
+# the agent context that makes a context that of a session's calls of tools; a token has its digest
+CALLS = {"kind": "calls"}
 _set = object.__setattr__
 
 
@@ -70,6 +72,11 @@ class UserExecutionContext(attachments.Attached):
     def agent_context_digest(self) -> str:
         """SHA-256 of the canonical agent context."""
         return self._agent_context.digest
+
+    @property
+    def serves_calls(self) -> bool:
+        """Whether it is that of a session's calls of tools: it is no run's, and each call has a frame of its own in it (`of_call`)."""
+        return self.depth == 0 and self._agent_context.digest == _CALLS.digest
 
     @property
     def is_expired(self) -> bool:
@@ -169,6 +176,17 @@ class UserExecutionContext(attachments.Attached):
             agent_context=self._agent_context.with_("agent_context", added, MAX_AGENT_CONTEXT),
             audit_metadata=self._audit_metadata.with_("audit_metadata", what, MAX_AUDIT_METADATA),
         )  # fmt: skip
+
+    def of_call(self, run_id: str, request_id: str, correlation_id: str) -> Self:
+        """The frame of one call, made now, in the context of a session's calls: same context, user, thread and authority; a root as well.
+
+        Raises `InvalidContext` in any other context, and naming the id that is wrong.
+        """
+        if not self.serves_calls:
+            raise errors.InvalidContext("it is the context of one run: other runs have none in it", field="agent_context")
+        values: dict[str, Any] = {name: getattr(self, name) for name in checks.FIELDS}
+        values |= {"run_id": run_id, "request_id": request_id, "correlation_id": correlation_id, "created_at": datetime.now(UTC)}
+        return self._made(**values, agent_context=self._agent_context, audit_metadata=self._audit_metadata)
 
     def _narrowed(self, scope: Iterable[str] | None) -> frozenset[str] | None:
         if scope is None:
@@ -353,3 +371,4 @@ _AUTHORITY = frozenset({"user_id", "tenant_id", "session_id", "roles", "tier", "
 _SHARED = ("user_id", "tenant_id", "session_id", "thread_id", "run_id", "connection_id", "roles", "tier", "deadline", "correlation_id")
 _PLAIN = tuple(name for name in checks.FIELDS if name not in ("roles", "scope", "created_at", "deadline"))
 _CLAIMS = frozenset(checks.FIELDS) | {"agent_context_sha256", "audit_metadata_sha256"}
+_CALLS = Payload.of("agent_context", CALLS, MAX_AGENT_CONTEXT)

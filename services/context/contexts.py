@@ -47,6 +47,14 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """One of a session's calls."""
+
+    run_id: ids.RunId
+    correlation_id: ids.CorrelationId
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A context, what was asked under its request id, and when it was closed."""
 
@@ -182,17 +190,25 @@ class Contexts:
         agent_context: bytes,
         scope: Sequence[str],
         actor: str,
+        call: Call | None = None,
     ) -> Signed:
-        """A child of an open context, or the one made under the same request id.
+        """A child of an open context, or the one made under the same request id. A child of that of a session's calls is one `call`'s.
 
         Raises `FailedPrecondition` when the parent is closed or past its deadline, `DepthExceeded`, `InvalidContext`,
-        `PermissionDenied` when the scope names what the parent may not.
+        `PermissionDenied` when the scope names what the parent may not; `InvalidPayload` when there is a call and the parent is no such
+        context, or none and it is one.
         """
+        if parent.serves_calls != (call is not None):
+            raise errors.InvalidPayload("run_id goes with a child of the context of a session's calls, and with no other", field="run_id")
         complete = await self._usable(parent)
+        if call is not None:
+            complete = complete.of_call(call.run_id, complete.request_id, call.correlation_id)
         frame = complete.child(operation, request_id, agent_context, scope or None)
-        asked = _asked("derive", complete.context_id, operation, frame.agent_context_digest, *sorted(frame.scope or ()))
+        run = (call.run_id,) if call is not None else ()
+        asked = _asked("derive", complete.context_id, operation, frame.agent_context_digest, *sorted(frame.scope or ()), *run)
         parent_request_id = complete.request_id
         detail = {"request_id": frame.request_id, "operation": operation, "parent_request_id": parent_request_id, "depth": frame.depth}
+        detail |= {"run_id": call.run_id} if call is not None else {}
         line, until = Line(actor, "derive", detail), _until(frame)
         try:
             if not await self._kept.derive(frame, complete.context_id, asked, line, until):

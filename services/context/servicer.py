@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf import timestamp_pb2
 
-from chassis import identity
+from chassis import identity, telemetry
 from netra import ids
 from netra.context.v1 import context_pb2
 from services.context import artifacts, contexts, drafts, oversight, privacy, sharing, stamps, threads, uploads
@@ -59,7 +59,7 @@ class ContextServicer(ThreadsServicer, FilesServicer):
         caller = identity.current()
         request_id = ids.RequestId(request.request_id)
         signed = await self._contexts.derive(
-            caller.frame, request_id, request.operation, request.agent_context, request.scope, caller.service
+            caller.frame, request_id, request.operation, request.agent_context, request.scope, caller.service, _call(request)
         )  # fmt: skip
         return context_pb2.DeriveContextResponse(
             context=signed.context.to_proto(), context_token=signed.token, expires_at=stamps.stamp(signed.expires_at)
@@ -96,6 +96,12 @@ class ContextServicer(ThreadsServicer, FilesServicer):
             await self._contexts.rest(caller.frame, stamps.moment("unused", request.unused))
             return context_pb2.CloseContextResponse()
         return context_pb2.CloseContextResponse(closed_at=stamps.stamp(await self._contexts.close(caller.frame, caller.service)))
+
+
+def _call(request: context_pb2.DeriveContextRequest) -> contexts.Call | None:
+    if not request.run_id:
+        return None
+    return contexts.Call(ids.RunId(request.run_id), ids.CorrelationId(telemetry.correlation_id() or ids.CorrelationId.new()))
 
 
 def _opening(request: context_pb2.OpenContextRequest) -> contexts.Opening:

@@ -16,7 +16,7 @@ from chassis import identity, log, telemetry
 from netra import errors, ids
 from netra.context import UserExecutionContext
 from netra.context.v1 import context_pb2
-from services.dispatcher import entitlements, runs, settings, stages, upstreams
+from services.dispatcher import call_contexts, entitlements, runs, settings, stages, upstreams
 from services.dispatcher.tools import arguments
 
 _MAX_REQUEST_BYTES = 64 * 1024
@@ -135,6 +135,7 @@ class Admission:
         self, contexts: upstreams.Contexts, known: Known, entitled: entitlements.Entitlements, limits: settings.DispatcherSettings
     ) -> None:
         self._contexts, self._store, self._entitled, self._limits = contexts, known, entitled, limits
+        self._calls = call_contexts.CallContexts(contexts)
 
     def check(self, wanted: Wanted) -> None:
         """Raises `InvalidPayload` naming what no run can have."""
@@ -155,12 +156,14 @@ class Admission:
         return run
 
     async def begin(self, user: identity.Principal, wanted: Wanted, owner: str, lease_s: float) -> Begun | runs.Run:
-        """Open a context for a call and store it, as one that this owner executes; or the run that the same request started.
+        """Store a call, as one that this owner executes; or the run that the same request started.
 
-        Raises `AlreadyExists` when it was another request under the same id, `RateLimited`; `FailedPrecondition` when the same one is over.
+        One that names a thread gets a context of its own. Any other one executes in the context of its session's calls, and the store
+        settles which of the same requests is the first. Raises `AlreadyExists` when it was another request under the same id,
+        `RateLimited`; `FailedPrecondition` when the same one is over.
         """
         passed = stages.accepted(wanted.received_at, wanted.validated_at, datetime.now(UTC))
-        opened = await self._opened(user, wanted)
+        opened = await (self._opened(user, wanted) if wanted.thread_id else self._calls.of(user, wanted.request_id))
         passed.now(stages.ROUTING)
         order, began = _order(wanted, opened, ""), time.monotonic()
         try:
@@ -210,7 +213,14 @@ class Admission:
         )  # fmt: skip
         return added, order
 
+    def forget(self, user_id: ids.UserId) -> None:
+        """What is kept of a user is erased: their next calls are not to execute in a context of before."""
+        self._calls.forget(user_id)
+
     async def _rest(self, user: identity.Principal, wanted: Wanted, opened: upstreams.Opened) -> None:
+        if opened.context.serves_calls:
+            # that of others, too
+            return
         # the same request may start later, so it is not closed; but no erasure waits for a run that never was
         try:
             if await self._store.by_request(user.user_id, wanted.request_id) is None:

@@ -71,7 +71,8 @@ class Owned:
     """A run that this process owns: whose it is, at which epoch, and its context token as it is now.
 
     `leased_until` is the end of its lease by the monotonic clock; 0 when that is not known. `moved` is told of each append that
-    brought events into the record. `opening` is how it is opened there, unless it was.
+    brought events into the record. `opening` is how it is opened there, unless it was; `call` which one it is of a session's calls, whose
+    context it is in then.
     """
 
     run_id: ids.RunId
@@ -82,6 +83,7 @@ class Owned:
     leased_until: Callable[[], float] = lambda: 0.0
     moved: Callable[[], None] = lambda: None
     opening: Opening | None = None
+    call: events_pb2.Call | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,7 @@ class Outbox:
         """Record an event of the user's that belongs to no run, which goes on when it is refused."""
         if self._broken is not None:
             return
-        request = events_pb2.AppendRequest(events=[event])
+        request = events_pb2.AppendRequest(events=[event], call=self._run.call)
         answered = self._appender.append(request, self._run.user_id, self._run.token)
         self._beside.add(answered)
         answered.add_done_callback(functools.partial(self._noted, event.type))
@@ -286,6 +288,8 @@ class Outbox:
         if self._opening is None:
             return self._appender.append(request, self._run.user_id)
         request.open.trace_id, request.open.parent_id = self._opening.trace_id, self._opening.span_id
+        if self._run.call is not None:
+            request.call.CopyFrom(self._run.call)
         return self._tasks.spawn(self._opened(request, self._opening), name="open the record of the run")
 
     async def _opened(self, request: events_pb2.AppendRequest, opening: Opening) -> None:
@@ -296,6 +300,7 @@ class Outbox:
             # an older service knows no append that opens
             await opening.apart()
             request.ClearField("open")
+            request.ClearField("call")
             await self._appender.append(request, self._run.user_id)
         self._opening = None
         for waiting in self._unshown:

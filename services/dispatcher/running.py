@@ -84,6 +84,8 @@ class Running:
     has_files: bool = False
     # its context is closed, with its answer
     closed: bool = False
+    # of one of a session's calls, whose context it is in: the token of a context of its own, once it needed one
+    own_token: str = ""
     # it is not in the record yet: its first append opens it there
     unopened: bool = False
     # where its strands wait, once it executes
@@ -99,11 +101,6 @@ class Running:
         if self.frame is None:
             self.frame = context_of(self.claim.order)
         return self.frame
-
-    def token_for_files(self) -> str:
-        """The context token, for files of the user; that there were some is known from then on."""
-        self.has_files = True
-        return self.token
 
     def ask_to_stop(self, by: str = "user") -> None:
         """Cancel the run, once."""
@@ -181,7 +178,7 @@ class Course:
         )
         owned = outbox.Owned(
             order.run_id, context.user_id, running.claim.epoch, lambda: running.token, keep, lambda: running.leased_until,
-            running.went_on, opening,
+            running.went_on, opening, _call_of(context),
         )  # fmt: skip
         bridge = journal.AgentWebSocketBridge(
             self._appends, owned, record.next_seq, order.agent, agent_version=version, ends_with_tool=order.kind == "tool"
@@ -205,7 +202,16 @@ class Course:
 
     def files(self, running: Running) -> workspace.Workspace:
         """The files of the run."""
-        return self._workspaces.of(running.claim.order.run_id, running.token_for_files)
+        return self._workspaces.of(running.claim.order.run_id, lambda: self._token_for_files(running))
+
+    async def _token_for_files(self, running: Running) -> str:
+        """The token of the run's own context, for files of its user; that there were some is known from then on."""
+        running.has_files = True
+        if not running.context.serves_calls:
+            return running.token
+        if not running.own_token:
+            running.own_token = await self._contexts.derive(running.token, running.claim.order.run_id)
+        return running.own_token
 
     async def opened(self, running: Running) -> events_pb2.OpenRunResponse | None:
         """The record so far; None when nothing can be recorded in the user's name any more.
@@ -241,8 +247,10 @@ class Course:
         return events_pb2.OpenRunResponse(next_seq=1)
 
     async def _open(self, running: Running) -> events_pb2.OpenRunResponse:
-        run_id, user_id = running.claim.order.run_id, running.context.user_id
-        return await self._records.open(run_id, user_id, running.claim.epoch, running.token, telemetry.trace_id())
+        run_id, context = running.claim.order.run_id, running.context
+        return await self._records.open(
+            run_id, context.user_id, running.claim.epoch, running.token, telemetry.trace_id(), _call_of(context)
+        )  # fmt: skip
 
     def steps(self, running: Running, context: UserExecutionContext) -> AsyncIterator[tuple[str, bytes]]:
         """The steps of the run's earlier owners."""
@@ -345,7 +353,7 @@ class Course:
         running.over = True
         await self._hide(running)
         # the run ends all the same; an open context holds up the erasure of its thread, so the row says that it is still to be closed
-        left_open = not (running.closed or await self.closed(running.token))
+        left_open = not (running.closed or await self.left(running))
         await patient(
             lambda: self.store.ended(order.run_id, epoch, state, outcome, running.passed.times, context_open=left_open)
         )  # fmt: skip
@@ -356,6 +364,15 @@ class Course:
                 await patient(lambda: self._contexts.hide(running.token))
             except errors.NetraError as error:
                 _log.error("the messages of a run could not be hidden", code=error.code, reason=error.message)
+
+    async def left(self, running: Running) -> bool:
+        """Close the context that is the run's own, at its end; False when that may succeed another time."""
+        if not running.context.serves_calls:
+            return await self.closed(running.token)
+        # that of the session's calls goes on; one that cannot be closed now ends with its token
+        if running.own_token:
+            await self.closed(running.own_token)
+        return True
 
     async def closed(self, token: str) -> bool:
         """Close the context of a run that is at its end; False when that may succeed another time."""
@@ -384,6 +401,13 @@ async def _closing(bridge: journal.AgentWebSocketBridge) -> AsyncIterator[journa
         raise
     finally:
         await bridge.close()
+
+
+def _call_of(context: UserExecutionContext) -> events_pb2.Call | None:
+    """What the record is told of a call whose context is that of its session's calls."""
+    if not context.serves_calls:
+        return None
+    return events_pb2.Call(request_id=context.request_id, correlation_id=context.correlation_id)
 
 
 def context_of(order: runs.Order) -> UserExecutionContext:

@@ -32,6 +32,7 @@ class PrivacyServicer(dispatcher_pb2_grpc.DispatcherServiceServicer):
         request_id = ids.RequestId(request.request_id)
         thread_id = ids.ThreadId(request.thread_id) if request.thread_id else ""
         user_id = identity.current().user_id
+        self._supervisor.erasing(user_id)
         await self._supervisor.stored(user_id)
         erased = await self._whole.erasures.erase(user_id, request_id, thread_id)
         return pb.EraseRunsResponse(runs=erased.runs)

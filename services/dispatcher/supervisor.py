@@ -338,6 +338,10 @@ class Supervisor:
         """Returns when the rows of the user's calls that were answered here say how they ended, or a second later."""
         await self._calls.stored(user_id)
 
+    def erasing(self, user_id: ids.UserId) -> None:
+        """What is kept of the user's runs is taken away: what they call from now on is apart from that."""
+        self._admission.forget(user_id)
+
     async def cancel(self, user_id: ids.UserId, run_id: ids.RunId, granted: str = "") -> runs.Run:
         """Ask a run to stop, wherever it runs; of a thread of theirs that was `granted` anybody's. Raises `NotFound`."""
         run = await self._store.cancel(user_id, run_id, granted)

@@ -31,6 +31,8 @@ _BLOCK = 1024 * 1024
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded, errors.RateLimited)
 _ATTEMPTS = 12
 _CLOSE_S = 3.0
+# what the context of one call is derived for
+_CALL = "tools/execute"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,15 @@ class Contexts:
         """The same context, signed for another hour."""
         with status.translated():
             answer = await self._stub.RenewContext(context_pb2.RenewContextRequest(), metadata=_in_context(token))
+        return answer.context_token
+
+    async def derive(self, token: str, run_id: str) -> str:
+        """The token of a context of one call alone, in that of a session's calls; once per run. Raises `FailedPrecondition`, `NotFound`."""
+        request = context_pb2.DeriveContextRequest(
+            request_id=f"call:{run_id}", operation=_CALL, agent_context=b"{}", run_id=run_id
+        )  # fmt: skip
+        with status.translated():
+            answer = await self._stub.DeriveContext(request, metadata=_in_context(token))
         return answer.context_token
 
     async def append_message(self, token: str, request_id: str, role: str, content: str) -> ids.MessageId:
@@ -201,9 +212,14 @@ class Records:
         """The stub of one replica."""
         return self._stubs.of(target)
 
-    async def open(self, run_id: str, user_id: str, epoch: int, context_token: str, trace_id: str) -> events_pb2.OpenRunResponse:
-        """Own the record of a run at this epoch, and read it. Raises `Fenced` when another owns it at a higher one."""
-        request = events_pb2.OpenRunRequest(run_id=run_id, epoch=epoch, context_token=context_token, trace_id=trace_id)
+    async def open(
+        self, run_id: str, user_id: str, epoch: int, context_token: str, trace_id: str, call: events_pb2.Call | None = None
+    ) -> events_pb2.OpenRunResponse:
+        """Own the record of a run at this epoch, and read it; with the context of a session's calls it is the run of a `call`.
+
+        Raises `Fenced` when another owns it at a higher epoch.
+        """
+        request = events_pb2.OpenRunRequest(run_id=run_id, epoch=epoch, context_token=context_token, trace_id=trace_id, call=call)
 
         async def opened(stub: events_pb2_grpc.EventsServiceAsyncStub) -> events_pb2.OpenRunResponse:
             with status.translated():

@@ -107,8 +107,9 @@ class _Stream:
     async def _take(self, request: events_pb2.AppendRequest) -> None:
         try:
             # whose events they are is in a signed context only when no run says it, or none does yet
-            context = await self._context(request.context_token) if request.context_token else None
-            append = log.checked(request, context, await self._opens(request.run_id, request.open) if request.HasField("open") else None)
+            call = request.call if request.HasField("call") else None
+            context = heads.framed(await self._context(request.context_token), "", call) if request.context_token else None
+            append = log.checked(request, context, await self._opens(request, call) if request.HasField("open") else None)
         except errors.NetraError as refused:
             self._open += 1
             self._reply(log.Outcome(request.append_id, refused=refused))
@@ -124,10 +125,11 @@ class _Stream:
     async def _context(self, token: str) -> UserExecutionContext:
         return await self._verifier.context(token, identity.current().service)
 
-    async def _opens(self, run_id: str, asked: events_pb2.RunToOpen) -> heads.NewHead:
+    async def _opens(self, request: events_pb2.AppendRequest, call: events_pb2.Call | None) -> heads.NewHead:
+        asked = request.open
         if asked.parent_id and not _PARENT.fullmatch(asked.parent_id):
             raise errors.InvalidPayload("parent_id must be 16 hexadecimal digits in lower case", field="open.parent_id")
-        return heads.new(await self._context(asked.context_token), ids.RunId(run_id), asked.trace_id)
+        return heads.new(await self._context(asked.context_token), ids.RunId(request.run_id), asked.trace_id, call)
 
     def _traced(self, opened: heads.NewHead, parent_id: str) -> Callable[[log.Outcome], None]:
         """The way of an answer that ends the span of an opening: calls have one, and this is a message of a stream."""

@@ -120,7 +120,7 @@ class Ledger:
             return False
         if request.first_seq == head.last_first_seq and append.digest == head.last_digest:
             return False
-        if append.opens is not None and append.opens.user_id != head.user_id:
+        if append.opens is not None and (append.opens.user_id, append.opens.thread_id) != (head.user_id, head.thread_id):
             return False
         # steps alone may be there already: then they are not written a second time
         self.outcomes.append(log.Outcome(request.append_id, self._take(append, head)))

@@ -116,6 +116,8 @@ def checked(request: events_pb2.AppendRequest, context: UserExecutionContext | N
         raise errors.InvalidPayload("An append needs at least one event, step or transient.", field="events")
     if request.end and not request.events:
         raise errors.InvalidPayload("An end needs its event.", field="end")
+    if request.HasField("call") and context is None and opens is None:
+        raise errors.InvalidPayload("A call is told of with open, or with events without a run.", field="call")
     if opens is not None and (request.epoch < 1 or request.first_seq != 1):
         raise errors.InvalidPayload("The append that opens a run has an epoch from 1 on, and the first_seq 1.", field="open")
     size = _size(request)

@@ -23,7 +23,9 @@ class Record(Protocol):
     """The runs of one user's record."""
 
     async def open(self, head: heads.NewHead, epoch: int) -> heads.Opened: ...
-    async def steps(self, user_id: str, run_id: str, epoch: int, after: str, *, limit: int, max_bytes: int) -> heads.Steps: ...
+    async def steps(
+        self, user_id: str, thread_id: str, run_id: str, epoch: int, after: str, *, limit: int, max_bytes: int
+    ) -> heads.Steps: ...
     async def end_of(self, user_id: str, run_id: str) -> int: ...
 
 
@@ -48,7 +50,8 @@ class EventsServicer(servicer_threads.ThreadsServicer):
 
     async def OpenRun(self, request: events_pb2.OpenRunRequest, context: grpc.aio.ServicerContext[Any, Any]) -> events_pb2.OpenRunResponse:
         execution = await self._verifier.context(request.context_token, identity.current().service)
-        head = heads.new(execution, ids.RunId(request.run_id), request.trace_id or telemetry.trace_id())
+        told = request.call if request.HasField("call") else None
+        head = heads.new(execution, ids.RunId(request.run_id), request.trace_id or telemetry.trace_id(), told)
         if request.epoch < 1:
             raise errors.InvalidPayload("epoch counts from 1", field="epoch")
         opened = await self._record.open(head, request.epoch)
@@ -66,7 +69,9 @@ class EventsServicer(servicer_threads.ThreadsServicer):
         if not 0 <= request.page_size <= _MAX_PAGE:
             raise errors.InvalidPayload(f"page_size is 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}", field="page_size")
         limit = request.page_size or _DEFAULT_PAGE
-        page = await self._record.steps(execution.user_id, run_id, request.epoch, request.after, limit=limit, max_bytes=_PAGE_BYTES)
+        page = await self._record.steps(
+            execution.user_id, execution.thread_id, run_id, request.epoch, request.after, limit=limit, max_bytes=_PAGE_BYTES
+        )  # fmt: skip
         return events_pb2.ListStepsResponse(
             steps=[events_pb2.Step(key=key, result=result) for key, result in page.found], next_after=page.next_after
         )

@@ -73,8 +73,10 @@ class Record:
     async def open(self, head: heads.NewHead, epoch: int) -> heads.Opened:
         """Raise the epoch of a head, made when it is new; the same epoch again, whose answer was lost, gets the same answer.
 
-        Raises `Fenced`, or `NotFound` when it is another user's.
+        Raises `Fenced`, or `NotFound` when it is another user's, or not in the thread of a session's calls that it is opened for.
         """
+        if head.of_calls and await self._elsewhere(head):
+            raise errors.NotFound("There is no such run.")
         rows = await self._database.alone(
             _OPEN, head.user_id, head.tenant_id, head.run_id, head.thread_id, head.request_id, head.correlation_id, head.trace_id,
             head.retention, head.deadline, epoch,
@@ -88,11 +90,18 @@ class Record:
         self._memory.opened(memory.Run.of(row).head(row), ledger.Cursor(row["reached"], row["reached_at"]))
         return heads.Opened(row["next_seq"], row["ended"], row["terminal_type"], row["calls"] or [])
 
-    async def steps(self, user_id: str, run_id: str, epoch: int, after: str, *, limit: int, max_bytes: int) -> heads.Steps:
+    async def _elsewhere(self, head: heads.NewHead) -> bool:
+        query = "SELECT EXISTS (SELECT FROM events.heads WHERE run_id = $1 AND user_id = $2 AND thread_id <> $3)"
+        async with self._database.transaction(head.user_id) as transaction:
+            return bool(await transaction.value(query, head.run_id, head.user_id, head.thread_id))
+
+    async def steps(
+        self, user_id: str, thread_id: str, run_id: str, epoch: int, after: str, *, limit: int, max_bytes: int
+    ) -> heads.Steps:  # fmt: skip
         """Steps after a key, for the owner of the run; at least one, however big, if there is one. Raises `NotFound`, `Fenced`."""
-        query = "SELECT epoch FROM events.heads WHERE run_id = $1 AND user_id = $2 AND NOT erased"
+        query = "SELECT epoch FROM events.heads WHERE run_id = $1 AND user_id = $2 AND thread_id = $3 AND NOT erased"
         async with self._database.transaction(user_id) as transaction:
-            owned = await transaction.value(query, run_id, user_id)
+            owned = await transaction.value(query, run_id, user_id, thread_id)
             if owned is None:
                 raise errors.NotFound("There is no such run.")
             if owned != epoch:

@@ -331,12 +331,17 @@ class DeriveContextRequest(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     AGENT_CONTEXT_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, unique per user; becomes the child's request id."""
     operation: _builtins.str
     """What the child does, for the audit trail."""
     agent_context: _builtins.bytes
     """Added to the parent's agent context, a JSON object."""
+    run_id: _builtins.str
+    """The run of the child, when the parent is the context of a session's calls: required then, and refused with any other parent. Such a
+    child has the correlation id of this request.
+    """
     @_builtins.property
     def scope(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Narrows the child to these of the permissions the parent has; empty keeps the parent's."""
@@ -348,10 +353,11 @@ class DeriveContextRequest(_message.Message):
         operation: _builtins.str = ...,
         agent_context: _builtins.bytes = ...,
         scope: _abc.Iterable[_builtins.str] | None = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_context", b"agent_context", "operation", b"operation", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_context", b"agent_context", "operation", b"operation", "request_id", b"request_id", "run_id", b"run_id", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

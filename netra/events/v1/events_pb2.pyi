@@ -75,6 +75,7 @@ class OpenRunRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     epoch: _builtins.int
@@ -83,6 +84,10 @@ class OpenRunRequest(_message.Message):
     """The signed execution context of the run; user and thread are taken from it."""
     trace_id: _builtins.str
     """The W3C trace id of the run: 32 hex digits. Kept from the first opening."""
+    @_builtins.property
+    def call(self) -> Global___Call:
+        """With the context of a session's calls: which call the run is. Without it that context opens nothing; with any other one it is refused."""
+
     def __init__(
         self,
         *,
@@ -90,14 +95,41 @@ class OpenRunRequest(_message.Message):
         epoch: _builtins.int = ...,
         context_token: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        call: Global___Call | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_token", b"context_token", "epoch", b"epoch", "run_id", b"run_id", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "context_token", b"context_token", "epoch", b"epoch", "run_id", b"run_id", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenRunRequest: _TypeAlias = OpenRunRequest  # noqa: Y015
+
+@_typing.final
+class Call(_message.Message):
+    """Call is what the execution context of a session's calls, which serves all of them, does not say of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request that made it, 1 to 64 characters."""
+    correlation_id: _builtins.str
+    """The correlation id of that request."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        correlation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Call: _TypeAlias = Call  # noqa: Y015
 
 @_typing.final
 class Step(_message.Message):
@@ -317,6 +349,7 @@ class AppendRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     TAKES_MORE_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     append_id: _builtins.int
     """Chosen by the writer, echoed in the answer; unique on the stream."""
     run_id: _builtins.str
@@ -361,6 +394,10 @@ class AppendRequest(_message.Message):
         takes_more is set beside them. Only for a service that has said on this stream that it `takes_more`.
         """
 
+    @_builtins.property
+    def call(self) -> Global___Call:
+        """With `open`, or with events without a run: which call it is about, when the context is that of a session's calls, and only then."""
+
     def __init__(
         self,
         *,
@@ -376,10 +413,11 @@ class AppendRequest(_message.Message):
         open: Global___RunToOpen | None = ...,
         more: _abc.Iterable[Global___AppendRequest] | None = ...,
         takes_more: _builtins.bool = ...,
+        call: Global___Call | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "context_token", b"context_token", "end", b"end", "epoch", b"epoch", "events", b"events", "first_seq", b"first_seq", "more", b"more", "open", b"open", "run_id", b"run_id", "steps", b"steps", "takes_more", b"takes_more", "transients", b"transients"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "call", b"call", "context_token", b"context_token", "end", b"end", "epoch", b"epoch", "events", b"events", "first_seq", b"first_seq", "more", b"more", "open", b"open", "run_id", b"run_id", "steps", b"steps", "takes_more", b"takes_more", "transients", b"transients"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -53,8 +53,8 @@ class Workspaces:
         """Below which all of them lie."""
         return self._mine
 
-    def of(self, run_id: ids.RunId, token: Callable[[], str]) -> Workspace:
-        """The workspace of a run; `token` tells its context token as it is now."""
+    def of(self, run_id: ids.RunId, token: Callable[[], Awaitable[str]]) -> Workspace:
+        """The workspace of a run; `token` tells its context token as it is now, or gets it one."""
         return Workspace(self._mine / run_id, self, token)
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class Workspaces:
 class Workspace:
     """What the tool calls of one run share: its folder and its user's artifacts."""
 
-    def __init__(self, folder: Path, shared: Workspaces, token: Callable[[], str]) -> None:
+    def __init__(self, folder: Path, shared: Workspaces, token: Callable[[], Awaitable[str]]) -> None:
         self._folder, self._shared, self._token = folder, shared, token
         self.slots = shared.slots
         self._made = False
@@ -87,12 +87,12 @@ class Workspace:
 
     async def fetch(self, artifact_id: str, to: Path) -> Artifact:
         """Write an artifact of the user to a file. Raises `NotFound`."""
-        return await self._shared.artifacts.fetch(self._token(), artifact_id, to)
+        return await self._shared.artifacts.fetch(await self._token(), artifact_id, to)
 
     async def keep(self, origin: str, name: str, media_type: str, content: bytes | Path) -> Artifact:
         """Make an artifact of the user, once per run, origin and name. Raises `TooLarge`, `InvalidPayload`."""
         request_id = hashlib.sha256("\n".join([self._folder.name, origin, name]).encode()).hexdigest()
-        return await self._shared.artifacts.keep(self._token(), request_id, name, media_type, content)
+        return await self._shared.artifacts.keep(await self._token(), request_id, name, media_type, content)
 
     async def remove(self) -> None:
         """Remove the run's folder."""
@@ -110,6 +110,11 @@ class NoArtifacts:
     async def keep(self, token: str, request_id: str, name: str, media_type: str, content: bytes | Path) -> Artifact:
         """Raises `Unavailable`."""
         raise errors.Unavailable("The files of users cannot be reached yet.")
+
+
+async def no_token() -> str:
+    """Of a run without a context: empty."""
+    return ""
 
 
 async def removed(folder: Path) -> None:

@@ -233,3 +233,23 @@ async def test_a_context_of_which_nothing_came_holds_up_no_erasure_and_can_be_op
     assert (await answer(contexts, user, "EraseThread", thread_id=thread_id))[0] == "FAILED_PRECONDITION"
     await rest(again.expires_at)
     assert (await ask(contexts, user, "EraseThread", thread_id=thread_id)).messages == 2
+
+
+async def test_a_child_of_the_context_of_a_sessions_calls_is_one_calls_and_no_other_child_names_a_run(contexts: Contexts) -> None:
+    user, run_id = await contexts.services.user(), ids.RunId.new()
+    own, calls = await contexts.open(user), await contexts.open(user, agent_context=b'{"kind":"calls"}')
+    for token, run in ((own.context_token, run_id), (calls.context_token, "")):
+        refused = await _refused(contexts.derive(token, run_id=run))
+        assert (refused.code, refused.details["field"]) == ("INVALID_PAYLOAD", "run_id")
+    assert (await _refused(contexts.derive(calls.context_token, run_id="none"))).code == "INVALID_PAYLOAD"
+    child = await contexts.derive(calls.context_token, "call", run_id=run_id)
+    assert (await contexts.derive(calls.context_token, "call", run_id=run_id)).context == child.context
+    assert (await _refused(contexts.derive(calls.context_token, "call", run_id=ids.RunId.new()))).code == "ALREADY_EXISTS"
+    assert (child.context.run_id, child.context.depth, child.context.thread_id) == (run_id, 1, calls.context.thread_id)
+    # it is a context like any other: it has children of its own run, and none of another one
+    assert (await contexts.derive(child.context_token)).context.run_id == run_id
+    assert (await _refused(contexts.derive(child.context_token, run_id=ids.RunId.new()))).code == "INVALID_PAYLOAD"
+    entries = (await contexts.audit(user, context_id=child.context.context_id)).entries
+    assert [json.loads(entry.detail)["run_id"] for entry in entries if entry.action == "derive"] == [run_id]
+    await contexts.close(child.context_token)
+    assert await contexts.renew(calls.context_token)

@@ -19,7 +19,7 @@ async def read(run: Run, *, epoch: int = 1, limit: int = 100, max_bytes: int = M
     after = ""
     while True:
         whose = user_id or run.user_id
-        page = await run.replica.record.steps(whose, run.run_id, epoch, after, limit=limit, max_bytes=max_bytes)
+        page = await run.replica.record.steps(whose, run.context.thread_id, run.run_id, epoch, after, limit=limit, max_bytes=max_bytes)
         pages.append([key for key, _ in page.found])
         if not page.next_after:
             return pages
@@ -40,7 +40,7 @@ KEYS = ["0:a", "1:a", "2:a", "3:large", "4:b", "5:b", "6:b"]
 
 
 async def test_every_step_comes_once_as_it_was_kept(run: Run) -> None:
-    page = await run.replica.record.steps(run.user_id, run.run_id, 1, "", limit=100, max_bytes=MIB)
+    page = await run.replica.record.steps(run.user_id, run.context.thread_id, run.run_id, 1, "", limit=100, max_bytes=MIB)
     assert [key for key, _ in page.found] == KEYS
     assert ([result for _, result in page.found][:3], len(page.found[3][1]), page.next_after) == ([b"0", b"1", b"2"], 10_002, "")
 
@@ -74,7 +74,7 @@ async def test_those_of_another_user_are_as_unknown_as_those_of_no_run(run: Run)
         await read(run, user_id=ids.uuid7())
     replica: Replica = run.replica
     with pytest.raises(errors.NotFound):
-        await replica.record.steps(run.user_id, ids.uuid7(), 1, "", limit=1, max_bytes=MIB)
+        await replica.record.steps(run.user_id, run.context.thread_id, ids.uuid7(), 1, "", limit=1, max_bytes=MIB)
 
 
 async def test_they_are_there_after_the_end_of_the_run(run: Run) -> None:

@@ -248,7 +248,7 @@ class Reporter:
 def files(tmp_path: Path) -> Iterator[workspace.Workspace]:
     """The files of a run that has none."""
     spaces = workspace.Workspaces(tmp_path / "work", None, 1)  # type: ignore[arg-type]
-    yield spaces.of(ids.RunId.new(), str)
+    yield spaces.of(ids.RunId.new(), workspace.no_token)
     spaces.close()
 
 

@@ -100,7 +100,7 @@ class World:
         )  # fmt: skip
         spaces = workspace.Workspaces(self._folder / "work", None, 1)  # type: ignore[arg-type]
         tools, agents = tools_.ToolRegistry([echo, refuse, hang]), agents_.AgentRegistry(self._agents)
-        files = spaces.of(run_id, str)
+        files = spaces.of(run_id, workspace.no_token)
         owned = outbox.Owned(run_id, context.user_id, 1, str, files.keep)
         bridge = journal.AgentWebSocketBridge(self.record, owned, 1, "first")
         mine = await permitted("tools:execute")

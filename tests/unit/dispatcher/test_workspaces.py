@@ -20,7 +20,7 @@ import pathlib, sys, time
 from netra import ids
 from services.dispatcher.tools import workspace
 spaces = workspace.Workspaces(pathlib.Path(sys.argv[1]), None, 1)
-folder = spaces.of(ids.RunId.new(), str).folder
+folder = spaces.of(ids.RunId.new(), workspace.no_token).folder
 (folder / "left").write_text("x")
 print(folder, flush=True)
 sys.stdin.read()
@@ -55,7 +55,7 @@ def files(root: Path) -> list[str]:
 
 async def test_a_folder_is_made_when_asked_for_and_goes_with_its_run(tmp_path: Path) -> None:
     mine = spaces(tmp_path / "work")
-    one, other = mine.of(ids.RunId.new(), str), mine.of(ids.RunId.new(), str)
+    one, other = mine.of(ids.RunId.new(), workspace.no_token), mine.of(ids.RunId.new(), workspace.no_token)
     await other.remove()
     (one.folder / "log.csv").write_text("x")
     (other.folder / "log.csv").write_text("y")
@@ -69,7 +69,7 @@ async def test_a_folder_is_made_when_asked_for_and_goes_with_its_run(tmp_path: P
 
 def test_what_dead_processes_left_is_removed_and_what_living_ones_use_stays(tmp_path: Path) -> None:
     alive = spaces(tmp_path)
-    (alive.of(ids.RunId.new(), str).folder / "used").write_text("x")
+    (alive.of(ids.RunId.new(), workspace.no_token).folder / "used").write_text("x")
     with subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         left = Path(other.stdout.readline().strip())
@@ -97,12 +97,16 @@ def test_a_root_that_is_a_link_is_refused(tmp_path: Path) -> None:
 async def test_what_is_kept_has_one_request_id_per_call_and_name_and_the_token_of_the_moment(tmp_path: Path) -> None:
     shelf, run_id, token = Shelf(), ids.RunId.new(), ["old"]
     mine = spaces(tmp_path / "work", shelf)
+
+    async def as_it_is() -> str:
+        return token[0]
+
     for _ in range(2):
-        run = mine.of(run_id, lambda: token[0])
+        run = mine.of(run_id, as_it_is)
         for origin, name in (("call-1", "a"), ("call-1", "b"), ("call-2", "a")):
             await run.keep(origin, name, "text/csv", b"x")
         token[0] = "new"
-    await mine.of(ids.RunId.new(), str).keep("call-1", "a", "text/csv", b"x")
+    await mine.of(ids.RunId.new(), workspace.no_token).keep("call-1", "a", "text/csv", b"x")
     mine.close()
     ours = [request_id for _, request_id in shelf.kept]
     assert [seen for seen, _ in shelf.kept] == ["old"] * 3 + ["new"] * 3 + [""]

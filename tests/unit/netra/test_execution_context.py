@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netra import deadline, errors, ids
-from netra.context import UserExecutionContext, managed
+from netra.context import CALLS, UserExecutionContext, managed
 from netra.context.payload import MAX_NESTING, Payload
 from netra.context.v1 import context_pb2
 
@@ -174,6 +174,29 @@ def test_ten_generations_of_children_and_no_eleventh() -> None:
     assert root.agent_context == {"goal": (1, {"deep": "é"})}
     with pytest.raises(errors.DepthExceeded):
         youngest.child("tool:x", "child-11")
+
+
+def test_in_the_context_of_a_sessions_calls_each_call_has_a_frame_of_its_own() -> None:
+    calls = made(agent_context=CALLS, scope={"tools:execute"})
+    run_id, correlation_id = ids.RunId.new(), ids.CorrelationId.new()
+    for known in (calls, UserExecutionContext.from_claims(calls.to_claims())):
+        frame = known.of_call(run_id, "m7", correlation_id)
+        assert (frame.run_id, frame.request_id, frame.correlation_id) == (run_id, "m7", correlation_id)
+        assert frame.created_at > calls.created_at
+        own = {"run_id", "request_id", "correlation_id", "created_at"}
+        before, after = calls.to_claims(), frame.to_claims()
+        assert {name for name in before if before[name] != after[name]} == own
+        assert frame.serves_calls
+        for wrong in (("no id", "m7", correlation_id), (run_id, "", correlation_id), (run_id, "m7", "c")):
+            with pytest.raises(errors.InvalidContext):
+                known.of_call(*wrong)
+    # what is derived for one call is that call's alone
+    child = calls.of_call(run_id, "m7", correlation_id).child("tools/execute", "m8")
+    assert (child.run_id, child.correlation_id, child.serves_calls) == (run_id, correlation_id, False)
+    for other in (child, made(), made(agent_context={**CALLS, "more": 1})):
+        assert not other.serves_calls
+        with pytest.raises(errors.InvalidContext):
+            other.of_call(run_id, "m7", correlation_id)
 
 
 def test_a_child_cannot_bring_authority_along() -> None:
