@@ -995,7 +995,7 @@ class ExecuteToolRequest(_message.Message):
     arguments: _builtins.bytes
     """Arguments, a JSON object, at most 256 KiB; empty means {}."""
     thread_id: _builtins.str
-    """The thread it belongs to; empty makes a new one."""
+    """The thread it belongs to; empty: one of the calls of the session, those of some minutes together."""
     def __init__(
         self,
         *,
