@@ -24,6 +24,8 @@ _log = log.get(__name__)
 # how long what was told to stop may take for it
 GRACE_S = 3.0
 _PATIENCE_S = 30.0
+# a token lasts an hour
+_FRESH_S = 1200.0
 _ADMIN = "admin"
 # what is said of a context that is closed for good, or gone
 _ENDED = (errors.NotFound, errors.FailedPrecondition)
@@ -84,8 +86,9 @@ class Running:
     has_files: bool = False
     # its context is closed, with its answer
     closed: bool = False
-    # of one of a session's calls, whose context it is in: the token of a context of its own, once it needed one
+    # of one of a session's calls, whose context it is in: the token of a context of its own, once it needed one, and since when it has it
     own_token: str = ""
+    own_since: float = 0.0
     # it is not in the record yet: its first append opens it there
     unopened: bool = False
     # where its strands wait, once it executes
@@ -209,8 +212,9 @@ class Course:
         running.has_files = True
         if not running.context.serves_calls:
             return running.token
-        if not running.own_token:
-            running.own_token = await self._contexts.derive(running.token, running.claim.order.run_id)
+        if not running.own_token or time.monotonic() - running.own_since > _FRESH_S:
+            # the same one again, with another token
+            running.own_token, running.own_since = await self._contexts.derive(running.token, running.claim.order.run_id), time.monotonic()
         return running.own_token
 
     async def opened(self, running: Running) -> events_pb2.OpenRunResponse | None:

@@ -15,6 +15,7 @@ from netra.context.v1 import context_pb2
 from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
 from netra.tool import ToolContext, tool
+from services.dispatcher import running as running_
 from standalone import prepare
 from tests.fixtures.contexts import Contexts
 from tests.fixtures.stack import Standalone
@@ -99,10 +100,12 @@ async def test_another_session_and_a_call_in_a_thread_have_contexts_of_their_own
     assert sorted(kinds) == ["calls", "calls", "tool"]
 
 
-@pytest.mark.parametrize("name", ["much", "twice"])
+@pytest.mark.parametrize(("name", "fresh_s"), [("much", 1200.0), ("twice", 1200.0), ("twice", 0.0)])
 async def test_files_of_a_call_are_of_its_run_by_a_context_of_its_own_that_ends_with_it(
-    running: Runs, contexts: Contexts, name: str
+    running: Runs, contexts: Contexts, monkeypatch: pytest.MonkeyPatch, name: str, fresh_s: float
 ) -> None:
+    # the token of a call that lasts is renewed: the context stays the same
+    monkeypatch.setattr(running_, "_FRESH_S", fresh_s)
     user = await running.services.user()
     await _call(running, user, "echo", text="x")
     answer = await _call(running, user, name)
