@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from chassis import log, telemetry, valkey
+from chassis import lifecycle, log, telemetry, valkey
 from netra import errors
 
 _log = log.get(__name__)
@@ -158,6 +158,7 @@ class Limits:
             try:
                 return await self._shared(name, rate, need, ask)
             except _FAILURES as error:
+                _heed()
                 await self._lost(error)
         return self._alone(name, rate, need, min(ask, max(need, 0)) if ask > 0 else ask)
 
@@ -214,6 +215,12 @@ class Limits:
             self._era += 1
             _local.set(0)
             _log.info("limits are counted for all processes again")
+
+
+def _heed() -> None:
+    """Raises `CancelledError` in who was told to stop: a connection that breaks on that lets its client raise an error in its place."""
+    if lifecycle.told_to_stop():
+        raise asyncio.CancelledError
 
 
 def _checked(kind: str, per_minute: float, burst: int | None, cost: int) -> _Rate:
@@ -319,6 +326,7 @@ class Leases:
             async with asyncio.timeout(self._patience_s):
                 return await work()
         except _FAILURES as error:
+            _heed()
             if time.monotonic() >= self._ask_again_at:
                 self._ask_again_at = time.monotonic() + _PAUSE_S
             raise errors.Unavailable(f"Valkey is not reachable just now ({type(error).__name__}).") from None

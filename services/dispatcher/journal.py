@@ -251,11 +251,13 @@ class AgentWebSocketBridge:
                 await self.barrier()
 
     def require_lease(self) -> None:
-        """Raises `Fenced`, and lets go of the run, when another process may own it in a moment."""
+        """Raises `Fenced`, and lets go of the run, when another process may own it in a moment; or when this one has let go of it already:
+        what was told since then is not in the record, that something begins with it.
+        """
         until = self._run.leased_until()
-        if until and time.monotonic() > until - MARGIN_S:
+        if self.left or (until and time.monotonic() > until - MARGIN_S):
             self.leave()
-            raise errors.Fenced("The lease of the run is about to end.")
+            raise errors.Fenced("The lease of the run is about to end, or was given up.")
 
     async def close(self) -> None:
         """Nothing more is told."""

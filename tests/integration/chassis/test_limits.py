@@ -152,6 +152,30 @@ async def test_a_valkey_that_hangs_delays_a_call_by_no_more_than_its_patience(se
     await one.close()
 
 
+@pytest.mark.parametrize("breaks", [redis.ConnectionError, TimeoutError])
+async def test_who_is_told_to_stop_while_it_counts_stops(
+    both: list[limits.Limits], monkeypatch: pytest.MonkeyPatch, breaks: type[Exception]
+) -> None:
+    one, counts = both[0], asyncio.Event()
+
+    async def broken(*_: object) -> tuple[int, int, int]:
+        # as its client does when a connection does not close in time that is given up because of the cancellation
+        counts.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise breaks from None
+        return 0, 0, 0
+
+    monkeypatch.setattr(one, "_run", broken)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(one.take("calls", "k", 1))
+        await counts.wait()
+        asked.cancel()
+    assert asked.cancelled()
+    assert not one.local
+
+
 async def test_a_connection_that_takes_its_leave_too_slowly_is_no_error(server: Server) -> None:
     client = valkey.connect(server.url, 0.05)
     connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]

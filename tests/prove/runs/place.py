@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -82,9 +83,15 @@ class Place:
     folder: Path
     http: httpx.AsyncClient
     stubs: list[dispatcher_pb2_grpc.DispatcherServiceAsyncStub]
+    removed: contextlib.ExitStack
     users: list[User] = field(default_factory=list)
     started: dict[str, Started] = field(default_factory=dict)
     again: Counter[str] = field(default_factory=Counter)
+
+    def keep(self) -> Path:
+        """Leave logs, stores and effects where they are when it is over."""
+        self.removed.pop_all()
+        return self.folder.parent
 
     @property
     def sockets_lost(self) -> int:
@@ -151,7 +158,9 @@ class Place:
 async def running(many: int, **settings: str) -> AsyncIterator[Place]:
     """On free ports, in a folder of its own, with so many users; `settings` on top of those of the proof."""
     async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netra-prove-")))
+        folder = Path(tempfile.mkdtemp(prefix="netra-prove-"))
+        removed = stack.enter_context(contextlib.ExitStack())
+        removed.callback(shutil.rmtree, folder, ignore_errors=True)
         whole = folder / "outside"
         whole.mkdir()
         told = {
@@ -163,7 +172,7 @@ async def running(many: int, **settings: str) -> AsyncIterator[Place]:
         stack.push_async_callback(asyncio.to_thread, system.stop)
         http = await stack.enter_async_context(web.client(base_url=gateway_url(system), timeout=30, trust_env=False))
         channels = [await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{system.ports[name]}")) for name in DISPATCHERS]
-        where = Place(system, whole, http, [dispatcher_pb2_grpc.DispatcherServiceStub(channel) for channel in channels])
+        where = Place(system, whole, http, [dispatcher_pb2_grpc.DispatcherServiceStub(channel) for channel in channels], removed)
         to_auth = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{system.ports['auth']}"))
         stub = auth_pb2_grpc.AuthServiceStub(to_auth)
         where.users = await asyncio.to_thread(_people, stub, system, many)

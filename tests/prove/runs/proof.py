@@ -60,6 +60,8 @@ async def prove(wanted: Wanted, tell: Tell) -> dict[str, Any]:
         await where.ended(60.0)
         verdict = judge.judged(await where.evidence())
         wrong += [one for user in where.users for one in user.follower.wrong]
+        if wrong or not verdict.ok:
+            tell(f"something is wrong; logs, stores and effects are left in {where.keep()}")
         report["sockets"] = {"clients": len(where.users), **report.get("sockets", {}), "lost": where.sockets_lost}
     if "fairness" in wanted.parts and wanted.noise:
         tell(f"fairness: {wanted.noise} runs of one user ...")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from netra.agent import Turn, agent
 from services.dispatcher import running, runs
 from tests.fixtures import lives, replayed
+from tests.fixtures.permits import Counted, permitted
 from tests.fixtures.replayed import EFFECTS, Made
 
 
@@ -195,3 +197,32 @@ async def test_an_owner_that_tells_something_new_has_brought_its_run_further(mad
             run.cancel()
         await owner.close()
         assert mine.moved is moved
+
+
+class Deaf(Counted):
+    """Counts the second call after its caller was told to stop, and does not pass that on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = asyncio.Event()
+
+    async def take(self, kind: str, key: str, per_minute: float, burst: int | None = None, cost: int = 1) -> None:
+        await super().take(kind, key, per_minute, burst, cost)
+        if len(self.asked) == 2:
+            self.counts.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+
+async def test_nothing_outside_is_changed_for_a_run_that_was_let_go_of(made: Made) -> None:
+    world, deaf = await made(), Deaf()
+    entitled, world._entitled = world._entitled, lives.Entitled(await permitted("tools:execute", counted=deaf))
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(world.owner().run(world.claimed("sequence", leased_until=time.monotonic() + 60)))
+        await deaf.counts.wait()
+        run.cancel()
+    assert (EFFECTS, world.record.over, world.record.kinds[-1]) == ([], False, "tool_completed")
+    # nothing says that it began: so the next owner makes it, and is the first
+    world._entitled = entitled
+    assert await world.live("sequence", leased_until=time.monotonic() + 60) is runs.RunState.COMPLETED
+    assert len(EFFECTS) == 1
