@@ -13,14 +13,13 @@ from typing import Any
 
 from opentelemetry import metrics
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
-from chassis import lifecycle, log, valkey
+from chassis import log, valkey
 from netra import errors
 
 _log = log.get(__name__)
 _reads = metrics.get_meter("netra").create_counter("netra.cache.reads", description="Values asked for, by kind and what was found.")
-_FAILURES = (RedisError, OSError, TimeoutError)
 _USER = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _KIND = re.compile(r"[a-z][a-z_]{0,39}")
 _PLAIN = re.compile(r"[0-9A-Za-z_.@-]{1,100}")
@@ -126,24 +125,21 @@ class Cache:
         """What a script of this module answers. Raises `Unavailable`."""
         text = script if script is _RELEASE else _BEGIN + script
         try:
-            async with asyncio.timeout(self._patience_s):
-                try:
-                    answer = await self._answer(text, keys, arguments)
-                except (RedisConnectionError, OSError):
-                    # of a server that was restarted every open connection is dead; to do all but this one twice does no harm
-                    if script is _COUNT:
-                        raise
-                    await self._redis.connection_pool.disconnect(inuse_connections=False)
-                    answer = await self._answer(text, keys, arguments)
-        except _FAILURES as error:
+            with valkey.heeded():
+                async with asyncio.timeout(self._patience_s):
+                    try:
+                        return await self._answer(text, keys, arguments)
+                    except (RedisConnectionError, OSError):
+                        # of a server that was restarted every open connection is dead; to do all but this one twice does no harm
+                        if script is _COUNT:
+                            raise
+                        await self._redis.connection_pool.disconnect(inuse_connections=False)
+                        return await self._answer(text, keys, arguments)
+        except valkey.FAILURES as error:
             if not self.resting:
                 _log.warning("Valkey is not reachable; values are read from where they come from", error=type(error).__name__)
             self._ask_again_at = asyncio.get_running_loop().time() + _PAUSE_S
             raise errors.Unavailable(f"Valkey is not reachable just now ({type(error).__name__}).") from None
-        if lifecycle.told_to_stop():
-            # the driver writes under asyncio.wait_for, which before Python 3.12 loses a cancel that comes as the write ends
-            raise asyncio.CancelledError
-        return answer
 
     async def _answer(self, text: str, keys: list[str], arguments: tuple[str | int | bytes, ...]) -> Any:
         digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
-from chassis import lifecycle, log, telemetry, valkey
+from chassis import log, telemetry, valkey
 from netra import errors
 
 _log = log.get(__name__)
@@ -44,7 +44,6 @@ end
 return {0, paid_at - now, given}
 """
 _DIGEST = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-_FAILURES = (RedisError, OSError, TimeoutError)
 _MINUTE = 60_000_000
 _KEPT = 50_000
 _MAX_KEY = 64
@@ -156,9 +155,9 @@ class Limits:
             # while one call tries, the others go on alone
             self._ask_again_at = time.monotonic() + _PAUSE_S
             try:
-                return await self._shared(name, rate, need, ask)
-            except _FAILURES as error:
-                _heed()
+                with valkey.heeded():
+                    return await self._shared(name, rate, need, ask)
+            except valkey.FAILURES as error:
                 await self._lost(error)
         return self._alone(name, rate, need, min(ask, max(need, 0)) if ask > 0 else ask)
 
@@ -206,7 +205,7 @@ class Limits:
             _local.set(1)
             _log.warning("Valkey is not reachable; this process counts its limits alone", error=type(error).__name__)
             # connections that are still open would fail one by one, later
-            with contextlib.suppress(*_FAILURES):
+            with contextlib.suppress(*valkey.FAILURES):
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def _found(self) -> None:
@@ -215,12 +214,6 @@ class Limits:
             self._era += 1
             _local.set(0)
             _log.info("limits are counted for all processes again")
-
-
-def _heed() -> None:
-    """Raises `CancelledError` in who was told to stop: a connection that breaks on that lets its client raise an error in its place."""
-    if lifecycle.told_to_stop():
-        raise asyncio.CancelledError
 
 
 def _checked(kind: str, per_minute: float, burst: int | None, cost: int) -> _Rate:
@@ -323,10 +316,10 @@ class Leases:
         try:
             if time.monotonic() < self._ask_again_at:
                 raise TimeoutError
-            async with asyncio.timeout(self._patience_s):
-                return await work()
-        except _FAILURES as error:
-            _heed()
+            with valkey.heeded():
+                async with asyncio.timeout(self._patience_s):
+                    return await work()
+        except valkey.FAILURES as error:
             if time.monotonic() >= self._ask_again_at:
                 self._ask_again_at = time.monotonic() + _PAUSE_S
             raise errors.Unavailable(f"Valkey is not reachable just now ({type(error).__name__}).") from None

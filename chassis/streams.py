@@ -9,27 +9,20 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import redis.asyncio as redis
-from redis.exceptions import RedisError
 
-from chassis import lifecycle, log, valkey
+from chassis import log, valkey
 from netra import errors
 
 _log = log.get(__name__)
 Entry = tuple[str, str, dict[bytes, bytes]]
 
 
-def _heed_cancel() -> None:
-    # the driver writes under asyncio.wait_for, which before Python 3.12 loses a cancel that comes as the write ends
-    if lifecycle.told_to_stop():
-        raise asyncio.CancelledError
-
-
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
-        yield
-        _heed_cancel()
-    except (RedisError, OSError, TimeoutError) as error:
+        with valkey.heeded():
+            yield
+    except valkey.FAILURES as error:
         raise errors.Unavailable(f"Valkey is not reachable just now ({type(error).__name__}).") from None
 
 
@@ -102,11 +95,11 @@ class Streams:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(self._prefix + channel)
                     while True:
-                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
-                        _heed_cancel()
+                        with valkey.heeded():
+                            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
                         if message is not None:
                             yield message["data"].decode()
-            except (RedisError, OSError, TimeoutError) as error:
+            except valkey.FAILURES as error:
                 _log.warning("Valkey is not reachable; listening again soon", error=type(error).__name__)
                 await asyncio.sleep(0.5)
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+
+from chassis import lifecycle
+
+# what a client raises when Valkey is away, or does not answer in time
+FAILURES = (RedisError, OSError, TimeoutError)
 
 
 class Pool(redis.BlockingConnectionPool):
@@ -39,5 +46,25 @@ def connect(dsn: str, patience_s: float) -> redis.Redis:
 
 async def close(client: redis.Redis) -> None:
     """Close all connections. One that takes its leave too slowly is closed all the same, and is no error: redis-py raises it at the end."""
-    with contextlib.suppress(RedisError, OSError, TimeoutError):
+    with contextlib.suppress(*FAILURES):
         await client.aclose(close_connection_pool=True)
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+    """Around what a client is asked, and around any limit of time for it. Raises `CancelledError` in who was told to stop meanwhile.
+
+    The client may not pass that on: it writes under `asyncio.wait_for`, which before Python 3.12 loses a cancel that comes as the write
+    ends, and a connection that breaks on a cancel may raise an error of its own in place of it.
+    """
+    try:
+        yield
+    except FAILURES:
+        _heed()
+        raise
+    _heed()
+
+
+def _heed() -> None:
+    if lifecycle.told_to_stop():
+        raise asyncio.CancelledError
