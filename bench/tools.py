@@ -50,6 +50,10 @@ async def lookup(text: str, limit: int, tags: list[str], options: dict[str, str 
     return {"text": text, "limit": limit, "tags": tags, "options": options}
 
 
+async def _no_token() -> str:
+    return ""
+
+
 class _Nobody:
     """Who is told of calls, and does nothing with it."""
 
@@ -100,7 +104,7 @@ async def _dispatcher() -> AsyncIterator[dispatch.UnifiedToolDispatcher]:
     with tempfile.TemporaryDirectory() as folder:
         spaces = workspace.Workspaces(Path(folder) / "work", workspace.NoArtifacts(), 1)
         made = dispatch.Dispatchers(registry.ToolRegistry([lookup]))
-        async with made.for_context(context, mine, _Nobody(), spaces.of(context.run_id, workspace.no_token), deadline_s=3600) as tools:
+        async with made.for_context(context, mine, _Nobody(), spaces.of(context.run_id, _no_token), deadline_s=3600) as tools:
             yield tools
         spaces.close()
 

@@ -18,7 +18,7 @@ from services.dispatcher import upstreams
 
 _log = log.get(__name__)
 _CALLS = orjson.dumps(context.CALLS)
-# so long calls begin in the same one: what withdraws a session ends it at once, what erases its thread need not wait for its token
+# seconds in which calls begin in the same one: what withdraws a session ends it at once, what erases its thread does not wait for its token
 _LASTS_S = 300.0
 _MOST = 10_000
 _Whose = tuple[object, ...]
@@ -59,7 +59,8 @@ class CallContexts:
         if kept is None or kept.until <= self._clock():
             # several that come at once open one each: all of them are good, and the last one is kept
             kept = self._kept[whose] = _Kept(await self._opened(user), self._clock() + _LASTS_S)
-            while len(self._kept) > _MOST:
+            self._kept.move_to_end(whose)
+            if len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
         frame = kept.opened.context.of_call(ids.RunId.new(), request_id, telemetry.correlation_id() or ids.CorrelationId.new())
         return dataclasses.replace(kept.opened, context=frame, stored=frame.to_proto().SerializeToString(deterministic=True))

@@ -84,7 +84,7 @@ class Interactive:
     async def _over(self, mine: running.Running, state: runs.RunState, outcome: bytes) -> None:
         """Store the end of a call, which frees no thread; nobody waits for it, and its context is closed before."""
         order, epoch = mine.claim.order, mine.claim.epoch
-        left_open = not await self._course.left(mine)
+        left_open = not await self._course.close_context(mine)
         # should it have failed: what is still to be closed is looked for again and again
         await patient(lambda: self._course.store.ended(order.run_id, epoch, state, outcome, mine.passed.times, context_open=left_open))
 

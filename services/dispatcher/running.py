@@ -357,7 +357,7 @@ class Course:
         running.over = True
         await self._hide(running)
         # the run ends all the same; an open context holds up the erasure of its thread, so the row says that it is still to be closed
-        left_open = not (running.closed or await self.left(running))
+        left_open = not (running.closed or await self.close_context(running))
         await patient(
             lambda: self.store.ended(order.run_id, epoch, state, outcome, running.passed.times, context_open=left_open)
         )  # fmt: skip
@@ -369,7 +369,7 @@ class Course:
             except errors.NetraError as error:
                 _log.error("the messages of a run could not be hidden", code=error.code, reason=error.message)
 
-    async def left(self, running: Running) -> bool:
+    async def close_context(self, running: Running) -> bool:
         """Close the context that is the run's own, at its end; False when that may succeed another time."""
         if not running.context.serves_calls:
             return await self.closed(running.token)

@@ -43,7 +43,11 @@ SELECT r.refused, r.calls, r.reached, r.reached_at, clock_timestamp() AS now, (S
        (r.head).retention, (r.head).created_at, (r.head).epoch, (r.head).next_seq, (r.head).last_digest, (r.head).last_first_seq,
        (r.head).last_cursor, (r.head).last_at, (r.head).ended, (r.head).terminal_type
 FROM (SELECT set_config('netra.user_id', $1, true)::uuid AS user_id) wall
-CROSS JOIN LATERAL events.open_run(wall.user_id, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9::float8), $10) r
+-- before its epoch is raised: what the context of a session's calls ($11) opens is new, or in the thread of that
+CROSS JOIN LATERAL (
+    SELECT wall.user_id WHERE NOT $11::boolean
+        OR NOT EXISTS (SELECT FROM events.heads AS h WHERE h.run_id = $3 AND h.user_id = wall.user_id AND h.thread_id <> $4)) owner
+CROSS JOIN LATERAL events.open_run(owner.user_id, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9::float8), $10) r
 """
 # sizes are known without reading the results
 _STEPS = """
@@ -75,11 +79,9 @@ class Record:
 
         Raises `Fenced`, or `NotFound` when it is another user's, or not in the thread of a session's calls that it is opened for.
         """
-        if head.of_calls and await self._elsewhere(head):
-            raise errors.NotFound("There is no such run.")
         rows = await self._database.alone(
             _OPEN, head.user_id, head.tenant_id, head.run_id, head.thread_id, head.request_id, head.correlation_id, head.trace_id,
-            head.retention, head.deadline, epoch,
+            head.retention, head.deadline, epoch, head.of_calls,
         )  # fmt: skip
         if not rows:
             raise errors.NotFound("There is no such run.")
@@ -89,11 +91,6 @@ class Record:
         self._memory.of(row["generation"], row["now"])
         self._memory.opened(memory.Run.of(row).head(row), ledger.Cursor(row["reached"], row["reached_at"]))
         return heads.Opened(row["next_seq"], row["ended"], row["terminal_type"], row["calls"] or [])
-
-    async def _elsewhere(self, head: heads.NewHead) -> bool:
-        query = "SELECT EXISTS (SELECT FROM events.heads WHERE run_id = $1 AND user_id = $2 AND thread_id <> $3)"
-        async with self._database.transaction(head.user_id) as transaction:
-            return bool(await transaction.value(query, head.run_id, head.user_id, head.thread_id))
 
     async def steps(
         self, user_id: str, thread_id: str, run_id: str, epoch: int, after: str, *, limit: int, max_bytes: int

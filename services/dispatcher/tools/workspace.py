@@ -112,11 +112,6 @@ class NoArtifacts:
         raise errors.Unavailable("The files of users cannot be reached yet.")
 
 
-async def no_token() -> str:
-    """Of a run without a context: empty."""
-    return ""
-
-
 async def removed(folder: Path) -> None:
     """Remove a folder; most are empty, and gone at once."""
     try:

@@ -17,6 +17,7 @@ from netra.events.v1 import events_pb2
 from netra.tool import ToolContext, tool
 from services.dispatcher import running as running_
 from standalone import prepare
+from tests.fixtures.accounts import refused
 from tests.fixtures.contexts import Contexts
 from tests.fixtures.stack import Standalone
 from tests.fixtures.storage import Services
@@ -43,11 +44,17 @@ async def twice(context: ToolContext) -> list[str]:
     return [one.artifact_id for one in kept]
 
 
+@tool(timeout_s=60)
+async def hang() -> None:
+    """Waits until it is stopped."""
+    await asyncio.Event().wait()
+
+
 @pytest.fixture
 async def running(contexts: Contexts, services: Services, tmp_path: Path) -> Runs:
     """All services, with the tools above."""
     await services.events()
-    await services.dispatcher(tools=[echo, much, twice], work_dir=tmp_path / "work")
+    await services.dispatcher(tools=[echo, much, twice, hang], work_dir=tmp_path / "work")
     return Runs(services)
 
 
@@ -152,3 +159,27 @@ async def test_a_call_whose_process_died_is_ended_by_what_it_left(running: Runs,
             await asyncio.sleep(0.02)
     assert run.state == dispatcher_pb2.RUN_STATE_COMPLETED
     assert await _frames(running, user, answer.run_id) == before
+
+
+async def test_while_a_call_is_under_way_its_thread_is_not_erased_and_the_same_request_goes_on_with_it(running: Runs) -> None:
+    user = await running.services.user()
+    request = dispatcher_pb2.ExecuteToolRequest(request_id=ids.uuid7(), tool_name="hang")
+    async with asyncio.TaskGroup() as group:
+        call = running.dispatcher.ExecuteTool(request, metadata=user.bearer, timeout=40)
+        group.create_task(_stopped(call))
+        begun = await running.until(user, "", "tool_executing")
+        run_id, thread_id = begun[0]["run_id"], begun[0]["thread_id"]
+        recorded = events_pb2.EraseEventsRequest(request_id="e", thread_id=thread_id)
+        kept = dispatcher_pb2.EraseRunsRequest(request_id="e", thread_id=thread_id)
+        for erase in (
+            lambda: running.events.EraseEvents(recorded, metadata=user.bearer),
+            lambda: running.dispatcher.EraseRuns(kept, metadata=user.bearer),
+        ):
+            assert (await refused(erase())).code == "FAILED_PRECONDITION"
+        await running.dispatcher.CancelRun(dispatcher_pb2.CancelRunRequest(run_id=run_id), metadata=user.bearer)
+    assert (await running.events.EraseEvents(recorded, metadata=user.bearer)).runs == 1
+    assert (await running.dispatcher.EraseRuns(kept, metadata=user.bearer)).runs == 1
+
+
+async def _stopped(call: Any) -> None:
+    assert (await call).status == "cancelled"

@@ -21,6 +21,7 @@ from netra.context import UserExecutionContext
 from netra.tool import tool
 from services.dispatcher import runs
 from services.dispatcher.tools import dispatch, permits, registry, workspace
+from tests.fixtures import workspaces
 from tests.fixtures.permits import Counted, Told, permitted, policy_of
 
 Rule = auth_pb2.ToolRule
@@ -248,7 +249,7 @@ class Reporter:
 def files(tmp_path: Path) -> Iterator[workspace.Workspace]:
     """The files of a run that has none."""
     spaces = workspace.Workspaces(tmp_path / "work", None, 1)  # type: ignore[arg-type]
-    yield spaces.of(ids.RunId.new(), workspace.no_token)
+    yield spaces.of(ids.RunId.new(), workspaces.no_token)
     spaces.close()
 
 

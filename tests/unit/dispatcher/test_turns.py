@@ -22,6 +22,7 @@ from services.dispatcher import journal, outbox, turn
 from services.dispatcher.agents import registry as agents_
 from services.dispatcher.tools import dispatch, workspace
 from services.dispatcher.tools import registry as tools_
+from tests.fixtures import workspaces
 from tests.fixtures.permits import permitted
 
 
@@ -100,7 +101,7 @@ class World:
         )  # fmt: skip
         spaces = workspace.Workspaces(self._folder / "work", None, 1)  # type: ignore[arg-type]
         tools, agents = tools_.ToolRegistry([echo, refuse, hang]), agents_.AgentRegistry(self._agents)
-        files = spaces.of(run_id, workspace.no_token)
+        files = spaces.of(run_id, workspaces.no_token)
         owned = outbox.Owned(run_id, context.user_id, 1, str, files.keep)
         bridge = journal.AgentWebSocketBridge(self.record, owned, 1, "first")
         mine = await permitted("tools:execute")

@@ -13,14 +13,16 @@ import pytest
 from netra import ids
 from netra.tool import Artifact
 from services.dispatcher.tools import workspace
+from tests.fixtures import workspaces
 
 # a dispatcher that dies with a run's folder in use; one that hangs is killed with the test
 OTHER = """
 import pathlib, sys, time
 from netra import ids
 from services.dispatcher.tools import workspace
+from tests.fixtures import workspaces
 spaces = workspace.Workspaces(pathlib.Path(sys.argv[1]), None, 1)
-folder = spaces.of(ids.RunId.new(), workspace.no_token).folder
+folder = spaces.of(ids.RunId.new(), workspaces.no_token).folder
 (folder / "left").write_text("x")
 print(folder, flush=True)
 sys.stdin.read()
@@ -55,7 +57,7 @@ def files(root: Path) -> list[str]:
 
 async def test_a_folder_is_made_when_asked_for_and_goes_with_its_run(tmp_path: Path) -> None:
     mine = spaces(tmp_path / "work")
-    one, other = mine.of(ids.RunId.new(), workspace.no_token), mine.of(ids.RunId.new(), workspace.no_token)
+    one, other = mine.of(ids.RunId.new(), workspaces.no_token), mine.of(ids.RunId.new(), workspaces.no_token)
     await other.remove()
     (one.folder / "log.csv").write_text("x")
     (other.folder / "log.csv").write_text("y")
@@ -69,7 +71,7 @@ async def test_a_folder_is_made_when_asked_for_and_goes_with_its_run(tmp_path: P
 
 def test_what_dead_processes_left_is_removed_and_what_living_ones_use_stays(tmp_path: Path) -> None:
     alive = spaces(tmp_path)
-    (alive.of(ids.RunId.new(), workspace.no_token).folder / "used").write_text("x")
+    (alive.of(ids.RunId.new(), workspaces.no_token).folder / "used").write_text("x")
     with subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         left = Path(other.stdout.readline().strip())
@@ -106,7 +108,7 @@ async def test_what_is_kept_has_one_request_id_per_call_and_name_and_the_token_o
         for origin, name in (("call-1", "a"), ("call-1", "b"), ("call-2", "a")):
             await run.keep(origin, name, "text/csv", b"x")
         token[0] = "new"
-    await mine.of(ids.RunId.new(), workspace.no_token).keep("call-1", "a", "text/csv", b"x")
+    await mine.of(ids.RunId.new(), workspaces.no_token).keep("call-1", "a", "text/csv", b"x")
     mine.close()
     ours = [request_id for _, request_id in shelf.kept]
     assert [seen for seen, _ in shelf.kept] == ["old"] * 3 + ["new"] * 3 + [""]
