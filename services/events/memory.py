@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from chassis import postgres
-from services.events import frames, ledger, log
+from services.events import clock, frames, ledger, log
 from services.events import heads as heads_
 
 # of each kind: some tens of megabytes at the very most
@@ -69,13 +68,15 @@ class Memory:
         # users who have a cursor
         self._users: set[str] = set()
         self._marks: set[ledger.Mark] = set()
-        # the database's time, and ours when it came
-        self._now: tuple[datetime, float] | None = None
+        self._clock = clock.DatabaseClock()
         self._wrong = self._looks = 0
 
-    def of(self, generation: object, now: datetime) -> None:
-        """The record is of this generation, and it is so late in the database. In another one nothing need be of what was seen before."""
-        self._now = now, time.monotonic()
+    def of(self, generation: object, now: datetime, asked: float) -> None:
+        """The record is of this generation, and it was so late in the database after it was `asked` (time.monotonic).
+
+        In another generation nothing need be of what was seen before.
+        """
+        self._clock.told(now, asked)
         if generation != self._generation:
             self._generation = generation
             for known in (self._runs, self._heads, self._cursors, self._users, self._marks):
@@ -132,10 +133,8 @@ class Memory:
         if self._looks:
             self._looks -= 1
             return None
-        if self._now is None:
+        if (now := self._clock.now()) is None:
             return None
-        then, since = self._now
-        now = then + timedelta(seconds=time.monotonic() - since)
         new = {
             append.request.run_id: (append.opens, append.request.epoch)
             for append in appends
@@ -161,9 +160,10 @@ class Memory:
         cursors = {user_id: cursor for user_id in users if (cursor := self._cursors.pop(user_id, None)) is not None}
         return (heads, cursors) if len(heads) == len(runs) and len(cursors) == len(users) else None
 
-    def right(self, now: datetime) -> None:
-        """A guess was right, and it is so late in the database."""
-        self._now, self._wrong = (now, time.monotonic()), 0
+    def right(self, now: datetime, asked: float) -> None:
+        """A guess was right, and it was so late in the database after it was `asked` (time.monotonic)."""
+        self._clock.told(now, asked)
+        self._wrong = 0
 
     def wrong(self) -> None:
         """A guess was wrong: others write the same rows. The more often, the longer everything is looked up before the next one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -79,6 +80,7 @@ class Record:
 
         Raises `Fenced`, or `NotFound` when it is another user's, or not in the thread of a session's calls that it is opened for.
         """
+        asked = time.monotonic()
         rows = await self._database.alone(
             _OPEN, head.user_id, head.tenant_id, head.run_id, head.thread_id, head.request_id, head.correlation_id, head.trace_id,
             head.retention, head.deadline, epoch, head.of_calls,
@@ -88,7 +90,7 @@ class Record:
         row = rows[0]
         if row["refused"]:
             raise errors.Fenced(f"The run is owned under epoch {row['epoch']} already.", epoch=row["epoch"])
-        self._memory.of(row["generation"], row["now"])
+        self._memory.of(row["generation"], row["now"], asked)
         self._memory.opened(memory.Run.of(row).head(row), ledger.Cursor(row["reached"], row["reached_at"]))
         return heads.Opened(row["next_seq"], row["ended"], row["terminal_type"], row["calls"] or [])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -177,6 +178,7 @@ class Writer:
     async def _as_guessed(self, book: ledger.Ledger, seen: memory.Seen) -> bool:
         """Write what rests on rows that were seen, if they are the same still: in one statement, which is a transaction."""
         query, values = _statement({"same": _as_seen(book, seen), **_rows(book, self._memory.unmarked(book))})
+        asked = time.monotonic()
         try:
             # done twice it finds that the rows are not the same any more
             (row,) = await self._database.alone(query, *values)
@@ -187,7 +189,7 @@ class Writer:
             _wrong.add(1)
             self._memory.wrong()
             return False
-        self._memory.right(row["now"])
+        self._memory.right(row["now"], asked)
         self._memory.written(book)
         return True
 
@@ -211,11 +213,12 @@ class Writer:
         users = sorted({*owners, *(append.context.user_id for append in appends if append.context is not None)})
         found = await transaction.fetch(_CURSORS + held, users)
         cursors = {str(row["user_id"]): ledger.Cursor(row["last"], row["last_at"]) for row in found}
+        asked = time.monotonic()
         rows = await transaction.fetch(_HEADS + held, list(runs)) if runs else []
         # the time is asked for under the locks
         now: datetime = rows[0]["now"] if rows else await transaction.value("SELECT clock_timestamp()")
         if found:
-            self._memory.of(found[0]["generation"], now)
+            self._memory.of(found[0]["generation"], now, asked)
         # a run that was erased and opened again is not the one that was known
         if again := [row["run_id"] for row in rows if runs[row["run_id"]].opened_at != row["created_at"]]:
             runs |= await self._look_up(transaction, again)

@@ -83,6 +83,11 @@ def _done_again(evidence: judge.Evidence) -> None:
     evidence.effects.append(Line(f"{_MARK}.second", "put", 3, _at(evidence.records[_USER][3]) + 1))
 
 
+def _done_late(evidence: judge.Evidence) -> None:
+    evidence.effects = [line for line in evidence.effects if line.of != f"{_MARK}.second"]
+    _done_again(evidence)
+
+
 def _done_twice(evidence: judge.Evidence) -> None:
     """Not committed yet, but it may be done once."""
     evidence.effects.append(Line(f"{_MARK}.third", "book", 3, _at(evidence.records[_USER][5]) - 0.05))
@@ -144,6 +149,7 @@ _FORGED: dict[str, tuple[Callable[[judge.Evidence], None], set[str]]] = {
     "a double": (_double, {"doubles"}),
     "an event twice": (_same_event_twice, {"doubles"}),
     "an effect after its commit": (_done_again, {"committed_twice"}),
+    "an effect that was committed before": (_done_late, {"unmade"}),
     "an effect twice": (_done_twice, {"committed_twice"}),
     "an effect never": (_never_done, {"unmade"}),
     "a run that is stuck": (_stuck, {"stuck"}),

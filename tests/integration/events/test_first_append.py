@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -153,10 +154,8 @@ async def test_a_run_that_another_owner_has_taken_over_is_fenced(place: Place, s
 async def test_an_owner_that_comes_after_finds_what_the_first_append_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     replica = await place.replica()
     run = await _known(place, replica)
-    known = replica.memory._now
-    assert known is not None
     # as far as a clock may be behind before the time is asked for
-    replica.memory._now = known[0] - timedelta(seconds=0.5), known[1]
+    replica.memory.right(datetime.now(UTC) - timedelta(seconds=0.5), time.monotonic())
     with monkeypatch.context() as patched:
         _alone(replica, patched)
         assert (await _first(run, event("agent_started"), event("tool_executing", tool_call_id="c1"))).refused is None

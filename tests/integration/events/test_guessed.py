@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -258,9 +259,7 @@ async def test_who_is_wrong_about_the_time_asks_for_it(place: Place, off: timede
     replica = await place.replica()
     run = await place.run(replica)
     await run.append(event())
-    now = replica.memory._now
-    assert now is not None
-    replica.memory._now = now[0] + off, now[1]
+    replica.memory.right(datetime.now(UTC) + off, time.monotonic())
     await run.append(event())
     async with place.admin() as admin:
         query = "SELECT count(*) FROM events.events WHERE user_id = $1 AND recorded_at BETWEEN now() - interval '1 minute' AND now()"

@@ -210,7 +210,8 @@ def _effects(verdict: Verdict, evidence: Evidence, committed: Mapping[str, float
     for key, lines in done.items():
         late = [line for line in lines if line.at > committed.get(key, line.at) + _SLACK_S]
         for line in late:
-            verdict.wrong("committed_twice", f"{line.name} {key} by {line.pid}, {line.at - committed[key]:.2f} s after it was committed")
+            kind = "unmade" if len(late) == len(lines) else "committed_twice"
+            verdict.wrong(kind, f"{line.name} {key} by {line.pid}, {line.at - committed[key]:.2f} s after it was committed")
         allowed = 1 + evidence.again[key] if lines[0].name in tools.ONCE else len(lines)
         if len(lines) - len(late) > allowed:
             when = ", ".join(f"by {line.pid} after {line.at - lines[0].at:.3f} s" for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,7 +24,7 @@ def _head(run_id: str = _RUNS[0], user_id: str = _USER) -> ledger.Head:
 
 def _known(*heads: ledger.Head) -> memory.Memory:
     known = memory.Memory()
-    known.of("g1", _NOW)
+    known.of("g1", _NOW, time.monotonic())
     for head in heads or (_head(),):
         known.opened(head, ledger.Cursor(7, _NOW))
     return known
@@ -160,7 +161,7 @@ def test_another_generation_of_the_record_is_another_record() -> None:
     book = _guessed(known, _append(1))[0]
     known.written(book)
     assert known.unmarked(book) == {}
-    known.of("g2", _NOW)
+    known.of("g2", _NOW, time.monotonic())
     assert known.unmarked(book) == book.marks
     assert known.guess([_append(2)]) is None
 
@@ -182,6 +183,6 @@ def test_after_guesses_that_were_wrong_it_looks_longer_and_longer_and_guesses_ag
         known.wrong()
         known.opened(_head(), ledger.Cursor(7, _NOW))
     assert tries == [0, 0, 1, 3, 7, 15]
-    known.right(_NOW + timedelta(seconds=1))
+    known.right(_NOW + timedelta(seconds=1), time.monotonic())
     known.wrong()
     assert known.guess([_append()]) is not None
