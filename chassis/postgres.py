@@ -26,6 +26,8 @@ Row = asyncpg.Record
 _T = TypeVar("_T")
 _TRANSIENT = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.InterfaceError, TimeoutError)
 _TIMEOUT_S = 10.0
+# of what had to give way to another transaction
+_ATTEMPTS = 3
 # how long a rollback may take before its connection is thrown away
 _UNDO_S = 2.0
 # the last line, should a process be stopped or its network be gone; the transaction's own deadline comes first
@@ -192,18 +194,27 @@ class DatabaseManager:
                 raise
 
     async def retried(
-        self, user_id: str | None, work: Callable[[Transaction], Awaitable[_T]], *, attempts: int = 3, timeout_s: float = _TIMEOUT_S,
-        within: Mapping[str, str] = MappingProxyType({}),
+        self, user_id: str | None, work: Callable[[Transaction], Awaitable[_T]], *, attempts: int = _ATTEMPTS,
+        timeout_s: float = _TIMEOUT_S, within: Mapping[str, str] = MappingProxyType({}),
     ) -> _T:  # fmt: skip
         """What `work` returns, done in a transaction; done again from the beginning when that had to give way to another one.
 
         Raises what `transaction` raises; `Victim` when it had to give way each time. All attempts together get `timeout_s`.
         """
-        ends = asyncio.get_running_loop().time() + timeout_s
+        now = asyncio.get_running_loop().time
+        ends = now() + timeout_s
+
+        async def once() -> _T:
+            async with self.transaction(user_id, timeout_s=ends - now(), within=within) as transaction:
+                return await work(transaction)
+
+        return await self._again(once, attempts)
+
+    async def _again(self, work: Callable[[], Awaitable[_T]], attempts: int) -> _T:
+        """What `work` returns, done again when it had to give way. Raises `Victim` when it had to each time."""
         for attempt in range(1, attempts + 1):
             try:
-                async with self.transaction(user_id, timeout_s=ends - asyncio.get_running_loop().time(), within=within) as transaction:
-                    return await work(transaction)
+                return await work()
             except Victim:
                 if attempt == attempts:
                     raise
@@ -214,10 +225,15 @@ class DatabaseManager:
 
     async def alone(self, query: str, *arguments: object, timeout_s: float = _TIMEOUT_S) -> list[Row]:
         """All rows of one statement that is a transaction by itself, in one round trip: for one that may be done twice. When its
-        connection dies it is done again on another, and nobody knows whether it was done before.
+        connection dies it is done again on another, and nobody knows whether it was done before; and when it had to give way.
 
         Raises what `transaction` raises; `Undecided` when nobody knows whether it is done.
         """
+        now = asyncio.get_running_loop().time
+        ends = now() + timeout_s
+        return await self._again(lambda: self._alone(query, arguments, ends - now()), _ATTEMPTS)
+
+    async def _alone(self, query: str, arguments: Sequence[object], timeout_s: float) -> list[Row]:
         left, unknown = self._size, False
         self._asking += 1
         with translated():

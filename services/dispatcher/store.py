@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from chassis import postgres
 from netra import errors, ids
@@ -16,33 +16,16 @@ _COLUMNS = (
     "run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, state, correlation_id, created_at, started_at,"
     " ended_at, outcome, agent_version, waits_for"
 )
-_KNOWN = ", ".join(f"known.{column.strip()}" for column in _COLUMNS.split(","))
-# The run of a request; of a new one how many of the user's wait. Each state is looked for by its own index.
-_LOOK_AT = """
-SELECT {known}, CASE WHEN known.run_id IS NULL THEN
-    (SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND state = 'queued' AND cancelled_at IS NULL) END AS waiting{more}
-FROM (SELECT 1) AS once LEFT JOIN dispatcher.runs AS known ON known.user_id = $1 AND known.request_id = $2
-"""
-# Claims take what waits, and what is suspended, at any moment: of a user who has anything waiting nothing begins here, and what is
-# suspended counts as if it executed. So however a claim and this one meet, no more execute than may.
-_MAY_BEGIN = """, CASE WHEN known.run_id IS NULL THEN
-    NOT EXISTS (SELECT FROM dispatcher.runs WHERE thread_id = $3 AND kind = 'agent' AND state IN ('queued', 'running', 'suspended'))
-    AND $4 > (SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND kind = 'agent' AND state = 'running')
-        + (SELECT count(*) FROM dispatcher.runs WHERE user_id = $1 AND kind = 'agent' AND state = 'suspended') END AS room"""
-_LOOK, _LOOK_FOR_ROOM = (_LOOK_AT.format(known=_KNOWN, more=more) for more in ("", _MAY_BEGIN))
-# Times of a run that begins at once are read when its row is made: its transaction may have waited for another. Columns get their
-# values in the order that the table has them in, so it begins after it was made.
-_ADD = f"""
-INSERT INTO dispatcher.runs (run_id, user_id, thread_id, request_id, digest, message_id, kind, agent, request, inputs, deadline_s, context,
-    context_token, correlation_id, traceparent, tier, session_id, agent_version, lease_owner, state, epoch, lease_until, started_at,
-    running_since, stages)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::text,
-    CASE WHEN $19::text IS NULL THEN 'queued' ELSE 'running' END, CASE WHEN $19::text IS NULL THEN 0 ELSE 1 END,
-    CASE WHEN $19::text IS NOT NULL THEN clock_timestamp() + make_interval(secs => $20) END,
-    CASE WHEN $19::text IS NOT NULL THEN clock_timestamp() END, CASE WHEN $19::text IS NOT NULL THEN clock_timestamp() END,
-    CASE WHEN $19::text IS NULL THEN '{{}}' ELSE jsonb_build_object('{stages.ROUTING}', clock_timestamp()) END || $21::jsonb)
-RETURNING {_COLUMNS}
-"""
+# what stands against a start, as `dispatcher.may_start` says it
+_IS_KNOWN, _IS_BUSY, _IS_FULL = "known", "busy", "full"
+_MAY_START = "SELECT dispatcher.may_start($1, $2, NULLIF($3, '')::uuid, $4, $5) AS refused"
+_START = (
+    "SELECT refused, stopped, made_at, began_at FROM dispatcher.start_run($1, $2, $3, $4, $5, NULLIF($6, '')::uuid, $7, $8, $9, $10, $11,"
+    " $12, $13, $14, $15, $16, $17, NULLIF($18, ''), $19, $20, $21, $22, $23)"
+)
+_IN_USE = (
+    "SELECT EXISTS (SELECT FROM dispatcher.runs WHERE thread_id = $1 AND kind = 'agent' AND state IN ('queued', 'running', 'suspended'))"
+)
 # a call executes at once: nothing of the user's waits for it, nor it for anything
 _BEGIN_OF = {
     "run": "uuid", "whose": "uuid", "thread": "uuid", "request": "text", "content": "bytea", "tool": "text", "given": "bytea",
@@ -99,31 +82,32 @@ class Store(store_waits.UserWaits):
         `interrupt` and `rollback` ask them to stop. Raises `Busy` when it is `reject` and the thread is not free, whoever uses it;
         `RateLimited` when too many wait.
         """
+        began = time.monotonic()
+        # done twice it is found to be there; should this process have begun it the first time, its lease runs out
+        (row,) = await self._database.alone(
+            _START, run.run_id, user_id, thread_id, request_id, digest, run.message_id, run.agent, run.request, run.inputs, run.deadline_s,
+            run.context, run.context_token, correlation_id, run.traceparent, tier, session_id, run.agent_version, owner, lease_s,
+            stages.written(passed), most_queued, on_busy, concurrent,
+        )  # fmt: skip
+        if row["refused"]:
+            return runs.Added(await self._known(user_id, request_id, row["refused"], thread_id, most_queued))
+        at_once = row["began_at"] is not None
+        made = runs.Run(
+            run_id=run.run_id, user_id=user_id, thread_id=ids.ThreadId(thread_id), request_id=request_id, message_id=run.message_id,
+            digest=digest, kind=run.kind, agent=run.agent, state=runs.RunState.RUNNING if at_once else runs.RunState.QUEUED,
+            correlation_id=correlation_id, created_at=row["made_at"], started_at=row["began_at"], agent_version=run.agent_version,
+        )  # fmt: skip
+        return runs.Added(made, tuple(ids.RunId(run_id) for run_id in row["stopped"] or ()), began if at_once else 0.0)
 
-        async def work(transaction: postgres.Transaction) -> runs.Added:
-            # one user's starts queue up here, and those of one thread, so the counts below are exact
-            locks = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0)), pg_advisory_xact_lock(hashtextextended($2, 0))"
-            await transaction.execute(locks, f"start {user_id}", f"start in {thread_id}")
-            looks = (thread_id, concurrent) if owner else ()
-            found = await _look(transaction, user_id, request_id, *looks)
-            if found.run is not None:
-                return runs.Added(found.run)
-            if on_busy == runs.REJECT:
-                await _require_free(transaction, thread_id)
-            _require_room(found, most_queued)
-            stopped = await _stopped(transaction, user_id, thread_id, on_busy)
-            at_once = bool(owner) and found.room and not found.waiting
-            began = time.monotonic()
-            row = await transaction.row(
-                _ADD, run.run_id, user_id, thread_id, request_id, digest, run.message_id or None, run.kind, run.agent, run.request,
-                run.inputs, run.deadline_s, run.context, run.context_token, correlation_id, run.traceparent, tier, session_id,
-                run.agent_version, owner if at_once else None, lease_s, stages.written(passed),
-            )  # fmt: skip
-            if row is None:
-                raise errors.Internal("The run was not stored.")
-            return runs.Added(_run(row), stopped, began if at_once else 0.0)
-
-        return await self._database.retried(user_id, work, within={_THREAD: thread_id})
+    async def _known(self, user_id: ids.UserId, request_id: str, refused: str, thread_id: str, most_queued: int) -> runs.Run:
+        """The run that stood against a start; or what did is raised."""
+        if refused == _IS_BUSY:
+            raise errors.Busy(thread_id=thread_id)
+        if refused == _IS_FULL:
+            raise errors.RateLimited(f"You have {most_queued} runs waiting; let some of them end first.", retry_after_ms=1000)
+        if (run := await self.by_request(user_id, request_id)) is None:
+            raise errors.Unavailable("The run could not be accepted just now. Try again.")
+        return run
 
     async def begin(
         self, user_id: ids.UserId, call: runs.Order, *, session_id: str, tier: str, thread_id: str, request_id: str, digest: bytes,
@@ -139,12 +123,9 @@ class Store(store_waits.UserWaits):
         ))  # fmt: skip
         if made:
             return None
-        async with self._database.transaction(user_id) as transaction:
-            found = await _look(transaction, user_id, request_id)
-        if found.run is None:
-            _require_room(found, most_queued)
-            raise errors.Unavailable("The call could not be accepted just now. Try again.")
-        return found.run
+        (row,) = await self._database.alone(_MAY_START, user_id, request_id, "", runs.ENQUEUE, most_queued)
+        # when nothing stands against it by now, it was known a moment ago
+        return await self._known(user_id, request_id, row["refused"] or _IS_KNOWN, "", most_queued)
 
     async def _begin(self, calls: Sequence[tuple[Any, ...]]) -> list[bool]:
         # done twice, they are found to be there; their requests come again, and their leases run out
@@ -164,19 +145,15 @@ class Store(store_waits.UserWaits):
 
         Busy is a thread here by runs of the user alone: whether there are others is not told before it is known who may use the thread.
         """
-        async with self._database.transaction(user_id) as transaction:
-            found = await _look(transaction, user_id, request_id)
-            if found.run is None:
-                if on_busy == runs.REJECT and thread_id:
-                    await _require_free(transaction, thread_id, user_id)
-                _require_room(found, most_queued)
-            return found.run
+        # of a thread the user alone is set, so that their runs are all that is seen
+        (row,) = await self._database.alone(_MAY_START, user_id, request_id, thread_id, on_busy, most_queued)
+        return await self._known(user_id, request_id, row["refused"], thread_id, most_queued) if row["refused"] else None
 
     async def require_free(self, user_id: ids.UserId, request_id: str, thread_id: str) -> None:
         """Raise `Busy` while anybody's run goes on in a thread that the user may use, unless this request has started one."""
         async with self._database.transaction(user_id, within={_THREAD: thread_id}) as transaction:
-            if await self._by_request(transaction, user_id, request_id) is None:
-                await _require_free(transaction, thread_id)
+            if await self._by_request(transaction, user_id, request_id) is None and await transaction.value(_IN_USE, thread_id):
+                raise errors.Busy(thread_id=thread_id)
 
     async def by_request(self, user_id: ids.UserId, request_id: str) -> runs.Run | None:
         """The run that a request started, if any."""
@@ -223,47 +200,3 @@ def _within(thread_id: str, *, owned: bool = False) -> dict[str, str]:
     if not thread_id:
         return {}
     return {_THREAD: thread_id, _OWNED_THREAD: thread_id} if owned else {_THREAD: thread_id}
-
-
-class _Found(NamedTuple):
-    """What there is at a start: its run, if that was made before; else how many of the user's wait, and whether it has room to begin."""
-
-    run: runs.Run | None
-    waiting: int = 0
-    room: bool = False
-
-
-async def _look(transaction: postgres.Transaction, user_id: str, request_id: str, *for_room: object) -> _Found:
-    """With a thread and a number of runs it says whether there is `room` on that thread and below that number."""
-    row = await transaction.row(_LOOK_FOR_ROOM if for_room else _LOOK, user_id, request_id, *for_room)
-    if row is None:
-        raise errors.Internal("The database gave no answer.")
-    return _Found(None, row["waiting"], bool(for_room and row["room"])) if row["run_id"] is None else _Found(_run(row))
-
-
-def _require_room(found: _Found, most_queued: int) -> None:
-    if found.waiting >= most_queued:
-        raise errors.RateLimited(f"You have {most_queued} runs waiting; let some of them end first.", retry_after_ms=1000)
-
-
-async def _require_free(transaction: postgres.Transaction, thread_id: str, user_id: str = "") -> None:
-    mine = " AND user_id = $2" if user_id else ""
-    query = (
-        "SELECT EXISTS (SELECT FROM dispatcher.runs WHERE thread_id = $1 AND kind = 'agent'"
-        f" AND state IN ('queued', 'running', 'suspended'){mine})"
-    )
-    if await transaction.value(query, thread_id, *([user_id] if user_id else [])):
-        raise errors.Busy(thread_id=thread_id)
-
-
-async def _stopped(transaction: postgres.Transaction, user_id: str, thread_id: str, on_busy: str) -> tuple[ids.RunId, ...]:
-    """Ask the user's runs under way on a thread to stop for a new one; which they are."""
-    if on_busy not in (runs.INTERRUPT, runs.ROLLBACK):
-        return ()
-    also = ", rolled_back_at = now()" if on_busy == runs.ROLLBACK else ""
-    query = (
-        f"UPDATE dispatcher.runs AS r SET cancelled_at = coalesce(cancelled_at, now()){also} FROM (SELECT run_id FROM dispatcher.runs"
-        "   WHERE user_id = $1 AND thread_id = $2 AND kind = 'agent' AND state IN ('queued', 'running', 'suspended')"
-        "   ORDER BY run_id FOR NO KEY UPDATE) AS earlier WHERE r.run_id = earlier.run_id RETURNING r.run_id"
-    )
-    return tuple(ids.RunId(row["run_id"]) for row in await transaction.fetch(query, user_id, thread_id))

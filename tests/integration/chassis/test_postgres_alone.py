@@ -108,3 +108,21 @@ async def test_nobody_knows_of_a_statement_alone_that_no_connection_outlives(wal
     assert "lost" not in await walled.counters()
     assert database.waiting == database._asking == 0
     await database.check(timeout_s=10)
+
+
+async def test_a_statement_alone_that_had_to_give_way_is_done_again(walled: Walled) -> None:
+    database = await walled.pool(size=1)
+    waits = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tests' AND wait_event = 'advisory'"
+    async with postgres.connection(walled.admin_dsn) as admin, asyncio.TaskGroup() as group:
+        # of two that wait for each other the one that looks first gives way
+        await admin.execute("SET deadlock_timeout = '60s'")
+        await admin.execute("SELECT pg_advisory_lock(8)")
+        task = group.create_task(database.alone("SELECT pg_advisory_xact_lock(7) IS NULL AS a, pg_advisory_xact_lock(8) IS NULL AS b"))
+        async with asyncio.timeout(20):
+            found: list[postgres.Row] = []
+            while not found:
+                found = await admin.fetch(waits)
+        await admin.execute("SELECT pg_advisory_lock(7)")
+        await admin.execute("SELECT pg_advisory_unlock_all()")
+    assert [tuple(row) for row in task.result()] == [(False, False)]
+    assert database.waiting == database._asking == 0

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import orjson
 import pytest
 
 from chassis import postgres
@@ -163,10 +164,10 @@ Read = tuple[Callable[[], Awaitable[Any]], set[str], int]
 
 @contextlib.asynccontextmanager
 async def _as(stores: Standalone, database: str, service: str, kind: str = "", **options: str) -> AsyncIterator[plans.Listening]:
-    """The pool of a service's role, listened to."""
+    """The one connection of a service's role, listened to."""
     password = (stores.secrets / service / f"postgres{kind}").read_text().strip()
     address = prepare.dsn(stores.postgres_admin_url, f"netra_{service}{kind}", password, database)
-    opened = await postgres.open_pool(address, "plans", size=2, options=options)
+    opened = await postgres.open_pool(address, "plans", size=1, options=options)
     try:
         yield plans.Listening(opened)
     finally:
@@ -294,15 +295,6 @@ async def test_what_is_asked_of_a_long_queue(stores: Standalone, database: str) 
     async with _as(stores, database, "dispatcher", **postgres.BY_KEY) as pool:
         mine = dispatcher_store.Store(pool)
 
-        async def begin() -> None:
-            order = runs.Order(ids.RunId.new(), "agent", "echo", "", b"{}", 60.0, "", b"", "token", "", agent_version="1.0.0")
-            # it looks for room, and there is none
-            with contextlib.suppress(errors.RateLimited):
-                await mine.add(
-                    _YOU, order, session_id=ids.uuid7(), tier="free", thread_id=_THREAD, request_id="new", digest=b"", correlation_id="c",
-                    most_queued=0, on_busy="enqueue", passed={}, owner="me", lease_s=60.0, concurrent=9,
-                )  # fmt: skip
-
         def page(after: str = "", **more: str) -> Callable[[], Awaitable[Any]]:
             given = {"run_id": "", "state": "", **more}
             return lambda: mine.approvals(_ME, after=after, size=20, **given)
@@ -318,8 +310,6 @@ async def test_what_is_asked_of_a_long_queue(stores: Standalone, database: str) 
             "approvals to be told": (lines("approval"), {"approvals_of_user"}, 700),
             "votes to be told": (lines("vote"), {"approval_votes_pkey"}, 1200),
             "votes on others' to be told": (lines("vote elsewhere"), {"approval_votes_of_user", "approval_votes_pkey"}, _FEW),
-            "start of a run": (lambda: mine.known(_YOU, "new", thread_id=_THREAD, most_queued=9, on_busy="reject"), {"runs_ready"}, 50),
-            "start at once": (begin, {"runs_ready", "runs_executing", "runs_put_away"}, 50),
             "whom a message goes to": (lambda: mine.addressee(_ME, "new", _THREAD), {"runs_of_thread"}, 50),
             "message by request": (lambda: mine.mail_by_request(_ME, f"m{_ALL // 2}"), {"messages_user_id_request_id_key"}, 5),
             "approval by id": (lambda: mine.approval(_ME, _id(4, _ALL // 2)), {"approvals_pkey"}, 5),
@@ -330,6 +320,47 @@ async def test_what_is_asked_of_a_long_queue(stores: Standalone, database: str) 
             "approvals of a granted thread": (page(granted=_THREAD), {"approvals_of_thread"}, _FEW),
         }
         assert await _slow(pool, own) == {}
+
+
+_RUNS_READ = """
+SELECT seq_scan AS whole, (SELECT json_object_agg(indexrelname, json_build_array(idx_scan, idx_tup_read)) FROM pg_stat_user_indexes AS i
+    WHERE i.relid = t.relid)::text AS indexes
+FROM pg_stat_user_tables AS t WHERE t.relid = 'dispatcher.runs'::regclass
+"""
+
+
+async def test_what_starts_a_run_reads_by_indexes(stores: Standalone, database: str) -> None:
+    await _filled(stores, database, _DISPATCHER_ROWS + _QUEUED_ROWS)
+    address = prepare.on_database(stores.postgres_admin_url, database)
+    async with _as(stores, database, "dispatcher", **postgres.BY_KEY) as pool, postgres.connection(address) as admin:
+        mine = dispatcher_store.Store(pool.inner)
+
+        async def read() -> tuple[int, dict[str, list[int]]]:
+            # functions are not explained: what they read is counted, and told when asked
+            await pool.inner.alone("SELECT pg_stat_force_next_flush()")
+            (row,) = await admin.fetch(_RUNS_READ)
+            return row["whole"], orjson.loads(row["indexes"])
+
+        async def known() -> None:
+            await mine.known(_YOU, "new", thread_id=_THREAD, most_queued=9, on_busy="reject")
+
+        async def add() -> None:
+            order = runs.Order(ids.RunId.new(), "agent", "echo", "", b"{}", 60.0, "", b"", "token", "", agent_version="1.0.0")
+            await mine.add(
+                _YOU, order, session_id=ids.uuid7(), tier="free", thread_id=ids.ThreadId.new(), request_id="new", digest=b"",
+                correlation_id="c", most_queued=9, on_busy="interrupt", passed={}, owner="me", lease_s=60.0, concurrent=9,
+            )  # fmt: skip
+
+        looked = {"runs_user_id_request_id_key", "runs_of_thread", "runs_ready"}
+        for ask, meant in ((known, looked), (add, looked | {"runs_executing", "runs_put_away"})):
+            whole, before = await read()
+            await ask()
+            whole_after, after = await read()
+            used = {name: after[name][1] - rows for name, (scans, rows) in before.items() if after[name][0] > scans}
+            print(ask.__name__, used)
+            assert whole_after == whole
+            assert used.keys() >= meant
+            assert sum(used.values()) <= 50
 
 
 async def test_the_hot_reads_of_events(stores: Standalone, database: str) -> None:
