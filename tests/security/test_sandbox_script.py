@@ -316,7 +316,8 @@ async def test_nothing_is_left_when_the_tier_is_closed(tmp_path: Path) -> None:
         running = tasks.spawn(sandbox.run(job(tmp_path, "while True: pass", cpu_s=60.0)), name="script")
         await sandboxes.until(lambda: any("State:\tR" in status(pid) for pid in processes(sandbox)))
         there = processes(sandbox)
-    await sandboxes.until(lambda: sandboxes.gone(there), 0.25)
+    await sandboxes.until(lambda: sandboxes.dead(there), 0.25)
+    await sandboxes.until(lambda: sandboxes.gone(there))
     with pytest.raises(errors.NetraError):
         await running
 

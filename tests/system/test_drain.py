@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,7 +105,7 @@ async def test_a_gateway_that_stops_loses_nothing(two: own.Own, user_of_two: New
                 group.create_task(_runs(two, client.user))
             for client in clients:
                 await client.seen.wait()
-            two.tell("gateway2", signal.SIGTERM)
+            two.end("gateway2")
         away = [client for client in clients if client.code]
         assert {client.code for client in away} <= {4001}
         for client in away:
@@ -115,6 +114,8 @@ async def test_a_gateway_that_stops_loses_nothing(two: own.Own, user_of_two: New
         async with asyncio.TaskGroup() as group:
             for client in clients:
                 group.create_task(client.follow(two, "gateway", RUNS))
+        # whichever test comes next finds both
+        await asyncio.to_thread(two.restarted, "gateway2")
     for client in clients:
         assert client.cursors == list(range(1, len(client.cursors) + 1))
         assert len(client.ended) == RUNS
@@ -123,7 +124,6 @@ async def test_a_gateway_that_stops_loses_nothing(two: own.Own, user_of_two: New
 
 
 async def test_a_user_has_a_few_sockets_at_all_gateways_together(two: own.Own, user_of_two: NewUser) -> None:
-    await asyncio.to_thread(two.restarted, "gateway2")
     user = await asyncio.to_thread(user_of_two, tier="free")
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(30):
         for number in range(3):

@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
@@ -29,7 +28,6 @@ from tests.prove import pages, people
 from tests.prove.runs import agents, clients, dispatcher, judge, outside
 
 DISPATCHERS = ("dispatcher", "dispatcher2")
-_SERVES_S = 60.0
 _COMMAND = (sys.executable, "-m", "tests.prove.runs.dispatcher")
 _TABLE = tuple(dataclasses.replace(row, command=_COMMAND) if row.name == "dispatcher" else row for row in processes.TABLE)
 _SECOND = next(processes.replica(row, 2) for row in _TABLE if row.name == "dispatcher")
@@ -131,13 +129,7 @@ class Place:
 
     async def restart(self, name: str) -> None:
         """Ask a process to end, gently; returns when its successor serves."""
-        old = self.system.pid(name)
-        self.system.tell(name, signal.SIGTERM)
-        async with asyncio.timeout(_SERVES_S):
-            while True:
-                if self.system.pid(name) not in (0, old):
-                    break
-                await asyncio.sleep(0.05)
+        await asyncio.to_thread(self.system.end, name)
         await asyncio.to_thread(self.system.restarted, name)
 
     async def ended(self, within_s: float) -> bool:
