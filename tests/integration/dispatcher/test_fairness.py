@@ -82,6 +82,25 @@ async def test_no_user_executes_more_than_their_tier_allows_however_many_dispatc
     assert Counter([await queue.value(run_id, "user_id") for run_id in found]) == dict.fromkeys(users, 2)
 
 
+async def test_who_claims_waits_for_who_claims_already_and_counts_what_they_took(queue: queued.Queue) -> None:
+    (user,) = _users(1)
+    runs_ = await queue.many(user, 5)
+    claim = "hashtext('dispatcher.claim')"
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+    took = (
+        "UPDATE dispatcher.runs SET state = 'running', epoch = 1, lease_owner = 'one', lease_until = now() + interval '1 minute'"
+        " WHERE run_id = ANY($1::text[]::uuid[])"
+    )
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        await queue.admin.execute(f"SELECT pg_advisory_lock({claim})")
+        claims = group.create_task(queue.claim("two", 5))
+        while not await queue.admin.value(waits):
+            pass
+        await queue.admin.execute(took, runs_[: queued.CAPS["free"]])
+        await queue.admin.execute(f"SELECT pg_advisory_unlock({claim})")
+    assert claims.result() == []
+
+
 async def _looks(queue: queued.Queue, owner: str) -> list[runs.Claim]:
     after, found = "", list[runs.Claim]()
     for _ in range(5):

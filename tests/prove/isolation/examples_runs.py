@@ -137,18 +137,33 @@ async def _(world: World, who: Party) -> Any:
     return events_pb2.ListStepsRequest(run_id=opened.context.run_id, epoch=1, context_token=opened.context_token)
 
 
+# of a run that is open, and of a call in the context that its session's calls share
+_APPENDS = 2
+
+
 @rpcs(
     "events.Append",
     "dispatcher",
     told="run_id",
     legit=[("event_id", "*"), ("tool_call_id", "*")],
-    until=bool,
-    works=lambda answer: not answer.messages[0].error_code,
+    until=lambda found: len(found) == _APPENDS,
+    works=lambda answer: len(answer.messages) == _APPENDS and not any(one.error_code for one in answer.messages),
 )
 async def _(world: World, who: Party) -> Any:
-    opened = await world.run_opened(who, epoch=3)
-    event = events_pb2.NewEvent(event_id=ids.EventId.new(), type="note", data=json.dumps({"text": who.canary}).encode())
-    return [events_pb2.AppendRequest(append_id=1, run_id=opened.context.run_id, epoch=3, first_seq=1, events=[event])]
+    opened, calls = await world.run_opened(who, epoch=3), await world.calls_opened(who)
+    noted = [
+        events_pb2.NewEvent(event_id=ids.EventId.new(), type="note", data=json.dumps({"text": who.canary}).encode())
+        for _ in range(_APPENDS)
+    ]  # fmt: skip
+    return [
+        events_pb2.AppendRequest(append_id=1, run_id=opened.context.run_id, epoch=3, first_seq=1, events=noted[:1]),
+        # the first of a call opens its run
+        events_pb2.AppendRequest(
+            append_id=2, run_id=ids.RunId.new(), epoch=1, first_seq=1, events=noted[1:],
+            open=events_pb2.RunToOpen(context_token=calls.context_token, trace_id="0" * 31 + "1", parent_id="0" * 15 + "1"),
+            call=events_pb2.Call(request_id=who.word(), correlation_id=ids.CorrelationId.new()),
+        ),
+    ]  # fmt: skip
 
 
 def _joined(found: Any) -> bool:

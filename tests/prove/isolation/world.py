@@ -11,11 +11,13 @@ from typing import Any
 
 import grpc
 import httpx
+import orjson
 from google.protobuf import duration_pb2
 
 from chassis import postgres, status
 from netra import ids
 from netra.auth.v1 import auth_pb2, auth_pb2_grpc
+from netra.context import CALLS
 from netra.context.v1 import context_pb2, context_pb2_grpc
 from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from netra.events.v1 import events_pb2, events_pb2_grpc
@@ -161,6 +163,13 @@ class World:
             request_id=who.word(), access_token=who.token, run_id=ids.RunId.new(), agent_context=said, audit_metadata=said,
             connection_id=ids.uuid7(), **more,
         )  # fmt: skip
+        return await self.context.OpenContext(request, metadata=self.service("dispatcher"), timeout=20)
+
+    async def calls_opened(self, who: Party) -> context_pb2.OpenContextResponse:
+        """The context of the calls of a user's session, as the dispatcher opens it."""
+        request = context_pb2.OpenContextRequest(
+            request_id=f"calls:{ids.uuid7()}", access_token=who.token, run_id=ids.RunId.new(), agent_context=orjson.dumps(CALLS)
+        )
         return await self.context.OpenContext(request, metadata=self.service("dispatcher"), timeout=20)
 
     async def run_opened(self, who: Party, epoch: int = 1, **more: Any) -> context_pb2.OpenContextResponse:
