@@ -18,7 +18,7 @@ from netra.dispatcher.v1 import dispatcher_pb2
 from netra.events.v1 import events_pb2
 from tests.fixtures.stack import System
 from tests.fixtures.users import User
-from tests.prove.isolation import answers, leaves, listening, people, probes, proof, pulse, settle, tables, world
+from tests.prove.isolation import answers, asking, leaves, listening, people, probes, proof, pulse, settle, tables, world
 from tests.prove.isolation.judge import Findings, Judge
 
 # of each kind of thing and each way in, one
@@ -81,6 +81,32 @@ async def test_nothing_of_one_user_reaches_another_and_what_is_made_up_is_found(
         "a run that is not there",
         "a run without what it must show",
     ]
+
+
+class _Slow(asking.Rpc):
+    """A service that is asked of one run says nothing `times` times, for so long that nobody listens any more."""
+
+    def __init__(self, of: world.World, run_id: str, times: int) -> None:
+        super().__init__(of)
+        self.run_id, self.times = run_id, times
+
+    async def ask(self, asked: asking.Asked, *more: Any, **others: Any) -> answers.Answer:
+        if asked.body[0].run_id == self.run_id and self.times:
+            self.times -= 1
+            return answers.Answer(answers.OK, silent=True)
+        return await super().ask(asked, *more, **others)
+
+
+@pytest.mark.parametrize(("times", "differs"), [(1, False), (1_000, True)])
+async def test_who_is_only_slow_is_asked_again(there: world.World, times: int, differs: bool) -> None:
+    known, _, _ = await proof.coverage(there)
+    (_, example), found = known["events.Subscribe"], Findings()
+    judge = Judge(found, [there["A"], there["B"]])
+    way = _Slow(there, there["A"].things["thread_id"], times)
+    # in every place everything that there is: also what is not a run
+    await proof.asked(probes.Prober(there, judge, random.Random(7)), {"events.Subscribe": (way, example)})
+    assert [": thread_id in run_id: " in one for one in found.differences] == [True] * differs
+    assert found.leaks == []
 
 
 def _verdict(found: Findings, missing: list[str], figures: dict[str, list[int]]) -> dict[str, Any]:
@@ -164,9 +190,9 @@ async def test_a_stream_that_is_silent_is_listened_to_until_its_owner_has_heard_
         await said.join()
         owner.set()
 
-    await listening.listen(read, 0, 0)
+    assert await listening.listen(read, 0, 0)
     assert heard == []
-    await listening.listen(read, 0, 0, held)
+    assert not await listening.listen(read, 0, 0, held)
     assert (heard, owner.is_set()) == (["the owner's"], True)
 
 
@@ -177,7 +203,7 @@ async def test_a_stream_that_ends_or_is_refused_meanwhile_is_not_waited_for() ->
     async def refused() -> listening.Heard:
         raise OSError("refused")
 
-    await listening.listen(ends, 60, 60, asyncio.Event().wait)
+    assert not await listening.listen(ends, 60, 60, asyncio.Event().wait)
     with pytest.raises(OSError, match="refused"):
         await listening.listen(refused, 60, 60, asyncio.Event().wait)
 

@@ -36,13 +36,15 @@ AWAY = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "OWNER_LOST",
 
 @dataclass(slots=True)
 class Answer:
-    """One answer: `code` is OK or the reason of the refusal, `told` what is said with it; `messages` are protobuf, `values` are JSON."""
+    """One answer: `code` is OK or the reason of the refusal, `told` what is said with it; `messages` are protobuf, `values` are JSON.
+    A stream that said nothing for as long as it was listened to is `silent`: it may only be slow."""
 
     code: str
     told: str = ""
     raw: bytes = b""
     messages: list[Message] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
+    silent: bool = False
 
     def fields(self) -> Iterator[tuple[str, str]]:
         """Every name with its text, at any depth, also in JSON that lies in bytes."""
@@ -102,10 +104,10 @@ async def rpc(
     sent: Any = _sent(requests, enough, hold=method.server_streaming) if method.client_streaming else requests[0]
     parts: list[bytes] = []
     found: list[Message] = []
-    call = call(sent, metadata=metadata, timeout=CALL_S)
+    call, silent = call(sent, metadata=metadata, timeout=CALL_S), False
     try:
         if method.server_streaming:
-            await _read(call, response, parts, found, patience_s, until, held)
+            silent = await _read(call, response, parts, found, patience_s, until, held)
         else:
             parts.append(await call)
             found.append(response.FromString(parts[0]))
@@ -114,7 +116,7 @@ async def rpc(
     finally:
         enough.set()
         call.cancel()
-    return Answer(OK, "", b"\n".join(parts), found)
+    return Answer(OK, "", b"\n".join(parts), found, silent=silent)
 
 
 async def _sent(requests: Sequence[Message], enough: asyncio.Event, *, hold: bool) -> AsyncIterator[Message]:
@@ -126,7 +128,7 @@ async def _sent(requests: Sequence[Message], enough: asyncio.Event, *, hold: boo
 
 async def _read(
     call: Any, response: Any, parts: list[bytes], found: list[Message], patience_s: float, until: Until, held: Held | None
-) -> None:
+) -> bool:
     async def read() -> Heard:
         part = await call.read()
         if part is grpc.aio.EOF:
@@ -136,7 +138,7 @@ async def _read(
         return Heard.ENOUGH if until(found) or len(parts) >= _MOST else Heard.MORE
 
     # a refusal may take its time, what follows does not
-    await listen(read, max(patience_s, FIRST_S), patience_s, held)
+    return await listen(read, max(patience_s, FIRST_S), patience_s, held)
 
 
 def _refused(error: grpc.aio.AioRpcError, parts: list[bytes], found: list[Message]) -> Answer:
@@ -172,13 +174,12 @@ async def http(client: httpx.AsyncClient, method: str, path: str, *, held: Held 
 
     stream = response.headers.get("content-type", "").startswith("text/event-stream")
     try:
-        if stream:
-            await listen(read, FIRST_S, PATIENCE_S * 2, held)
-        else:
-            await listen(read, CALL_S, CALL_S)
+        silent = await (listen(read, FIRST_S, PATIENCE_S * 2, held) if stream else listen(read, CALL_S, CALL_S))
     finally:
         await response.aclose()
-    return shown(response.status_code, repr(response.headers.multi_items()), b"".join(parts))
+    answer = shown(response.status_code, repr(response.headers.multi_items()), b"".join(parts))
+    answer.silent = silent
+    return answer
 
 
 def shown(status: int, headers: str, body: bytes) -> Answer:

@@ -268,10 +268,12 @@ class Frames(Way):
                     return answers.frame(before, socket.frames)
                 body["payload"] = {**body["payload"], body.pop("needs"): before["data"][body.pop("gives")]}
             answer = await socket.ask(kind, body.pop("payload", None), **body)
-            held = self.held(asked, until)
-            if answer["type"] == "ack" and (kind in ("STREAM", "RESUME") or held is not None):
-                await _streamed(socket, answer, until, held, says=kind in ("STREAM", "RESUME"))
-            return answers.frame(answer, [frame for frame in socket.frames if frame is not answer])
+            held, streams, silent = self.held(asked, until), kind in ("STREAM", "RESUME"), False
+            if answer["type"] == "ack" and (streams or held is not None):
+                silent = await _streamed(socket, answer, until, held, says=streams)
+            found = answers.frame(answer, [frame for frame in socket.frames if frame is not answer])
+            found.silent = silent
+            return found
 
 
 @contextlib.asynccontextmanager
@@ -285,9 +287,9 @@ async def _socket(world: World, who: Party) -> AsyncIterator[sockets.Socket]:
 
 async def _streamed(
     socket: sockets.Socket, ack: dict[str, Any], until: Callable[[answers.Answer], bool] | None, held: Held | None, *, says: bool
-) -> None:
+) -> bool:
     """Take what follows. Of a stream only what is its own counts, whatever else the socket hears meanwhile; what is not one `says`
-    nothing that would be waited for."""
+    nothing that would be waited for. Returns whether there was only silence."""
     found: list[dict[str, Any]] = []
     stream_id = ack["data"].get("stream_id")
 
@@ -301,4 +303,4 @@ async def _streamed(
         return Heard.ENOUGH if enough else Heard.MORE
 
     first_s, then_s = (answers.FIRST_S, answers.PATIENCE_S) if until is None else (answers.PATIENT_S, answers.PATIENT_S)
-    await listen(read, first_s if says else 0, then_s if says else 0, held)
+    return await listen(read, first_s if says else 0, then_s if says else 0, held)

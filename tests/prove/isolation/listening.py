@@ -17,11 +17,11 @@ class Heard(enum.Enum):
     NOTHING, MORE, ENOUGH, ENDED = range(4)
 
 
-async def listen(read: Callable[[], Coroutine[Any, Any, Heard]], first_s: float, then_s: float, held: Held | None = None) -> None:
+async def listen(read: Callable[[], Coroutine[Any, Any, Heard]], first_s: float, then_s: float, held: Held | None = None) -> bool:
     """`read` takes the next part. Silence of `first_s` at first, and of `then_s` after that, is a silence.
 
     A stream that should say nothing looks as one that has nothing to say yet: with `held` it is listened to after that, too, until
-    something has been said that its owner has heard. Raises what `read` raises.
+    something has been said that its owner has heard. Returns whether there was only silence. Raises what `read` raises.
     """
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[Any]] = set()
@@ -33,11 +33,11 @@ async def listen(read: Callable[[], Coroutine[Any, Any, Heard]], first_s: float,
         return task
 
     try:
-        part, patience_s = reading(), first_s
+        part, patience_s, silent = reading(), first_s, True
         while (await asyncio.wait({part}, timeout=patience_s))[0]:
-            said = part.result()
+            said, silent = part.result(), False
             if said is Heard.ENDED:
-                return
+                return False
             part, patience_s = reading(), patience_s if said is Heard.NOTHING else then_s
             if said is Heard.ENOUGH:
                 break
@@ -47,9 +47,11 @@ async def listen(read: Callable[[], Coroutine[Any, Any, Heard]], first_s: float,
             while not holding.done():
                 await asyncio.wait({part, holding}, return_when=asyncio.FIRST_COMPLETED)
                 if part.done():
+                    silent = False
                     if part.result() is Heard.ENDED:
-                        return
+                        return False
                     part = reading()
+        return silent
     finally:
         for task in tasks:
             task.cancel()

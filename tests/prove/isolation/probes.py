@@ -221,6 +221,13 @@ class _Course:
         self._weigh(answer, named=_kind(kind) == place[-1])
         if self.prober.quiet and not {_kind(kind), "*"} & self.example.told and kind != "grant":
             other, unknown = await self._unknown(place, kind, value)
+            for _ in range(_TRIES - 1):
+                if answer.silent == unknown.silent or answer.code == unknown.code:
+                    break
+                # who says nothing may only be slow
+                answer = await self._ask(what, self.way.written(self.way.anew(await self._base()), place, value), {value})
+                self.unknown.clear()
+                other, unknown = await self._unknown(place, kind, value)
             # a page begins where its token says, or behind this text in the order of texts, whoever has what is there
             begins = kind.startswith("page:") or place[-1] == "after"
             if not (begins and answer.code == unknown.code == OK):
@@ -266,7 +273,7 @@ class _Course:
     async def _denied(self, asked: Asked, extra: Metadata, answer: Answer, code: str) -> bool:
         """Whether it was refused. A stream that says nothing may only be slow: it is asked again, where it is to be quick."""
         for _ in range(3):
-            if answer.code != OK or answer.raw:
+            if not answer.silent:
                 break
             if not self.prober.quiet:
                 return True
