@@ -205,7 +205,7 @@ class Limits:
             _local.set(1)
             _log.warning("Valkey is not reachable; this process counts its limits alone", error=type(error).__name__)
             # connections that are still open would fail one by one, later
-            with contextlib.suppress(*valkey.FAILURES):
+            with contextlib.suppress(*valkey.FAILURES), valkey.heeded():
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def _found(self) -> None:

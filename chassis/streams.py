@@ -93,7 +93,8 @@ class Streams:
         while True:
             try:
                 async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._prefix + channel)
+                    with valkey.heeded():
+                        await pubsub.subscribe(self._prefix + channel)
                     while True:
                         with valkey.heeded():
                             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)

@@ -10,6 +10,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from chassis import lifecycle
@@ -46,19 +47,23 @@ def connect(dsn: str, patience_s: float) -> redis.Redis:
 
 async def close(client: redis.Redis) -> None:
     """Close all connections. One that takes its leave too slowly is closed all the same, and is no error: redis-py raises it at the end."""
-    with contextlib.suppress(*FAILURES):
+    with contextlib.suppress(*FAILURES), heeded():
         await client.aclose(close_connection_pool=True)
 
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-    """Around what a client is asked, and around any limit of time for it. Raises `CancelledError` in who was told to stop meanwhile.
+    """Around what a client is asked, and around any limit of time for it. Raises `CancelledError` in who was told to stop, and only there.
 
-    The client may not pass that on: it writes under `asyncio.wait_for`, which before Python 3.12 loses a cancel that comes as the write
-    ends, and a connection that breaks on a cancel may raise an error of its own in place of it.
+    The client may not pass a cancel on: it writes under `asyncio.wait_for`, which before Python 3.12 loses one that comes as the write
+    ends, and a connection that breaks on a cancel may raise an error of its own in place of it. And it may pass on somebody else's: all
+    who wait for one connection to close wait for the same future, which is cancelled with the first of them. That is a failure here.
     """
     try:
         yield
+    except asyncio.CancelledError:
+        _heed()
+        raise RedisConnectionError("The connection was given up by somebody else.") from None
     except FAILURES:
         _heed()
         raise

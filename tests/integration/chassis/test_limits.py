@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio as redis
@@ -175,6 +176,38 @@ async def test_who_is_told_to_stop_while_it_counts_stops(
         asked.cancel()
     assert asked.cancelled()
     assert not one.local
+
+
+async def test_who_waits_for_a_connection_that_another_gives_up_is_not_told_to_stop(server: Server) -> None:
+    client = valkey.connect(server.url, 60.0)
+    pool = client.connection_pool
+    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    server.tell(signal.SIGSTOP)
+    # more than the system takes for a server that does not read: it does not close now
+    connection._writer.write(bytes(64 << 20))
+    await pool.release(connection)
+
+    async def give_up() -> None:
+        with valkey.heeded():
+            await pool.disconnect(inuse_connections=False)
+
+    async with asyncio.TaskGroup() as group:
+        one, other = group.create_task(_failing(give_up())), group.create_task(give_up())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        other.cancel()
+    assert isinstance(one.result(), redis.ConnectionError)
+    assert other.cancelled()
+    await valkey.close(client)
+
+
+async def _failing(work: Coroutine[Any, Any, None]) -> Exception | None:
+    """What it fails with."""
+    try:
+        await work
+    except Exception as error:
+        return error
+    return None
 
 
 async def test_a_connection_that_takes_its_leave_too_slowly_is_no_error(server: Server) -> None:
