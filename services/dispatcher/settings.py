@@ -34,6 +34,7 @@ class DispatcherSettings(ProcessSettings):
     work_dir: Path | None = Field(None, description="Where runs keep files while they run; of this user alone.")
     tool_processes: int = Field(4, gt=0, description="Tools that do their work in a process of their own, at a time.")
     tool_workers: int = Field(4, ge=2, description="Plain functions of tools that run at a time, each in a warm process.")
+    tool_worker_spares: int = Field(2, ge=1, description="Such processes beside them that have served nobody and are kept ready.")
     tool_worker_memory: int = Field(0, ge=0, description="Bytes of address space of such a process; 0 is any.")
     sandbox_tiers: str = Field("script,python,command", description="The tiers that are started and probed, separated by commas.")
     sandbox_calls: int = Field(8, gt=0, description="Contained calls that run at a time, in each tier.")

@@ -229,7 +229,9 @@ def _sandboxes(settings: DispatcherSettings, declared: Iterable[ToolSpec], folde
     if unknown := set(wanted) - set(known):
         raise ValueError(f"NETRA_SANDBOX_TIERS: there is no tier {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     parts: dict[Tier, tiers.Sandbox] = {name: make() for name, make in known.items() if name in wanted}
-    warm = workers.Workers(settings.tool_workers, guard, preload=sorted(in_workers), memory=settings.tool_worker_memory)
+    warm = workers.Workers(
+        settings.tool_workers, guard, preload=sorted(in_workers), memory=settings.tool_worker_memory, spares=settings.tool_worker_spares
+    )
     return sandboxes.Sandboxes({**parts, "remote": remote.Remote()}, limits=limits, guard=guard, warm=warm)
 
 

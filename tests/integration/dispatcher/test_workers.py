@@ -189,6 +189,25 @@ async def test_a_user_who_comes_first_finds_a_process_ready(folder: Path) -> Non
             assert await made.call("who", user=user) in ready
 
 
+async def test_users_who_come_at_once_find_a_process_ready_each(folder: Path) -> None:
+    async with pool(folder, preload=[FUNCTIONS], spares=2) as made:
+        await made.workers.start()
+        # one after the other
+        assert len(mine("sandbox.worker")) == 1
+        ready = await so_many(2)
+        assert {await call for call in asyncio.as_completed([made.call("who", user=user) for user in ("ann", "bob")])} == ready
+        assert await so_many(4) > ready
+        assert await made.call("who", user="ann") in ready
+
+
+async def so_many(processes: int) -> set[int]:
+    """The worker processes, when there are so many."""
+    async with asyncio.timeout(20):
+        while len(found := mine("sandbox.worker")) < processes:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return set(found)
+
+
 async def test_nothing_is_started_before_it_is_needed(folder: Path) -> None:
     async with pool(folder) as made:
         await made.workers.start()

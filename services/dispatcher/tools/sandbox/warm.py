@@ -56,13 +56,14 @@ class Worker:
     """One process. `user` is whom it serves: nobody yet, or one for ever."""
 
     def __init__(
-        self, setup: Mapping[str, Any], guard: guardian.Guardian, tasks: lifecycle.Tasks, on_end: Callable[[Worker], None]
-    ) -> None:
-        """Start it. `on_end` is called when it and its group are gone. Raises `Unavailable`."""
+        self, setup: Mapping[str, Any], guard: guardian.Guardian, tasks: lifecycle.Tasks, on_ready: Callable[[], None],
+        on_end: Callable[[Worker], None],
+    ) -> None:  # fmt: skip
+        """Start it. `on_ready` is called when it can work, `on_end` when it and its group are gone. Raises `Unavailable`."""
         self.user: str | None = None
         self.idle_since = 0.0
         self.last = False
-        self._loop, self._guard, self._on_end = asyncio.get_running_loop(), guard, on_end
+        self._loop, self._guard, self._on_ready, self._on_end = asyncio.get_running_loop(), guard, on_ready, on_end
         self._incoming = frames.Incoming()
         self._answer: asyncio.Future[bytearray] | None = None
         self._name = ""
@@ -95,6 +96,11 @@ class Worker:
                 )  # fmt: skip
         except OSError as error:
             raise errors.Unavailable(f"A worker process could not be started: {error.strerror}.") from None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has started, or ended meanwhile."""
+        return self._ready.is_set()
 
     @property
     def usable(self) -> bool:
@@ -202,6 +208,7 @@ class Worker:
     def _take(self, kind: bytes, last: bool, text: bytearray) -> None:
         if kind == frames.READY:
             self._ready.set()
+            self._on_ready()
         elif kind not in frames.LAST:
             raise frames.Broken(f"a frame of kind {kind!r}")
         else:

@@ -25,15 +25,16 @@ class Workers:
     """Warm processes for plain functions.
 
     A process that has served a user serves that user alone: what a function leaves in memory (a cache, a login, an open file) must never
-    be found by another. One that has served nobody is kept ready beside the places, so that the first call of a user does not wait for
-    a start. When all places are taken, the process that is idle for the longest time gives way.
+    be found by another. Some that have served nobody are kept ready beside the places, so that the first call of a user does not wait
+    for a start: runs that are taken over begin with several such calls at once. When all places are taken, the process that is idle for
+    the longest time gives way.
     """
 
     def __init__(
         self, places: int, guard: guardian.Guardian, *, preload: Sequence[str] = (), memory: int = 0, resident: int = 512 * _MIB,
-        calls: int = 10_000, idle_s: float = 60.0,
+        calls: int = 10_000, idle_s: float = 60.0, spares: int = 1,
     ) -> None:  # fmt: skip
-        """`places`: calls at a time, and processes beside the one that is kept ready. `preload`: modules that functions come from.
+        """`places`: calls at a time, and processes beside the `spares` that are kept ready. `preload`: modules that functions come from.
 
         `memory` (bytes of address space, 0 for any) is what a process may take at most. It is replaced when it has more than `resident`
         bytes in memory after a call, after so many `calls`, and when it was idle for `idle_s` seconds.
@@ -43,13 +44,13 @@ class Workers:
         self._setup = {"preload": self._preload, "memory": memory, "resident": resident, "calls": calls}
         self._all: set[warm.Worker] = set()
         self._idle: list[warm.Worker] = []
-        self._spare: warm.Worker | None = None
+        self._spares, self._spares_wanted = list[warm.Worker](), spares
         self._expiry: asyncio.TimerHandle | None = None
         self._open = True
         self._tasks = lifecycle.Tasks(on_failure=lambda error: _log.error("a worker process is not watched", exc_info=error))
 
     async def start(self) -> None:
-        """Have a process ready for the first call, when there are modules with functions to call."""
+        """Have processes ready for the first calls, when there are modules with functions to call."""
         if self._preload:
             self._refill()
 
@@ -117,8 +118,10 @@ class Workers:
                 return worker
         if len(self._idle) + self._places.taken > self._places.most and self._idle:
             self._drop(self._idle[0])
-        worker = self._spare if self._spare is not None and self._spare.alive else self._begun()
-        worker.user, self._spare = user, None
+        worker = next((spare for spare in self._spares if spare.alive), None) or self._begun()
+        worker.user = user
+        if worker in self._spares:
+            self._spares.remove(worker)
         # after this call was sent: the next one waits for nothing, this one for nobody
         asyncio.get_running_loop().call_soon(self._refill)
         return worker
@@ -131,15 +134,16 @@ class Workers:
                 self._expire()
 
     def _begun(self) -> warm.Worker:
-        worker = warm.Worker(self._setup, self._guard, self._tasks, self._over)
+        worker = warm.Worker(self._setup, self._guard, self._tasks, self._refill, self._over)
         self._all.add(worker)
         _started.add(1)
         return worker
 
     def _refill(self) -> None:
-        if self._spare is None and self._open:
+        # one after the other, and whoever is waited for before them: a start takes all of a core
+        if len(self._spares) < self._spares_wanted and self._open and all(worker.ready for worker in self._all):
             try:
-                self._spare = self._begun()
+                self._spares.append(self._begun())
             except errors.Unavailable as error:
                 _log.warning("no worker process is kept ready", reason=error.message)
 
@@ -148,8 +152,8 @@ class Workers:
         self._all.discard(worker)
         if worker in self._idle:
             self._idle.remove(worker)
-        if worker is self._spare:
-            self._spare = None
+        if worker in self._spares:
+            self._spares.remove(worker)
 
     def _drop(self, worker: warm.Worker) -> None:
         self._idle.remove(worker)
