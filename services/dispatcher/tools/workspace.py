@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -58,8 +59,9 @@ class Workspaces:
         return Workspace(self._mine / run_id, self, token)
 
     def close(self) -> None:
-        """Remove them all."""
-        _remove(self._mine)
+        """Remove them all. Waits for who starts just now and sweeps: what vanishes under its hands would end its start."""
+        with contextlib.suppress(FileNotFoundError), _locked(self._mine.parent):
+            _remove(self._mine)
         self._held.close()
 
 

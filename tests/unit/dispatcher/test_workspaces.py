@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,23 @@ def test_what_dead_processes_left_is_removed_and_what_living_ones_use_stays(tmp_
     spaces(tmp_path).close()
     assert [name.rpartition("/")[2] for name in files(tmp_path)] == ["used"]
     alive.close()
+
+
+def test_who_starts_and_who_ends_do_not_meet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def come_and_go(_: int) -> None:
+        for _ in range(100):
+            spaces(tmp_path).close()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(come_and_go, range(4)))
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert "could not be removed" not in capsys.readouterr().out
+
+
+def test_one_whose_root_is_gone_ends_all_the_same(tmp_path: Path) -> None:
+    mine = spaces(tmp_path / "work")
+    shutil.rmtree(tmp_path / "work")
+    mine.close()
 
 
 def test_a_root_that_others_can_enter_is_refused(tmp_path: Path) -> None:
