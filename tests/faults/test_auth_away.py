@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import grpc
 import httpx
 import pytest
 
-from netra.auth.v1 import auth_pb2_grpc
+from netra.auth.v1 import auth_pb2, auth_pb2_grpc
+from netra.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from tests.fixtures import own, sockets, users, web
 from tests.fixtures.stack import gateway_url
 
@@ -27,6 +29,29 @@ class Here:
     system: own.Own
     user: users.User
     http: httpx.AsyncClient
+
+    async def heard(self) -> None:
+        """Returns when the dispatcher has heard of something that happens now: an earlier test may have left auth silent for long."""
+        ports = self.system.ports
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{ports['auth']}") as auth,
+            grpc.aio.insecure_channel(f"127.0.0.1:{ports['dispatcher']}") as dispatcher,
+        ):
+            stub = auth_pb2_grpc.AuthServiceStub(auth)
+            bearer = (await asyncio.to_thread(self._another)).bearer
+            await stub.RevokeToken(auth_pb2.RevokeTokenRequest(), metadata=bearer)
+            refused = None
+            while refused is not grpc.StatusCode.UNAUTHENTICATED:
+                try:
+                    await dispatcher_pb2_grpc.DispatcherServiceStub(dispatcher).ListRuns(dispatcher_pb2.ListRunsRequest(), metadata=bearer)
+                except grpc.aio.AioRpcError as error:
+                    refused = error.code()
+
+    def _another(self) -> users.User:
+        """The same user, signed in once more."""
+        with grpc.insecure_channel(f"127.0.0.1:{self.system.ports['auth']}") as channel:
+            tokens = users.sign_in(auth_pb2_grpc.AuthServiceStub(channel), self.user.email, self.user.password)
+        return dataclasses.replace(self.user, token=tokens.access_token, refresh_token=tokens.refresh_token)
 
     async def get(self, path: str) -> int:
         """The status of an answer."""
@@ -62,7 +87,9 @@ async def here(system: own.Own) -> AsyncIterator[Here]:
 
     user = await asyncio.to_thread(made)
     async with web.client(base_url=gateway_url(system), timeout=30) as http:
-        yield Here(system, user, http)
+        found = Here(system, user, http)
+        await found.heard()
+        yield found
 
 
 async def test_while_auth_stands_still_all_go_on_then_tools_wait_until_it_is_back(here: Here) -> None:
@@ -71,7 +98,8 @@ async def test_while_auth_stands_still_all_go_on_then_tools_wait_until_it_is_bac
             # whoever is known is known: calls, sockets, runs with their tools
             assert [await here.get(path) for path in ("/v1/runs", "/v1/threads", "/v1/tools")] == [200] * 3
             async with sockets.opened(here.system, here.user) as during:
-                assert (await during.ended((await during.run())["run_id"]))[-1]["type"] == "agent_completed"
+                end = (await during.ended((await during.run())["run_id"]))[-1]
+                assert end["type"] == "agent_completed", end["data"]
             async with asyncio.timeout(3 * STALE_S):
                 while True:
                     ended = group.create_task(before.ended((await before.run())["run_id"]))
@@ -79,7 +107,8 @@ async def test_while_auth_stands_still_all_go_on_then_tools_wait_until_it_is_bac
                         pass
                     if waits:
                         break
-                    assert (await ended)[-1]["type"] == "agent_completed"
+                    end = (await ended)[-1]
+                    assert end["type"] == "agent_completed", end["data"]
             # what is no tool goes on
             assert await here.get("/v1/runs") == 200
         events = await ended
